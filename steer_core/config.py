@@ -1,0 +1,270 @@
+"""Every setting of a run, typed, with its range; YAML files and `key=value` overrides are read here.
+
+An unknown key, a wrong type or a value out of range raises `SteerError` with the field, the value
+and the remedy (for an unknown key: the nearest known name).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from steer_core.errors import SteerError
+
+T = TypeVar("T")
+_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class ModelConfig:
+    path: str = "embedded"
+    """`embedded` (the Countdown model shipped here) or a Hugging Face model folder."""
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class CountdownConfig:
+    name: Literal["countdown"] = "countdown"
+    """Which task."""
+    numbers: int = Field(4, ge=2, le=6)
+    """How many numbers a problem gives; each must be used exactly once."""
+    largest_number: int = Field(13, ge=2, le=99)
+    """Numbers are drawn from 1 to this."""
+    smallest_target: int = Field(10, ge=1)
+    """Smallest target of a problem."""
+    largest_target: int = Field(99, le=999)
+    """Largest target of a problem."""
+    train_problems: int = Field(4096, ge=1)
+    """How many distinct training problems there are; an epoch visits each once."""
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class SamplingConfig:
+    max_new_tokens: int = Field(40, ge=1)
+    """Longest response in tokens."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; log-probs and entropies are those of the tempered policy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus mass; below 1 the sampler is no longer the policy that is trained."""
+    batch_sequences: int = Field(512, ge=1)
+    """Sequences generated at once: a memory setting."""
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class RolloutConfig(SamplingConfig):
+    engine: Literal["huggingface"] = "huggingface"
+    """What generates: Hugging Face `generate`."""
+    prompts: int = Field(64, ge=1)
+    """Prompts a rollout."""
+    responses: int = Field(8, ge=1)
+    """Responses a prompt: the group that advantages are taken over."""
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class AlgorithmConfig:
+    advantage: Literal["grpo"] = "grpo"
+    """Advantage estimator."""
+    clip_low: float = Field(0.2, ge=0, le=1)
+    """With A < 0 the gradient stops where the ratio falls below 1 - clip_low."""
+    clip_high: float = Field(0.28, ge=0)
+    """With A > 0 the gradient stops where the ratio rises above 1 + clip_high."""
+    dual_clip: float | None = Field(10.0, gt=1)
+    """With A < 0 the gradient stops where the ratio exceeds this; `null` switches it off."""
+    reduction: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] = "token-mean"
+    """How per-token losses of a mini-batch become one number."""
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class SteerConfig:
+    form: Literal["none", "paper", "released", "exact"] = "none"
+    """Estimate of the entropy change that sets the weights; `none` is plain GRPO."""
+    lambda_min: float = Field(0.7, gt=0, le=1)
+    """Weight of the token at the normaliser; 1 is plain GRPO bit for bit."""
+    normaliser: Literal["max", "quantile"] = "max"
+    """What |Omega| is divided by: its maximum (the paper) or a quantile."""
+    quantile: float = Field(0.9, gt=0, le=1)
+    """Which quantile, where normaliser is `quantile`; tokens above it get lambda_min."""
+    scope: Literal["step", "rollout", "micro"] = "step"
+    """Tokens the normaliser is taken over: an optimiser step, a rollout, or a micro-batch."""
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class OptimizerConfig:
+    name: Literal["adamw", "sgd"] = "adamw"
+    """Which optimiser of torch.optim."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Constant learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay (AdamW) or L2 penalty (SGD)."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """SGD's momentum."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    mini_batch_prompts: int = Field(4, ge=1)
+    """Prompts an optimiser step; prompts / mini_batch_prompts steps are taken a rollout."""
+    micro_batch_sequences: int = Field(32, ge=1)
+    """Sequences a forward pass: a memory setting that does not change the step."""
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class EvaluationConfig(SamplingConfig):
+    every: int = Field(15, ge=0)
+    """Evaluate after every this many rollouts, and after the last; 0 never evaluates."""
+    split: Literal["validation", "test"] = "test"
+    """Which held-out problems."""
+    problems: int = Field(150, ge=1)
+    """How many of them."""
+    samples: int = Field(32, ge=1)
+    """Samples a problem: the n of the unbiased pass@k."""
+    pass_at: tuple[int, ...] = (1, 16, 32)
+    """Which k to report; none above `samples`."""
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class TrainConfig:
+    rollouts: int = Field(60, ge=1)
+    """Rollouts of the run."""
+    seed: int = Field(0, ge=0)
+    """Sets data order, sampling and nothing else: every draw follows from (seed, purpose, rollout)."""
+    checkpoint_every: int = Field(10, ge=1)
+    """Rollouts between checkpoints; the last is always kept."""
+    checkpoints_kept: int = Field(2, ge=1)
+    """How many checkpoints stay; older ones go."""
+    logged_responses: int = Field(8, ge=0)
+    """Sampled responses written to the run folder each rollout."""
+    threads: int = Field(1, ge=1)
+    """torch's threads; on a model this small one is faster than two."""
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class Config:
+    """One training run."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    task: CountdownConfig = Field(default_factory=CountdownConfig)
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
+    steer: SteerConfig = Field(default_factory=SteerConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        prompts, mini = self.rollout.prompts, self.optimizer.mini_batch_prompts
+        if prompts % mini:
+            raise SteerError(
+                f"optimizer.mini_batch_prompts: {mini} does not divide rollout.prompts ({prompts}); choose a divisor"
+            )
+        if self.rollout.prompts > self.task.train_problems:
+            raise SteerError(
+                f"rollout.prompts: {prompts} is more than task.train_problems ({self.task.train_problems}); "
+                "lower the one or raise the other"
+            )
+        if self.task.smallest_target > self.task.largest_target:
+            raise SteerError(
+                f"task.smallest_target: {self.task.smallest_target} is above "
+                f"task.largest_target ({self.task.largest_target}); lower it"
+            )
+        for k in self.evaluation.pass_at:
+            if not 1 <= k <= self.evaluation.samples:
+                raise SteerError(
+                    f"evaluation.pass_at: {k} is not within 1 and evaluation.samples ({self.evaluation.samples}); "
+                    "drop it or raise evaluation.samples"
+                )
+
+
+def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """The configuration of a YAML file (or the defaults) with `section.key=value` overrides on top."""
+    data = {} if path is None else read_yaml(path)
+    return build(Config, apply_overrides(data, overrides))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping a YAML file holds. Raises SteerError where it is missing, unreadable or no mapping."""
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SteerError(f"configuration {path}: {error.strerror}; give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise SteerError(f"configuration {path}: not YAML ({where}); mend that line") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise SteerError(f"configuration {path}: holds a {type(data).__name__}; write `section:` and `key: value`")
+    return data
+
+
+def apply_overrides(data: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """A copy of `data` with each `section.key=value` set; values are read as YAML."""
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in data.items()}
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        *sections, key = path.split(".")
+        if not separator or not all(sections) or not key:
+            raise SteerError(f"override {override!r}: not of the form section.key=value; write for example train.seed=1")
+        node = result
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise SteerError(f"override {override!r}: {section} is a value, no section; drop `.{key}`")
+        try:
+            node[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SteerError(f"override {override!r}: the value is not YAML; quote it") from error
+    return result
+
+
+def build(kind: type[T], data: dict[str, Any]) -> T:
+    """`data` as the settings dataclass `kind`. Raises SteerError naming the first field that does not fit."""
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = [str(part) for part in first["loc"]]
+        name = ".".join(path)
+        if first["type"] == "unexpected_keyword_argument":
+            known = _known_keys(kind, path[:-1])
+            near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise SteerError(f"{name}: unknown key; {hint}") from error
+        if first["type"].startswith("dataclass"):
+            raise SteerError(f"{name}: {first['input']!r} is no section; write `key: value` below it") from error
+        raise SteerError(f"{name}: {first['input']!r} is not allowed; {_lower(first['msg'])}") from error
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A settings dataclass as plain YAML-ready data."""
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def describe(kind: type, prefix: str = "") -> list[tuple[str, Any, str]]:
+    """(dotted key, default, meaning) of every setting, for `--help`."""
+    rows = []
+    hints = get_type_hints(kind)
+    for name, field in kind.__pydantic_fields__.items():
+        if dataclasses.is_dataclass(hints[name]):
+            rows += describe(hints[name], f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, field.default, field.description or ""))
+    return rows
+
+
+def _known_keys(kind: Any, path: list[str]) -> list[str]:
+    for part in path:
+        kind = get_type_hints(kind)[part]
+        kind = next((k for k in get_args(kind) if dataclasses.is_dataclass(k)), kind)
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]

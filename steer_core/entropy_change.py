@@ -1,0 +1,84 @@
+"""How much one token's update changes the entropy at its own state: estimates behind one signature.
+
+Every form takes `(new, old, advantages, clip)`: the statistics of the policy being updated and of
+the policy that sampled, the advantages (..., same shape), and the clip range. It returns dH at unit
+step, dH / (eta / L), in nats: positive where the update raises entropy. Multiply by the learning
+rate over the loss's denominator for the change of one SGD step. No form carries gradient.
+
+With u_a = ln p_a + H and the surrogate pushing the logits along w (e_a - p), w = I_clip r A, the
+first-order change is dH = -w [p_a u_a - C], C = sum_j p_j^2 u_j, because dH/dz_j = -p_j u_j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from steer_core.loss import ClipRange, clip_indicator, importance_ratio
+from steer_core.token_stats import TokenStats
+
+_PROBABILITY_FLOOR = 1e-8
+
+EntropyChange = Callable[[TokenStats, TokenStats, Tensor, ClipRange], Tensor]
+QUADRANTS = ("positive_likely", "positive_unlikely", "negative_likely", "negative_unlikely")
+
+
+@torch.no_grad()
+def paper_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor, clip: ClipRange) -> Tensor:
+    """-Omega, Omega = I_clip r A p_a (1 - p_a)(ln p_a + H): STEER, arXiv 2510.10150, Theorem 1.
+
+    Only the sampled token's own logit moves; the sum over the other tokens is dropped.
+    """
+    p = new.logprob.exp()
+    return -_push(new, old, advantages, clip) * p * (1 - p) * (new.logprob + new.entropy)
+
+
+@torch.no_grad()
+def exact_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor, clip: ClipRange) -> Tensor:
+    """-w [p_a u_a - C]: every logit of the state moves; exact to first order for a tabular policy.
+
+    Its mean over a ~ p is zero at constant advantage and ratio 1. C is sum p^2 ln p + H sum p^2.
+    """
+    p = new.logprob.exp()
+    others = new.sum_p2_logp + new.entropy * new.sum_p2
+    return -_push(new, old, advantages, clip) * (p * (new.logprob + new.entropy) - others)
+
+
+@torch.no_grad()
+def released_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor, clip: ClipRange) -> Tensor:
+    """-(A / p_old(a)) p_a (1 - p_a)(ln p_a + H_old): what the authors' released code computes.
+
+    One factor p_a away from the paper's form, without I_clip, with the entropy of the policy that
+    sampled; probabilities clamped to [1e-8, 1 - 1e-8], non-finite values 0. `clip` is not used.
+    """
+    p = new.logprob.exp().clamp(_PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)
+    p_old = old.logprob.exp().clamp(_PROBABILITY_FLOOR, 1.0)
+    change = -advantages / p_old * p * (1 - p) * (p.log() + old.entropy)
+    return torch.where(change.isfinite(), change, 0.0)
+
+
+ENTROPY_CHANGE: dict[str, EntropyChange] = {
+    "paper": paper_entropy_change,
+    "released": released_entropy_change,
+    "exact": exact_entropy_change,
+}
+
+
+def quadrants(new: TokenStats, advantages: Tensor) -> dict[str, Tensor]:
+    """Boolean masks by sign of the advantage and of ln p_a + H (STEER, section 4).
+
+    A token is likely where ln p_a > -H. Tokens with A = 0 are in none. Under the paper's form,
+    positive_likely and negative_unlikely lower entropy and the other two raise it.
+    """
+    likely = new.logprob > -new.entropy
+    signs = {"positive": advantages > 0, "negative": advantages < 0}
+    masks = (mask & side for mask in signs.values() for side in (likely, ~likely))
+    return dict(zip(QUADRANTS, masks, strict=True))
+
+
+def _push(new: TokenStats, old: TokenStats, advantages: Tensor, clip: ClipRange) -> Tensor:
+    """w = I_clip r A: how hard the surrogate pushes the sampled token's log-prob."""
+    ratio = importance_ratio(new.logprob, old.logprob)
+    return clip_indicator(ratio, advantages, clip) * ratio * advantages

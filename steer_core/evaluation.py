@@ -1,0 +1,78 @@
+"""Held-out evaluation: sample, verify, and estimate pass@k without bias."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from steer_core.config import EvaluationConfig
+from steer_core.errors import SteerError
+from steer_core.policy import Policy, score
+from steer_core.rollout import RolloutEngine
+from steer_core.tasks import Task
+
+_SCORED_SEQUENCES = 64
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a policy did on held-out problems.
+
+    correct: how many of the `samples` responses solved each problem. policy_entropy: mean over
+    response tokens, nats. truncated: share of responses cut off. length: mean response tokens.
+    """
+
+    correct: list[int]
+    samples: int
+    policy_entropy: float
+    truncated: float
+    length: float
+
+    def pass_at(self, k: int) -> float:
+        """Unbiased pass@k, mean over problems."""
+        return float(pass_at_k(self.correct, self.samples, k).mean())
+
+    def to_dict(self, ks: tuple[int, ...]) -> dict[str, Any]:
+        """The evaluation as JSON, with pass@k for each k."""
+        return {**{f"pass@{k}": self.pass_at(k) for k in ks}, **asdict(self)}
+
+
+def pass_at_k(correct, samples: int, k: int) -> np.ndarray:
+    """1 - C(n - c, k) / C(n, k) for each problem's c of n = `samples` (Chen et al. 2021, eq. 1).
+
+    correct: (..., ) counts. Raises SteerError for k outside 1..n and ValueError for counts outside 0..n.
+    """
+    correct = np.asarray(correct)
+    if not 1 <= k <= samples:
+        raise SteerError(f"pass@{k}: k is not within 1 and the {samples} samples of a problem; sample more or lower k")
+    if correct.size and (correct.min() < 0 or correct.max() > samples):
+        raise ValueError(f"correct: a count lies outside 0..{samples}")
+    drawn = np.arange(k)
+    wrong = (samples - correct)[..., None] - drawn
+    return 1.0 - np.prod(np.clip(wrong, 0, None) / (samples - drawn), axis=-1)
+
+
+def evaluate(
+    policy: Policy, engine: RolloutEngine, task: Task, config: EvaluationConfig, seed: int
+) -> Evaluation:
+    """Sample `config.samples` responses to each held-out problem, verify them, score their entropy."""
+    problems = task.problems(config.split, config.problems)
+    rollout = engine.generate([p.prompt for p in problems], config.samples, config, seed)
+    right = [task.verify(problems[i // config.samples], text) for i, text in enumerate(rollout.texts)]
+    entropy, tokens = 0.0, 0
+    with torch.no_grad():
+        for start in range(0, len(right), _SCORED_SEQUENCES):
+            part = rollout.tensors(slice(start, start + _SCORED_SEQUENCES))
+            stats = score(policy.model, *part, config.temperature)
+            entropy += float((stats.entropy * part[3]).sum(dtype=torch.float64))
+            tokens += int(part[3].sum())
+    return Evaluation(
+        correct=np.reshape(right, (len(problems), config.samples)).sum(-1).tolist(),
+        samples=config.samples,
+        policy_entropy=entropy / tokens,
+        truncated=rollout.finish_reasons.count("length") / len(right),
+        length=tokens / len(right),
+    )

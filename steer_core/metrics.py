@@ -1,0 +1,77 @@
+"""What a rollout logs: each quantity under its full name, over the response tokens of the rollout.
+
+entropy/...         nats. `entropy/policy` is the Shannon entropy of the policy that sampled, mean over
+                    response tokens; `entropy/sampled_nll` is the mean of -ln p of the sampled tokens,
+                    another quantity with the same expectation.
+entropy_change/...  the policy's mean entropy change over the rollout's optimiser steps, as each
+                    single-state form predicts it for plain gradient steps of the same learning rate
+                    and the same (weighted) loss, before gradient clipping; by quadrant too.
+lambda/...          STEER's weights: quantiles, mean, share within 1% of 1.
+clip/..., ratio/... share of tokens the clip stops, by side; tails of p_theta / p_old.
+time/...            seconds and tokens per second: the only readings that differ between two runs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steer_core.advantages import GRPO_EPSILON
+from steer_core.entropy_change import QUADRANTS
+from steer_core.loss import ClipRange, clipped_by
+from steer_core.rollout import Rollout
+from steer_core.token_stats import TokenStats
+
+LAMBDA_QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+RATIO_QUANTILES = (0.0, 0.001, 0.999, 1.0)
+
+
+def rollout_metrics(
+    rollout: Rollout, old: TokenStats, rewards_PG: Tensor, advantages_B: Tensor
+) -> dict[str, float]:
+    """Entropy, reward and length of the responses a rollout sampled."""
+    mask = rollout.response_mask_BT.bool()
+    lengths = mask.sum(-1).float()
+    silent = (advantages_B.view_as(rewards_PG).abs() <= GRPO_EPSILON).all(-1)
+    return {
+        "entropy/policy": float(old.entropy[mask].mean()),
+        "entropy/sampled_nll": float(-old.logprob[mask].mean()),
+        "reward/mean": float(rewards_PG.mean()),
+        "reward/groups_without_signal": float(silent.float().mean()),
+        "response/length": float(lengths.mean()),
+        "response/length_max": float(lengths.max()),
+        "response/truncated": rollout.finish_reasons.count("length") / len(rollout.finish_reasons),
+    }
+
+
+def update_metrics(tokens: dict[str, Tensor], clip: ClipRange, forms: list[str], quadrant_form: str) -> dict[str, float]:
+    """Entropy change, weights, clip and ratio over every response token that the updates of a rollout saw.
+
+    tokens: flat tensors of one length: ratio, advantage, lambda, and by form the predicted change of
+    the mean entropy that each token contributes (already scaled); `quadrant` is an index into
+    QUADRANTS, or -1 where the advantage is 0.
+    """
+    high, low, dual = clipped_by(tokens["ratio"], tokens["advantage"], clip)
+    weights = tokens["lambda"]
+    return {
+        **{f"entropy_change/{form}": float(tokens[form].sum(dtype=torch.float64)) for form in forms},
+        **{
+            f"entropy_change/{quadrant_form}/{name}": float(
+                tokens[quadrant_form][tokens["quadrant"] == i].sum(dtype=torch.float64)
+            )
+            for i, name in enumerate(QUADRANTS)
+        },
+        **{f"quadrant/{name}": float((tokens["quadrant"] == i).float().mean()) for i, name in enumerate(QUADRANTS)},
+        **_quantiles("lambda", weights, LAMBDA_QUANTILES),
+        "lambda/mean": float(weights.mean()),
+        "lambda/share_within_1pct_of_1": float((weights >= 0.99).float().mean()),
+        "clip/high": float(high.float().mean()),
+        "clip/low": float(low.float().mean()),
+        "clip/dual": float(dual.float().mean()),
+        **_quantiles("ratio", tokens["ratio"], RATIO_QUANTILES),
+    }
+
+
+def _quantiles(name: str, values: Tensor, levels: tuple[float, ...]) -> dict[str, float]:
+    ordered = values.sort().values
+    return {f"{name}/q{100 * q:g}": float(ordered[round(q * (len(ordered) - 1))]) for q in levels}

@@ -1,0 +1,123 @@
+"""Per-token statistics of a policy from its logits: one pass, float32, no second copy of the logits.
+
+Shapes are named by suffix throughout the package: _B sequences, _T response tokens, _V vocabulary,
+_N rows (any leading shape, flattened).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+IGNORED_LABEL = -100
+_CHUNK_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """Statistics of p = softmax(logits / temperature) at every state; all of one shape, in nats.
+
+    logprob: ln p_a of the token that was sampled, the only one that carries gradient by default.
+    entropy: Shannon entropy H = -sum_j p_j ln p_j, within [0, ln V].
+    sum_p2: sum_j p_j^2, the probability that two samples agree.
+    sum_p2_logp: sum_j p_j^2 ln p_j.
+    """
+
+    logprob: Tensor
+    entropy: Tensor
+    sum_p2: Tensor
+    sum_p2_logp: Tensor
+
+    def map(self, function) -> TokenStats:
+        """The statistics with `function` applied to each tensor."""
+        return TokenStats(*(function(getattr(self, field.name)) for field in fields(self)))
+
+    def detach(self) -> TokenStats:
+        """The statistics cut from the graph."""
+        return self.map(Tensor.detach)
+
+
+def token_stats(
+    logits: Tensor, labels: Tensor, temperature: float = 1.0, chunk_rows: int | None = None
+) -> TokenStats:
+    """Statistics of softmax(logits / temperature) at every row, with `labels` as the sampled tokens.
+
+    logits: (..., V), any float dtype; reduced in float32 (float64 stays float64). -inf marks
+        tokens outside the vocabulary in use. labels: (...), int64; IGNORED_LABEL rows get logprob 0
+        and no gradient. chunk_rows: rows reduced at once; by default about 4M elements.
+    Returns TokenStats of shape (...). `logprob` and `entropy` are differentiable, in the logits'
+    dtype, with d ln p_a/dz = (e_a - p)/temperature and dH/dz = -p (ln p + H)/temperature.
+    Raises ValueError on mismatched shapes, labels outside the vocabulary, temperature <= 0.
+    A row without a finite logit gives NaN.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"labels: shape {tuple(labels.shape)} does not match logits {tuple(logits.shape)}[:-1]")
+    if not temperature > 0:
+        raise ValueError(f"temperature: {temperature} is not above 0")
+    size = logits.shape[-1]
+    if labels.numel():
+        lowest, highest = labels.aminmax()
+        if highest >= size or (lowest < 0 and ((labels < 0) & (labels != IGNORED_LABEL)).any()):
+            raise ValueError(f"labels: a label lies outside 0..{size - 1} and is not {IGNORED_LABEL}")
+    rows = chunk_rows or max(1, _CHUNK_ELEMENTS // max(size, 1))
+    flat = _TokenStats.apply(logits.reshape(-1, size), labels.reshape(-1), temperature, rows)
+    return TokenStats(*(value.reshape(labels.shape) for value in flat))
+
+
+class _TokenStats(torch.autograd.Function):
+    """One chunked pass each way; the backward recomputes p from the logits and ln of the normaliser."""
+
+    @staticmethod
+    def forward(ctx, logits_NV: Tensor, labels_N: Tensor, temperature: float, rows: int):
+        dtype = torch.promote_types(logits_NV.dtype, torch.float32)
+        out = torch.empty(4, len(logits_NV), dtype=dtype, device=logits_NV.device)
+        log_normaliser_N = torch.empty(len(logits_NV), dtype=dtype, device=logits_NV.device)
+        for start in range(0, len(logits_NV), rows):
+            chunk = slice(start, start + rows)
+            z = logits_NV[chunk].to(dtype, copy=True).div_(temperature)
+            top = z.amax(-1, keepdim=True)
+            z -= top
+            e = z.exp()
+            log_s = e.sum(-1, keepdim=True).log_()
+            log_normaliser_N[chunk] = (top + log_s).squeeze(-1)
+            label = labels_N[chunk].clamp_min(0)[:, None]
+            logprob = (z.gather(-1, label) - log_s).squeeze(-1)
+            out[0, chunk] = torch.where(labels_N[chunk] == IGNORED_LABEL, 0.0, logprob)
+            logp = z.sub_(log_s).clamp_min_(torch.finfo(dtype).min)  # so that 0 * -inf is 0
+            p = e.div_(log_s.exp())
+            out[1, chunk] = -_row_dot(p, logp)
+            p2 = p.square_()
+            out[2, chunk] = p2.sum(-1)
+            out[3, chunk] = _row_dot(p2, logp)
+        out[1].clamp_(0.0, math.log(max(logits_NV.shape[-1], 1)))
+        ctx.save_for_backward(logits_NV, labels_N, log_normaliser_N, out[1])
+        ctx.temperature, ctx.rows = temperature, rows
+        logprob, entropy, sum_p2, sum_p2_logp = out.unbind(0)
+        ctx.mark_non_differentiable(sum_p2, sum_p2_logp)
+        return logprob, entropy, sum_p2, sum_p2_logp
+
+    @staticmethod
+    def backward(ctx, grad_logprob_N, grad_entropy_N, *_):
+        logits_NV, labels_N, log_normaliser_N, entropy_N = ctx.saved_tensors
+        grad_NV = torch.empty_like(logits_NV)
+        with_entropy = bool(grad_entropy_N.any())
+        for start in range(0, len(logits_NV), ctx.rows):
+            chunk = slice(start, start + ctx.rows)
+            logp = logits_NV[chunk].to(log_normaliser_N.dtype) / ctx.temperature - log_normaliser_N[chunk, None]
+            p = logp.exp()
+            ignored = labels_N[chunk] == IGNORED_LABEL
+            g = torch.where(ignored, 0.0, grad_logprob_N[chunk])[:, None]
+            grad = -g * p
+            grad.scatter_add_(-1, labels_N[chunk].clamp_min(0)[:, None], g)
+            if with_entropy:
+                finite = logp.clamp_min(torch.finfo(logp.dtype).min)
+                grad -= grad_entropy_N[chunk, None] * p * (finite + entropy_N[chunk, None])
+            grad_NV[chunk] = grad / ctx.temperature
+        return grad_NV, None, None, None
+
+
+def _row_dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.einsum("nv,nv->n", a, b)
