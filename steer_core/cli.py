@@ -1,1 +1,307 @@
-def main(): pass
+"""The `steer` command: compare, train, evaluate, report, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from steer_core.config import Config, describe, load_config
+from steer_core.errors import SteerError
+
+SHIPPED = Path(__file__).parent / "configs"
+INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; exit 0 when it came to its end, 2 on bad input, 130 when it was stopped."""
+    args = _parser().parse_args(arguments)
+    try:
+        sys.exit(args.command(args))
+    except SteerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Train every arm of a plan over its seeds and report."""
+    path, overrides = _split(args.plan, "quick" if args.quick else "compare")
+    from rich.console import Console
+
+    from steer_core.compare import run_comparison, start_comparison
+    from steer_core.comparison import load_comparison, load_plan
+    from steer_core.report import summary_table
+
+    plan, console = load_plan(path, overrides, args.seeds), Console()
+    start_comparison(plan, args.out, args.resume)
+    console.print(
+        f"{len(plan.arms)} arms x {len(plan.seeds)} seeds, {args.jobs} at a time, into {args.out}", highlight=False
+    )
+    complete = run_comparison(plan, args.out, args.jobs, console)
+    comparison = load_comparison(args.out)
+    if len(comparison.final()):
+        console.print(summary_table(comparison))
+    if not complete:
+        console.print(f"stopped; go on with: steer compare --resume --out {args.out}", highlight=False)
+    return 0 if complete else INTERRUPTED
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train one run, from its start or from its last checkpoint."""
+    from steer_core.run import RunFolder
+
+    if args.resume:
+        if args.config or args.out:
+            raise SteerError(
+                "--resume: a run goes on with the settings it began with; drop the configuration and --out"
+            )
+        run = RunFolder.open(args.resume)
+    else:
+        if args.from_step is not None:
+            raise SteerError(f"--from-step: {args.from_step} needs --resume RUN; add it")
+        path, overrides = _split(args.config, None)
+        config = load_config(path, overrides)
+        run = RunFolder.create(args.out or Path("runs") / (path.stem if path else "run"), config)
+    from steer_core.trainer import Trainer
+
+    with run.lock():
+        trainer = Trainer(run)
+        start = trainer.resume(args.from_step) if args.resume else 0
+        total = run.config.train.rollouts
+
+        def stop(*_) -> None:
+            print("stopping after the rollout in hand; once more stops at once", file=sys.stderr)
+            trainer.stop_requested = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+        print(f"{run.path}: rollouts {start + 1} to {total}", flush=True)
+        with _progress(start, total) as show:
+            finished = trainer.fit(start, show)
+    if not finished:
+        print(f"stopped; go on with: steer train --resume {run.path}")
+    return 0 if finished else INTERRUPTED
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Evaluate a model on held-out problems."""
+    path, overrides = _split(([str(args.config)] if args.config else []) + args.overrides, None)
+    model = Path(args.model)
+    if (model / "checkpoints").is_dir():
+        from steer_core.run import RunFolder
+
+        run = RunFolder.open(model)
+        saved = run.checkpoints()
+        if not saved:
+            raise SteerError(f"MODEL: {model} has no checkpoint yet; train on, or give a model folder")
+        run.check_checkpoint(saved[-1])
+        path, model = path or model / "config.yaml", saved[-1]
+    config = load_config(path, [*overrides, f"model.path={model}"])
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from steer_core.evaluation import evaluate as run_evaluation
+    from steer_core.evaluation import pass_at_k
+    from steer_core.policy import load_policy
+    from steer_core.rollout import HuggingFaceEngine
+    from steer_core.run import write_atomically
+    from steer_core.seeding import derive_seed
+    from steer_core.statistics import bootstrap_over_problems
+    from steer_core.tasks import make_task
+    from steer_core.tokenizer import check_tokenizer
+
+    torch.set_num_threads(config.train.threads)
+    policy, task = load_policy(config.model.path), make_task(config.task)
+    first = task.problems(config.evaluation.split, 1)[0]
+    check_tokenizer(policy.tokenizer, policy.model.config.vocab_size, first.prompt)
+    seed = derive_seed(config.train.seed, "evaluation")
+    result = run_evaluation(policy, HuggingFaceEngine(policy), task, config.evaluation, seed)
+    table = Table(
+        title=f"{args.model} on {config.evaluation.problems} {config.evaluation.split} problems of {task.name}"
+    )
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_column("95% interval over problems")
+    for k in config.evaluation.pass_at:
+        interval = bootstrap_over_problems([pass_at_k(result.correct, result.samples, k)])
+        table.add_row(f"pass@{k}", f"{interval.mean:.3f}", f"{interval.low:.3f} to {interval.high:.3f}")
+    table.add_row("policy entropy (nats a token)", f"{result.policy_entropy:.3f}", "")
+    table.add_row("response length (tokens)", f"{result.length:.1f}", "")
+    table.add_row("truncated", f"{result.truncated:.1%}", "")
+    Console().print(table)
+    if args.out:
+        row = {**result.to_dict(config.evaluation.pass_at), "model": args.model, "seed": config.train.seed}
+        try:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(args.out, json.dumps(row) + "\n")
+        except OSError as error:
+            raise SteerError(f"--out: {args.out} cannot be written ({error.strerror}); name another file") from error
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write the report of a comparison, or of runs."""
+    from rich.console import Console
+
+    from steer_core.comparison import comparison_of, load_comparison
+    from steer_core.report import summary_table, write_report
+
+    one = len(args.runs) == 1 and (args.runs[0] / "plan.yaml").exists()
+    comparison = load_comparison(args.runs[0]) if one else comparison_of(args.runs)
+    folder = args.out or (args.runs[0] if len(args.runs) == 1 else Path("report"))
+    console = Console()
+    console.print(f"report: {write_report(comparison, folder)}")
+    if len(comparison.final()):
+        console.print(summary_table(comparison))
+    return 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Tell what of the stack is present and whether it fits together."""
+    from steer_core.doctor import diagnose, render
+
+    checks = diagnose()
+    print(render(checks))
+    return int(any(check.state == "failure" for check in checks))
+
+
+def _split(words: list[str], default: str | None) -> tuple[Path | None, list[str]]:
+    """(the configuration file, the overrides): the first word is the file unless it is `key=value`."""
+    name = words[0] if words and "=" not in words[0] else None
+    overrides = words[1:] if name else words
+    name = name or default
+    if name is None:
+        return None, overrides
+    shipped = SHIPPED / f"{name}.yaml"
+    return (shipped if shipped.is_file() and not Path(name).exists() else Path(name)), overrides
+
+
+class _progress:
+    """Shows a run's rollouts: a bar on a terminal, a line each elsewhere."""
+
+    def __init__(self, start: int, total: int) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self.total, self.live = total, sys.stdout.isatty() and "CI" not in os.environ
+        columns = (BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(), TextColumn("left"))
+        self.progress = Progress(
+            *columns, TimeRemainingColumn(), TextColumn("{task.description}"), disable=not self.live
+        )
+        self.task = self.progress.add_task("", total=total, completed=start)
+
+    def __enter__(self):
+        self.progress.start()
+        return self.show
+
+    def __exit__(self, *_) -> None:
+        self.progress.stop()
+
+    def show(self, step: int, metrics: dict[str, float]) -> None:
+        text = f"entropy {metrics['entropy/policy']:.3f}  reward {metrics['reward/mean']:.3f}"
+        self.progress.update(self.task, completed=step, description=text)
+        if not self.live:
+            print(f"rollout {step}/{self.total}  {text}", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="steer",
+        description="Understand, control and reproduce entropy dynamics in RLVR (STEER, arXiv 2510.10150).",
+        epilog="`steer COMMAND --help` tells a command's options; docs and numbers: README.md.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    shipped = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+    settings = "settings (section.key=value), with their defaults:\n" + "\n".join(
+        f"  {key}={'' if default is None else default}\n      {meaning}" for key, default, meaning in describe(Config)
+    )
+
+    def add(name: str, function, epilog: str = "") -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=function.__doc__.rstrip("."),
+            description=function.__doc__,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(command=function)
+        return command
+
+    command = add(
+        "compare",
+        compare,
+        f"examples:\n  steer compare --out runs/compare\n  steer compare --quick --out runs/quick optimizer.name=sgd optimizer.learning_rate=0.1\n\n{settings}",
+    )
+    command.add_argument(
+        "plan",
+        nargs="*",
+        metavar="PLAN key=value",
+        help="a plan's YAML file or shipped name (default: compare), then settings for all arms",
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("runs/compare"), help="folder of the comparison (default: %(default)s)"
+    )
+    command.add_argument("--seeds", type=int, nargs="+", help="replace the plan's seeds")
+    command.add_argument(
+        "--quick", action="store_true", help="the shipped plan `quick`: fewer seeds and rollouts, under 5 minutes"
+    )
+    command.add_argument("--resume", action="store_true", help="go on with the comparison in --out if there is one")
+    command.add_argument(
+        "--jobs",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="runs at a time, one core each (default: %(default)s)",
+    )
+
+    command = add("train", train, f"shipped configurations: {shipped}\n\n{settings}")
+    command.add_argument(
+        "config",
+        nargs="*",
+        metavar="CONFIG key=value",
+        help="a YAML file or shipped name (default: all defaults), then settings",
+    )
+    command.add_argument("--out", type=Path, help="folder of the run (default: runs/CONFIG)")
+    command.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with the run in this folder from its last checkpoint"
+    )
+    command.add_argument(
+        "--from-step", type=int, metavar="N", help="with --resume: from the checkpoint taken after rollout N"
+    )
+
+    command = add("evaluate", evaluate, settings)
+    command.add_argument(
+        "model", metavar="MODEL", help="`embedded`, a Hugging Face model folder, or a run folder (its last checkpoint)"
+    )
+    command.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings, for example evaluation.problems=50"
+    )
+    command.add_argument(
+        "--config", type=Path, help="a run's YAML file or shipped name (default: the run's own, or all defaults)"
+    )
+    command.add_argument("--out", type=Path, help="write the result to this JSON file too")
+
+    command = add("report", report)
+    command.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="a comparison's folder, or run folders to set side by side (the first is the baseline)",
+    )
+    command.add_argument(
+        "--out", type=Path, help="folder to write report.html and figures/ to (default: the folder itself, or ./report)"
+    )
+
+    add("doctor", doctor)
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -33,7 +33,7 @@ class CountdownConfig:
     """Which task."""
     numbers: int = Field(4, ge=2, le=6)
     """How many numbers a problem gives; each must be used exactly once."""
-    largest_number: int = Field(13, ge=2, le=99)
+    largest_number: int = Field(10, ge=2, le=99)
     """Numbers are drawn from 1 to this."""
     smallest_target: int = Field(10, ge=1)
     """Smallest target of a problem."""
@@ -211,7 +211,9 @@ def apply_overrides(data: dict[str, Any], overrides: list[str] | tuple[str, ...]
         path, separator, text = override.partition("=")
         *sections, key = path.split(".")
         if not separator or not all(sections) or not key:
-            raise SteerError(f"override {override!r}: not of the form section.key=value; write for example train.seed=1")
+            raise SteerError(
+                f"override {override!r}: not of the form section.key=value; write for example train.seed=1"
+            )
         node = result
         for section in sections:
             node = node.setdefault(section, {})

@@ -55,9 +55,7 @@ def pass_at_k(correct, samples: int, k: int) -> np.ndarray:
     return 1.0 - np.prod(np.clip(wrong, 0, None) / (samples - drawn), axis=-1)
 
 
-def evaluate(
-    policy: Policy, engine: RolloutEngine, task: Task, config: EvaluationConfig, seed: int
-) -> Evaluation:
+def evaluate(policy: Policy, engine: RolloutEngine, task: Task, config: EvaluationConfig, seed: int) -> Evaluation:
     """Sample `config.samples` responses to each held-out problem, verify them, score their entropy."""
     problems = task.problems(config.split, config.problems)
     rollout = engine.generate([p.prompt for p in problems], config.samples, config, seed)

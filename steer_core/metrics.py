@@ -26,9 +26,7 @@ LAMBDA_QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 RATIO_QUANTILES = (0.0, 0.001, 0.999, 1.0)
 
 
-def rollout_metrics(
-    rollout: Rollout, old: TokenStats, rewards_PG: Tensor, advantages_B: Tensor
-) -> dict[str, float]:
+def rollout_metrics(rollout: Rollout, old: TokenStats, rewards_PG: Tensor, advantages_B: Tensor) -> dict[str, float]:
     """Entropy, reward and length of the responses a rollout sampled."""
     mask = rollout.response_mask_BT.bool()
     lengths = mask.sum(-1).float()
@@ -44,7 +42,9 @@ def rollout_metrics(
     }
 
 
-def update_metrics(tokens: dict[str, Tensor], clip: ClipRange, forms: list[str], quadrant_form: str) -> dict[str, float]:
+def update_metrics(
+    tokens: dict[str, Tensor], clip: ClipRange, forms: list[str], quadrant_form: str
+) -> dict[str, float]:
     """Entropy change, weights, clip and ratio over every response token that the updates of a rollout saw.
 
     tokens: flat tensors of one length: ratio, advantage, lambda, and by form the predicted change of

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from steer_core.errors import SteerError
 from steer_core.token_stats import IGNORED_LABEL, TokenStats, token_stats
@@ -38,6 +39,7 @@ def load_policy(path: str) -> Policy:
     if not (folder / "config.json").is_file():
         raise SteerError(f"model.path: {path} holds no config.json; give a Hugging Face model folder, or `embedded`")
     try:
+        logging.disable_progress_bar()  # a bar for the 38 tensors of a small model says nothing
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )

@@ -106,7 +106,7 @@ class HuggingFaceEngine:
 
 
 def response_mask(ids_BT: Tensor, eos_token_id: int) -> tuple[Tensor, Tensor]:
-    """(mask_BT, stopped_B): the mask is True up to and including the first end-of-sequence token; which rows have one."""
+    """(mask_BT, stopped_B): True up to and including the first end token; which rows have one."""
     is_end = ids_BT == eos_token_id
     before = is_end.cumsum(-1) - is_end.long()
     return before == 0, is_end.any(-1)

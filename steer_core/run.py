@@ -1,6 +1,6 @@
 """The run folder: configuration, environment, metrics, sampled responses, checkpoints.
 
-    config.yaml  environment.json  metrics.jsonl  evaluations.jsonl  notes.log
+    config.yaml  environment.json  metrics.jsonl  evaluations.jsonl  notes.jsonl
     tensorboard/  rollouts/step_000001.jsonl  checkpoints/step_000010/  report.html
 
 A checkpoint is written aside and renamed, and its manifest holds the SHA-256 of every file: after a
@@ -11,6 +11,7 @@ else is the same, bit for bit, in an interrupted and an uninterrupted run.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from steer_core.config import Config, build, read_yaml, to_dict
 from steer_core.errors import SteerError
 
-_LOGS = ("metrics.jsonl", "evaluations.jsonl")
+_LOGS = ("metrics.jsonl", "evaluations.jsonl", "notes.jsonl")
+_LONGEST_LINE = 1 << 16
 
 
 class RunFolder:
@@ -53,7 +55,7 @@ class RunFolder:
         with run._writing():
             path.mkdir(parents=True, exist_ok=True)
             (path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
-            _write_atomically(path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+            write_atomically(path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
         return run
 
     @classmethod
@@ -64,15 +66,24 @@ class RunFolder:
             raise SteerError(f"run folder {path}: holds no config.yaml; give the folder of a run that was started")
         return cls(path, build(Config, read_yaml(path / "config.yaml")))
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process; SteerError where another one trains in it."""
+        with self._writing():
+            file = (self.path / ".lock").open("w", encoding="utf-8")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SteerError(
+                    f"run folder {self.path}: another process trains in it; wait for it or end it"
+                ) from error
+            yield
+
     def log(self, step: int, metrics: dict[str, Any], name: str = "metrics.jsonl") -> None:
         """Append one line to a log; `step` counts finished rollouts."""
         with self._writing(), (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
-
-    def note(self, message: str) -> None:
-        """Append a line that a person should read to notes.log."""
-        with self._writing(), (self.path / "notes.log").open("a", encoding="utf-8") as file:
-            file.write(message + "\n")
 
     def write_rollout(self, step: int, rows: list[dict[str, Any]]) -> None:
         """The sampled responses of a rollout, one JSON line each."""
@@ -95,7 +106,7 @@ class RunFolder:
             for name in _LOGS:
                 rows = [row for row in self.read(name) if row["step"] <= step]
                 if (self.path / name).exists():
-                    _write_atomically(self.path / name, "".join(json.dumps(row) + "\n" for row in rows))
+                    write_atomically(self.path / name, "".join(json.dumps(row) + "\n" for row in rows))
             for path in (self.path / "rollouts").glob("step_*.jsonl"):
                 if _step_of(path) > step:
                     path.unlink()
@@ -174,31 +185,45 @@ class RunFolder:
             ) from error
 
 
+def last_line(path: Path) -> dict[str, Any] | None:
+    """The last whole line of a JSON-lines log that may still be growing; None where there is none."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - _LONGEST_LINE))
+        lines = file.read().split(b"\n")
+    return json.loads(lines[-2]) if len(lines) > 1 else None
+
+
 def environment() -> dict[str, Any]:
     """What a number depends on: command, date, machine, versions, and the state of the source tree."""
     here = Path(__file__).parent
     git = ["git", "-C", str(here), "--no-optional-locks"]
+    tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=False)
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
     return {
         "command": " ".join(["steer", *sys.argv[1:]]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": processor_name(),
         "cores": os.cpu_count(),
         "packages": {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "steer-core")},
-        "git_commit": commit or None,
-        "git_modified": bool(status.stdout.strip()) if commit else None,
+        "git_commit": commit if tracked.returncode == 0 else None,
+        "git_modified": bool(status.stdout.strip()) if tracked.returncode == 0 else None,
     }
 
 
 def processor_name() -> str:
     """The processor's name as the system tells it."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if (
-        info.exists()
-    ) else []
+    names = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if (info.exists())
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()
 
 
@@ -239,7 +264,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the new one, whole."""
     partial = path.with_name(f".partial_{path.name}")
     partial.write_text(text, encoding="utf-8")
     _sync(partial)

@@ -40,9 +40,7 @@ class TokenStats:
         return self.map(Tensor.detach)
 
 
-def token_stats(
-    logits: Tensor, labels: Tensor, temperature: float = 1.0, chunk_rows: int | None = None
-) -> TokenStats:
+def token_stats(logits: Tensor, labels: Tensor, temperature: float = 1.0, chunk_rows: int | None = None) -> TokenStats:
     """Statistics of softmax(logits / temperature) at every row, with `labels` as the sampled tokens.
 
     logits: (..., V), any float dtype; reduced in float32 (float64 stays float64). -inf marks

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from steer_core.advantages import ADVANTAGES
-from steer_core.config import Config, OptimizerConfig
+from steer_core.config import OptimizerConfig
 from steer_core.entropy_change import ENTROPY_CHANGE, QUADRANTS, quadrants
 from steer_core.errors import SteerError
 from steer_core.evaluation import evaluate
@@ -115,18 +115,13 @@ class Trainer:
         old = self.score_rollout(rollout)
         scored = time.perf_counter()
 
-        batches = list(self.batches(rollout, old, advantages_B))
-        rollout_scale = self.scale(batches) if config.steer.scope == "rollout" else None
-        tokens, norms = [], []
-        for batch in batches:
-            norms.append(self.optimizer_step(batch, rollout_scale, tokens, step))
+        tokens, norms = self.update(list(self.batches(rollout, old, advantages_B)), step)
         updated = time.perf_counter()
 
         metrics = rollout_metrics(rollout, old, rewards_PG, advantages_B)
         if metrics["reward/groups_without_signal"] == 1:
-            self.run.note(f"rollout {step}: within every group all rewards were equal; no gradient from this rollout")
-        merged = {name: torch.cat([part[name] for part in tokens]) for name in tokens[0]}
-        metrics |= update_metrics(merged, self.clip, list(ENTROPY_CHANGE), self.quadrant_form)
+            self.run.log(step, {"note": "within every group all rewards were equal: no gradient"}, "notes.jsonl")
+        metrics |= update_metrics(tokens, self.clip, list(ENTROPY_CHANGE), self.quadrant_form)
         metrics["grad_norm/mean"], metrics["grad_norm/max"] = sum(norms) / len(norms), max(norms)
         metrics |= {
             "time/rollout_seconds": sampled - began,
@@ -163,7 +158,10 @@ class Trainer:
     def batches(self, rollout: Rollout, old: TokenStats, advantages_B: Tensor) -> Iterator[list[Batch]]:
         """The mini-batches of a rollout, one an optimiser step, each as a list of micro-batches."""
         config = self.config
-        mini, micro = config.optimizer.mini_batch_prompts * config.rollout.responses, config.optimizer.micro_batch_sequences
+        mini, micro = (
+            config.optimizer.mini_batch_prompts * config.rollout.responses,
+            config.optimizer.micro_batch_sequences,
+        )
         for first in range(0, len(advantages_B), mini):
             parts = []
             for start in range(first, first + mini, micro):
@@ -178,6 +176,15 @@ class Trainer:
                     )
                 )
             yield parts
+
+    def update(self, batches: list[list[Batch]], step: int) -> tuple[dict[str, Tensor], list[float]]:
+        """One optimiser step a mini-batch: per-token readings (see `update_metrics`) and gradient norms."""
+        steer, readings, norms = self.config.steer, [], []
+        whole_rollout = steer.form != "none" and steer.scope == "rollout"
+        scale = self.scale(batches) if whole_rollout else None
+        for batch in batches:
+            norms.append(self.optimizer_step(batch, scale, readings, step))
+        return {name: torch.cat([part[name] for part in readings]) for name in readings[0]}, norms
 
     @property
     def quadrant_form(self) -> str:
@@ -208,11 +215,11 @@ class Trainer:
         return steer_weights(change, batch.mask_BT, self.config.steer.lambda_min, scale)
 
     def optimizer_step(
-        self, batch: list[Batch], scale: Tensor | None, tokens: list[dict[str, Tensor]], step: int
+        self, batch: list[Batch], scale: Tensor | None, readings: list[dict[str, Tensor]], step: int
     ) -> float:
         """One optimiser step over the micro-batches of a mini-batch; the gradient norm before clipping.
 
-        Appends each micro-batch's per-token readings to `tokens`. Scope `step` over several
+        Appends each micro-batch's per-token readings to `readings`. Scope `step` over several
         micro-batches takes a values pass first, so that the weights do not depend on the split.
         """
         config, reduction = self.config, self.config.algorithm.reduction
@@ -225,20 +232,26 @@ class Trainer:
         for part in batch:
             stats = self.score(part)
             new = stats.detach()
+            self.require_finite(new.logprob.sum(), "log-probs", step)
             weights = self.weights(new, part, scale)
             losses = weights * clipped_surrogate(stats.logprob, part.old.logprob, part.advantages_BT, self.clip)
             loss = reduce_loss(losses, part.mask_BT, reduction, count)
-            if not loss.isfinite():
-                raise SteerError(
-                    f"rollout {step}: the loss is {loss.item()}; lower optimizer.learning_rate "
-                    f"({config.optimizer.learning_rate}); {self.run.path} keeps every finished checkpoint"
-                )
             loss.backward()
-            tokens.append(self.readings(new, part, weights, count, states))
+            readings.append(self.readings(new, part, weights, count, states))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.max_grad_norm)
+        self.require_finite(norm, "gradients", step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
+
+    def require_finite(self, value: Tensor, name: str, step: int) -> None:
+        """Raise SteerError for NaN or infinity, before they reach the weights."""
+        if not value.isfinite():
+            raise SteerError(
+                f"rollout {step}: the {name} are not finite (optimizer.learning_rate "
+                f"{self.config.optimizer.learning_rate}); lower it and start again, or --resume {self.run.path}: "
+                "every finished checkpoint is kept"
+            )
 
     def score(self, batch: Batch) -> TokenStats:
         """Statistics of the current policy at the batch's response tokens."""
@@ -265,7 +278,13 @@ class Trainer:
         return {name: value[mask] for name, value in readings.items()}
 
     def log_responses(
-        self, step: int, problems: list[Problem], rollout: Rollout, rewards: list[float], advantages_B: Tensor, old: TokenStats
+        self,
+        step: int,
+        problems: list[Problem],
+        rollout: Rollout,
+        rewards: list[float],
+        advantages_B: Tensor,
+        old: TokenStats,
     ) -> None:
         """Write the first responses of a rollout to the run folder."""
         group = self.config.rollout.responses

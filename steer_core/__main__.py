@@ -1,0 +1,5 @@
+"""`python -m steer_core` is the `steer` command."""
+
+from steer_core.cli import main
+
+main()

@@ -1,0 +1,71 @@
+"""Intervals that say what they cover, paired differences, and comparison at an equal level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+Verdict = Literal["higher", "lower", "undecided"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its 95% interval; the bounds are NaN where there is too little data for one."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of a difference: which side of 0 the whole interval lies on."""
+        if self.low > 0:
+            return "higher"
+        return "lower" if self.high < 0 else "undecided"
+
+
+def bootstrap_over_problems(values_SQ: Sequence[Sequence[float]], draws: int = 2000, seed: int = 0) -> Interval:
+    """Mean over seeds and problems, and its percentile bootstrap interval over problems.
+
+    values_SQ: one row a seed, one column a problem. It covers the choice of held-out problems, not
+    the choice of training seeds. Raises ValueError where there is no value.
+    """
+    values_Q = np.asarray(values_SQ, dtype=float).mean(0)
+    if not values_Q.size:
+        raise ValueError("values: no problem to take a mean over")
+    picks = np.random.default_rng(seed).integers(len(values_Q), size=(draws, len(values_Q)))
+    low, high = np.quantile(values_Q[picks].mean(-1), [0.025, 0.975])
+    return Interval(float(values_Q.mean()), float(low), float(high))
+
+
+def interval_over_seeds(values_S: Sequence[float]) -> Interval:
+    """Mean over seeds and its Student-t interval; of paired differences, the paired t interval.
+
+    It covers the choice of training seeds, at these held-out problems. One seed has no interval;
+    equal values have one of no width.
+    """
+    values = np.asarray(values_S, dtype=float)
+    if not values.size:
+        raise ValueError("values: no seed to take a mean over")
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Interval(mean, float("nan"), float("nan"))
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return Interval(mean, mean - half, mean + half)
+
+
+def at_first_crossing(x: Sequence[float], y: Sequence[float], level: float) -> float:
+    """y where x first reaches `level` along the sequence, by linear interpolation; NaN where it never does."""
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    reached = np.flatnonzero(x >= level)
+    if not len(reached):
+        return float("nan")
+    i = reached[0]
+    if i == 0 or x[i] == x[i - 1]:
+        return float(y[i])
+    share = (level - x[i - 1]) / (x[i] - x[i - 1])
+    return float(y[i - 1] + share * (y[i] - y[i - 1]))

@@ -1,0 +1,36 @@
+"""A run small enough for tests: the real model and task, few prompts."""
+
+from pathlib import Path
+
+from steer_core.config import Config, load_config
+from steer_core.run import RunFolder
+from steer_core.trainer import Trainer
+
+SMALL = (
+    "rollout.prompts=4",
+    "rollout.responses=4",
+    "optimizer.mini_batch_prompts=2",
+    "optimizer.learning_rate=1e-3",
+    "evaluation.problems=4",
+    "evaluation.samples=4",
+    "evaluation.pass_at=[1, 4]",
+    "evaluation.every=2",
+    "task.train_problems=64",
+    "train.rollouts=4",
+    "train.checkpoint_every=2",
+)
+
+
+def small_config(*overrides: str) -> Config:
+    """The small configuration with overrides on top."""
+    return load_config(None, [*SMALL, *overrides])
+
+
+def small_trainer(folder: Path, *overrides: str) -> Trainer:
+    """A trainer of the small configuration, its run in `folder`."""
+    return Trainer(RunFolder.create(folder, small_config(*overrides)))
+
+
+def without_time(rows: list[dict]) -> list[dict]:
+    """Log lines without their wall-clock readings."""
+    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]

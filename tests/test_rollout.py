@@ -1,0 +1,153 @@
+"""The sampler draws from the policy that is scored, and says how each response ended."""
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+from steer_core.config import RolloutConfig
+from steer_core.errors import SteerError
+from steer_core.policy import Policy, load_policy, score
+from steer_core.rollout import HuggingFaceEngine, response_mask
+from steer_core.tasks import Countdown
+from steer_core.tokenizer import character_tokenizer
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return load_policy("embedded")
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return [problem.prompt for problem in Countdown().problems("test", 6)]
+
+
+def tiny_policy() -> Policy:
+    torch.manual_seed(0)
+    tokenizer = character_tokenizer("ab=")
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=8,
+        initializer_range=1.0,
+        bos_token_id=None,
+    )
+    return Policy(Qwen2ForCausalLM(config).eval(), tokenizer)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_log_probs_equal_the_scoring_pass(embedded, prompts, temperature):
+    encoded = embedded.tokenizer(prompts, return_tensors="pt", padding=True)
+    torch.manual_seed(0)
+    settings = GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        max_new_tokens=30,
+        eos_token_id=embedded.tokenizer.eos_token_id,
+        pad_token_id=embedded.tokenizer.pad_token_id,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    with torch.no_grad():
+        out = embedded.model.generate(**encoded, generation_config=settings)
+        response = out.sequences[:, encoded["input_ids"].shape[1] :]
+        mask, _ = response_mask(response, embedded.tokenizer.eos_token_id)
+        scored = score(
+            embedded.model, encoded["input_ids"], encoded["attention_mask"], response, mask, temperature
+        ).logprob
+    sampled = torch.stack(out.scores, dim=1).log_softmax(-1).gather(-1, response[..., None]).squeeze(-1)
+    assert mask.sum() > 60
+    torch.testing.assert_close(scored[mask], sampled[mask], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_samples_follow_the_policys_distribution(temperature):
+    policy = tiny_policy()
+    settings = RolloutConfig(max_new_tokens=1, temperature=temperature, batch_sequences=5000)
+    rollout = HuggingFaceEngine(policy).generate(["ab="], 20000, settings, seed=1)
+    ids = policy.tokenizer("ab=", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = (policy.model(ids).logits[0, -1] / temperature).softmax(-1).double().numpy()
+        other = (policy.model(ids).logits[0, -1] / (temperature * 1.1)).softmax(-1).double().numpy()
+    counts = torch.bincount(rollout.response_ids_BT[:, 0], minlength=len(expected)).numpy()
+    assert chisquare(counts, 20000 * expected / expected.sum()).pvalue > 1e-3
+    assert chisquare(counts, 20000 * other / other.sum()).pvalue < 1e-6
+
+
+def test_score_does_not_depend_on_padding(embedded, prompts):
+    rollout = HuggingFaceEngine(embedded).generate(prompts, 2, RolloutConfig(), seed=0)
+    wide = (rollout.prompt_ids_BP, rollout.prompt_mask_BP, rollout.response_ids_BT, rollout.response_mask_BT)
+    padded = (
+        torch.nn.functional.pad(wide[0], (5, 0), value=7),
+        torch.nn.functional.pad(wide[1], (5, 0)),
+        torch.nn.functional.pad(wide[2], (0, 3), value=7),
+        torch.nn.functional.pad(wide[3], (0, 3)),
+    )
+    with torch.no_grad():
+        plain, extra = score(embedded.model, *wide, 1.0), score(embedded.model, *padded, 1.0)
+        for row in range(len(rollout.texts)):
+            alone = score(embedded.model, *rollout.tensors(slice(row, row + 1)), 1.0)
+            length = int(rollout.response_mask_BT[row].sum())
+            torch.testing.assert_close(alone.logprob[0], plain.logprob[row, :length], atol=1e-5, rtol=0)
+            torch.testing.assert_close(alone.entropy[0], plain.entropy[row, :length], atol=1e-5, rtol=0)
+    mask = rollout.response_mask_BT.bool()
+    width = mask.shape[1]
+    torch.testing.assert_close(extra.entropy[:, :width][mask], plain.entropy[mask], atol=1e-5, rtol=0)
+
+
+def test_rows_are_grouped_by_prompt_and_texts_match_ids(embedded, prompts):
+    rollout = HuggingFaceEngine(embedded).generate(prompts, 3, RolloutConfig(batch_sequences=4), seed=0)
+    for row, text in enumerate(rollout.texts):
+        prompt = rollout.prompt_ids_BP[row][rollout.prompt_mask_BP[row].bool()]
+        assert embedded.tokenizer.decode(prompt) == prompts[row // 3]
+        kept = rollout.response_ids_BT[row][rollout.response_mask_BT[row].bool()]
+        ended = rollout.finish_reasons[row] == "stop"
+        assert embedded.tokenizer.decode(kept) == text + "<eos>" * ended
+        assert (kept == embedded.tokenizer.eos_token_id).sum() == ended
+
+
+def test_responses_cut_at_the_limit_finish_by_length(embedded, prompts):
+    rollout = HuggingFaceEngine(embedded).generate(prompts, 2, RolloutConfig(max_new_tokens=5), seed=0)
+    assert set(rollout.finish_reasons) == {"length"}
+    assert rollout.response_mask_BT.sum() == 5 * 12
+
+
+def test_special_tokens_inside_a_response_stay_visible_to_the_verifier():
+    policy = tiny_policy()
+    texts = HuggingFaceEngine(policy).generate(["ab="], 300, RolloutConfig(max_new_tokens=3), seed=0).texts
+    assert any("<unk>" in text or "<pad>" in text for text in texts)
+
+
+def test_same_seed_same_responses_and_another_seed_others(embedded, prompts):
+    engine = HuggingFaceEngine(embedded)
+    first, again, other = (engine.generate(prompts, 4, RolloutConfig(), seed=seed).texts for seed in (5, 5, 6))
+    assert first == again
+    assert first != other
+
+
+def test_nucleus_below_one_is_passed_to_the_sampler():
+    rollout = HuggingFaceEngine(tiny_policy()).generate(["ab="], 500, RolloutConfig(max_new_tokens=1, top_p=0.01), 0)
+    assert len(rollout.response_ids_BT[:, 0].unique()) == 1
+
+
+def test_zero_prompts_are_refused(embedded):
+    with pytest.raises(SteerError, match="zero prompts"):
+        HuggingFaceEngine(embedded).generate([], 4, RolloutConfig(), seed=0)
+
+
+def test_a_response_longer_than_the_models_positions_is_refused_with_the_room_left(embedded, prompts):
+    longest = max(map(len, prompts))
+    with pytest.raises(SteerError, match=rf"max_new_tokens: 128 .* set it to {128 - longest} or less"):
+        HuggingFaceEngine(embedded).generate(prompts, 1, RolloutConfig(max_new_tokens=128), seed=0)
+
+
+def test_response_mask_ends_at_the_first_end_token():
+    mask, stopped = response_mask(torch.tensor([[5, 1, 1, 4], [5, 6, 7, 4], [1, 5, 5, 5]]), eos_token_id=1)
+    assert mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+    assert stopped.tolist() == [True, False, True]

@@ -1,0 +1,197 @@
+"""The training step: what changes it, what must not, and what it logs."""
+
+import math
+
+import pytest
+import torch
+from small import small_trainer, without_time
+
+from steer_core.errors import SteerError
+from steer_core.weights import normaliser
+
+
+def weights_of(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def assert_same_weights(a, b, equal=True):
+    same = all(torch.equal(a[name], b[name]) for name in a)
+    assert same == equal
+
+
+def update_once(trainer, rewards=None):
+    """One rollout's updates from the same sampled responses; the weights after them and the readings."""
+    rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
+    advantages = torch.linspace(-1, 1, len(rollout.texts)) if rewards is None else rewards
+    old = trainer.score_rollout(rollout)
+    readings, norms = trainer.update(list(trainer.batches(rollout, old, advantages)), step=1)
+    return weights_of(trainer), readings, norms
+
+
+def test_lambda_min_one_is_grpo_bit_for_bit(tmp_path):
+    grpo, steer = small_trainer(tmp_path / "a"), small_trainer(tmp_path / "b", "steer.form=paper", "steer.lambda_min=1")
+    grpo.fit(), steer.fit()
+    assert_same_weights(weights_of(grpo), weights_of(steer))
+    quantities = [without_time(trainer.run.read()) for trainer in (grpo, steer)]
+    assert quantities[0] == quantities[1]
+
+
+@pytest.mark.parametrize("form", ["paper", "released", "exact"])
+def test_every_form_of_steer_changes_the_update(tmp_path, form):
+    grpo, _, _ = update_once(small_trainer(tmp_path / "a"))
+    steer, readings, _ = update_once(small_trainer(tmp_path / "b", f"steer.form={form}"))
+    assert_same_weights(grpo, steer, equal=False)
+    assert readings["lambda"].min() == pytest.approx(0.7)
+    assert readings["lambda"].max() <= 1
+
+
+def test_same_seed_gives_the_same_metrics_twice_and_another_seed_others(tmp_path):
+    runs = [small_trainer(tmp_path / name, f"train.seed={seed}") for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    for trainer in runs:
+        assert trainer.fit()
+    metrics = [without_time(trainer.run.read()) for trainer in runs]
+    assert metrics[0] == metrics[1]
+    assert metrics[0][0]["entropy/policy"] != metrics[2][0]["entropy/policy"]
+    assert without_time(runs[0].run.read("evaluations.jsonl")) == without_time(runs[1].run.read("evaluations.jsonl"))
+    assert_same_weights(weights_of(runs[0]), weights_of(runs[1]))
+
+
+@pytest.mark.parametrize("reduction", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
+@pytest.mark.parametrize("form", ["none", "paper"])
+def test_the_step_does_not_depend_on_the_micro_batch_split(tmp_path, reduction, form):
+    common = (f"algorithm.reduction={reduction}", f"steer.form={form}", "optimizer.name=sgd")
+    results = [
+        update_once(small_trainer(tmp_path / str(size), *common, f"optimizer.micro_batch_sequences={size}"))
+        for size in (8, 3, 1)
+    ]
+    for weights, readings, norms in results[1:]:
+        for name, value in results[0][0].items():
+            torch.testing.assert_close(weights[name], value, atol=2e-6, rtol=0)
+        torch.testing.assert_close(readings["lambda"], results[0][1]["lambda"], atol=1e-4, rtol=0)
+        assert norms == pytest.approx(results[0][2], rel=1e-4)
+
+
+def test_scope_micro_depends_on_the_split_and_scope_step_does_not(tmp_path):
+    def mean_lambda(scope, size):
+        overrides = ("steer.form=paper", f"steer.scope={scope}", f"optimizer.micro_batch_sequences={size}")
+        _, readings, _ = update_once(small_trainer(tmp_path / f"{scope}{size}", *overrides))
+        return float(readings["lambda"].mean())
+
+    assert mean_lambda("step", 8) == pytest.approx(mean_lambda("step", 2), abs=1e-6)
+    assert mean_lambda("micro", 8) - mean_lambda("micro", 2) > 1e-3
+
+
+def test_scope_rollout_divides_by_the_maximum_of_the_policy_that_sampled(tmp_path):
+    trainer = small_trainer(tmp_path / "a", "steer.form=paper", "steer.scope=rollout")
+    rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
+    old = trainer.score_rollout(rollout)
+    advantages = torch.linspace(-1, 1, len(rollout.texts))
+    scale = trainer.scale(list(trainer.batches(rollout, old, advantages)))
+    p, a = old.logprob.exp(), advantages[:, None]
+    omega = a * p * (1 - p) * (old.logprob + old.entropy)
+    torch.testing.assert_close(scale, normaliser(omega, rollout.response_mask_BT))
+
+
+def test_equal_rewards_give_no_gradient_no_nan_and_a_note(tmp_path):
+    trainer = small_trainer(tmp_path / "a", "steer.form=paper", "train.rollouts=2")
+    trainer.task.verify = lambda problem, response: False
+    before = weights_of(trainer)
+    assert trainer.fit()
+    assert_same_weights(before, weights_of(trainer))
+    for row in trainer.run.read():
+        assert row["grad_norm/max"] == 0
+        assert row["lambda/q0"] == 1
+        assert row["reward/groups_without_signal"] == 1
+        assert all(math.isfinite(value) for value in row.values())
+    notes = trainer.run.read("notes.jsonl")
+    assert [note["step"] for note in notes] == [1, 2]
+    assert "equal" in notes[0]["note"]
+
+
+def test_a_policy_that_turns_nan_is_refused_before_it_reaches_the_weights(tmp_path):
+    trainer = small_trainer(tmp_path / "a")
+    advantages = torch.full((16,), float("nan"))
+    before = weights_of(trainer)
+    with pytest.raises(SteerError, match=r"rollout 1: the gradients are not finite .*learning_rate.*checkpoint"):
+        update_once(trainer, advantages)
+    assert_same_weights(before, weights_of(trainer))
+
+
+def test_an_epoch_visits_every_problem_once_and_the_next_in_another_order(tmp_path):
+    trainer = small_trainer(tmp_path / "a", "task.train_problems=10")
+    stream = [problem.id for step in range(1, 6) for problem in trainer.problems_of(step)]
+    assert sorted(stream[:10]) == sorted(stream[10:]) == sorted(problem.id for problem in trainer.problems)
+    assert stream[:10] != stream[10:]
+
+
+def test_methods_see_the_same_problems_at_one_seed(tmp_path):
+    a = small_trainer(tmp_path / "a", "train.seed=4")
+    b = small_trainer(tmp_path / "b", "train.seed=4", "steer.form=paper", "optimizer.learning_rate=1e-5")
+    assert a.problems_of(3) == b.problems_of(3)
+    assert a.run.config.train.seed == 4
+
+
+def test_logged_entropy_is_shannon_entropy_and_not_the_sampled_negative_log_prob(tmp_path):
+    trainer = small_trainer(tmp_path / "a", "train.rollouts=1", "rollout.prompts=16")
+    trainer.fit()
+    row = trainer.run.read()[0]
+    fresh = small_trainer(tmp_path / "b", "rollout.prompts=16")
+    from steer_core.seeding import derive_seed
+
+    prompts = [p.prompt for p in fresh.problems_of(1)]
+    rollout = fresh.engine.generate(prompts, 4, fresh.config.rollout, derive_seed(0, "rollout", 1))
+    ids = torch.cat([rollout.prompt_ids_BP, rollout.response_ids_BT], 1)
+    mask = torch.cat([rollout.prompt_mask_BP, rollout.response_mask_BT.long()], 1)
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    with torch.no_grad():
+        logits = fresh.model(ids, attention_mask=mask, position_ids=positions).logits
+    first = rollout.prompt_ids_BP.shape[1]
+    logp = logits[:, first - 1 : -1].log_softmax(-1)
+    keep = rollout.response_mask_BT.bool()
+    entropy = -(logp.exp() * logp).sum(-1)[keep].mean()
+    nll = -logp.gather(-1, rollout.response_ids_BT[..., None]).squeeze(-1)[keep].mean()
+    assert row["entropy/policy"] == pytest.approx(float(entropy), abs=1e-5)
+    assert row["entropy/sampled_nll"] == pytest.approx(float(nll), abs=1e-5)
+    assert abs(row["entropy/policy"] - row["entropy/sampled_nll"]) > 1e-4
+
+
+def test_quadrants_of_predicted_entropy_change_add_up_to_its_total(tmp_path):
+    trainer = small_trainer(tmp_path / "a", "train.rollouts=2")
+    trainer.fit()
+    for row in trainer.run.read():
+        parts = [value for key, value in row.items() if key.startswith("entropy_change/paper/")]
+        assert len(parts) == 4
+        assert sum(parts) == pytest.approx(row["entropy_change/paper"], rel=1e-4, abs=1e-12)
+
+
+def test_predicted_change_of_a_tabular_policys_mean_entropy_has_the_scale_of_an_sgd_step(tmp_path):
+    """The logged number is eta x coefficient x change, averaged over states: checked on one token."""
+    trainer = small_trainer(tmp_path / "a", "optimizer.name=sgd", "optimizer.learning_rate=0.5")
+    rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
+    old = trainer.score_rollout(rollout)
+    batch = next(trainer.batches(rollout, old, torch.ones(16)))[0]
+    readings = trainer.readings(batch.old, batch, torch.full_like(batch.old.logprob, 0.25), count=40, states=80)
+    expected = 0.5 * 0.25 / 40 / 80 * trainer.change(batch.old, batch)[batch.mask_BT]
+    torch.testing.assert_close(readings["paper"], expected)
+
+
+def test_every_promised_metric_is_logged_and_finite(tmp_path):
+    trainer = small_trainer(tmp_path / "a", "steer.form=paper", "train.rollouts=1")
+    trainer.fit()
+    row = trainer.run.read()[0]
+    promised = """entropy/policy entropy/sampled_nll entropy_change/paper entropy_change/released entropy_change/exact
+        lambda/q0 lambda/q50 lambda/q100 lambda/mean lambda/share_within_1pct_of_1 clip/high clip/low clip/dual
+        ratio/q0 ratio/q0.1 ratio/q99.9 ratio/q100 reward/mean response/length grad_norm/mean
+        time/sampling_tokens_per_second time/training_tokens_per_second""".split()
+    assert [name for name in promised if not math.isfinite(row[name])] == []
+
+
+def test_a_requested_stop_ends_after_the_rollout_in_hand_with_a_checkpoint(tmp_path):
+    trainer = small_trainer(tmp_path / "a", "train.checkpoint_every=4")
+
+    def stop(step, metrics):
+        trainer.stop_requested = step == 3
+
+    assert not trainer.fit(0, stop)
+    assert [path.name for path in trainer.run.checkpoints()] == ["step_000003"]
+    assert trainer.run.read()[-1]["step"] == 3
