@@ -117,7 +117,7 @@ class OptimizerConfig:
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class EvaluationConfig(SamplingConfig):
-    every: int = Field(15, ge=0)
+    every: int = Field(12, ge=0)
     """Evaluate after every this many rollouts, and after the last; 0 never evaluates."""
     split: Literal["validation", "test"] = "test"
     """Which held-out problems."""
@@ -131,7 +131,7 @@ class EvaluationConfig(SamplingConfig):
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class TrainConfig:
-    rollouts: int = Field(60, ge=1)
+    rollouts: int = Field(48, ge=1)
     """Rollouts of the run."""
     seed: int = Field(0, ge=0)
     """Sets data order, sampling and nothing else: every draw follows from (seed, purpose, rollout)."""

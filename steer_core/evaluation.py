@@ -14,15 +14,17 @@ from steer_core.policy import Policy, score
 from steer_core.rollout import RolloutEngine
 from steer_core.tasks import Task
 
-_SCORED_SEQUENCES = 64
+_SCORED_SAMPLES = 4
+_SCORED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What a policy did on held-out problems.
 
-    correct: how many of the `samples` responses solved each problem. policy_entropy: mean over
-    response tokens, nats. truncated: share of responses cut off. length: mean response tokens.
+    correct: how many of the `samples` responses solved each problem. policy_entropy: mean over the
+    response tokens of the first 4 samples a problem, nats. truncated: share of responses cut off.
+    length: mean response tokens.
     """
 
     correct: list[int]
@@ -60,10 +62,11 @@ def evaluate(policy: Policy, engine: RolloutEngine, task: Task, config: Evaluati
     problems = task.problems(config.split, config.problems)
     rollout = engine.generate([p.prompt for p in problems], config.samples, config, seed)
     right = [task.verify(problems[i // config.samples], text) for i, text in enumerate(rollout.texts)]
+    scored = [i for i in range(len(right)) if i % config.samples < _SCORED_SAMPLES]
     entropy, tokens = 0.0, 0
     with torch.no_grad():
-        for start in range(0, len(right), _SCORED_SEQUENCES):
-            part = rollout.tensors(slice(start, start + _SCORED_SEQUENCES))
+        for start in range(0, len(scored), _SCORED_AT_ONCE):
+            part = rollout.tensors(scored[start : start + _SCORED_AT_ONCE])
             stats = score(policy.model, *part, config.temperature)
             entropy += float((stats.entropy * part[3]).sum(dtype=torch.float64))
             tokens += int(part[3].sum())
@@ -72,5 +75,5 @@ def evaluate(policy: Policy, engine: RolloutEngine, task: Task, config: Evaluati
         samples=config.samples,
         policy_entropy=entropy / tokens,
         truncated=rollout.finish_reasons.count("length") / len(right),
-        length=tokens / len(right),
+        length=int(rollout.response_mask_BT.sum()) / len(right),
     )

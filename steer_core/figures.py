@@ -7,26 +7,34 @@ a seed ends. No figure leaves a trace in matplotlib's global settings.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
 from steer_core.comparison import Comparison
 from steer_core.entropy_change import QUADRANTS
 from steer_core.errors import SteerError
+from steer_core.figure_style import (
+    ARM_COLOURS,
+    MUTED,
+    STYLE,
+    draw_lines,
+    hide,
+    label,
+    legend,
+    look,
+    panels,
+    plain,
+    styled,
+)
 
-ARM_COLOURS = ("#1f2a36", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito's colour-blind safe colours, the first arm in ink."""
-ARM_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 QUADRANT_NAMES = {
     "positive_likely": "A>0, likely",
     "positive_unlikely": "A>0, unlikely",
@@ -39,59 +47,16 @@ _QUADRANT_LOOKS = {
     "negative_likely": ("#542788", "--"),
     "negative_unlikely": ("#e08214", "--"),
 }
-_MUTED = "#6b7280"
-_RC = {
-    **sns.axes_style("ticks"),
-    **sns.plotting_context("paper"),
-    "axes.edgecolor": "#9aa1ab",
-    "axes.grid": True,
-    "axes.labelcolor": "#1f2a36",
-    "axes.labelsize": 8,
-    "axes.linewidth": 0.7,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 8.5,
-    "axes.titleweight": "bold",
-    "font.family": ["sans-serif"],
-    "font.sans-serif": ["DejaVu Sans"],
-    "grid.color": "#e8eaee",
-    "grid.linewidth": 0.6,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "savefig.facecolor": "white",
-    "svg.fonttype": "path",
-    "svg.hashsalt": "steer",
-    "xtick.color": "#6b7280",
-    "xtick.labelcolor": "#1f2a36",
-    "xtick.labelsize": 7.5,
-    "xtick.major.size": 3,
-    "xtick.major.width": 0.7,
-    "ytick.color": "#6b7280",
-    "ytick.labelcolor": "#1f2a36",
-    "ytick.labelsize": 7.5,
-    "ytick.major.size": 3,
-    "ytick.major.width": 0.7,
-}
 
 
-def _styled(draw: Callable[[Comparison], Figure]) -> Callable[[Comparison], Figure]:
-    @functools.wraps(draw)
-    def styled(comparison: Comparison) -> Figure:
-        with matplotlib.rc_context(_RC):
-            return draw(comparison)
-
-    return styled
-
-
-@_styled
+@styled
 def training_figure(comparison: Comparison) -> Figure:
     """Policy entropy while sampling (nats a token) and mean reward, over rollouts.
 
     Raises SteerError where no rollout has been logged.
     """
     metrics = _with_column(comparison.metrics, "entropy/policy", "no rollout has been logged yet")
-    figure, axes = _panels(1, 2, height=2.5)
+    figure, axes = panels(1, 2, height=2.5)
     for axis, column, title, unit in zip(
         axes.flat,
         ("entropy/policy", "reward/mean"),
@@ -100,12 +65,12 @@ def training_figure(comparison: Comparison) -> Figure:
         strict=True,
     ):
         _draw_arms(axis, comparison, metrics, column)
-        _label(axis, title, "rollout", unit)
-    _legend(figure, comparison, metrics)
+        label(axis, title, "rollout", unit)
+    legend(figure, comparison, metrics)
     return figure
 
 
-@_styled
+@styled
 def heldout_figure(comparison: Comparison) -> Figure:
     """Held-out pass@k over rollouts, one panel for each k of the plan; the base model is step 0.
 
@@ -115,16 +80,16 @@ def heldout_figure(comparison: Comparison) -> Figure:
     if not comparison.ks:
         raise SteerError("evaluation.pass_at: is empty; name at least one k to draw pass@k")
     columns = min(len(comparison.ks), 3)
-    figure, axes = _panels(-(-len(comparison.ks) // columns), columns, height=2.5)
+    figure, axes = panels(-(-len(comparison.ks) // columns), columns, height=2.5)
     for axis, k in zip(axes.flat, comparison.ks, strict=False):
         _draw_arms(axis, comparison, curves, f"pass@{k}", markers=True)
-        _label(axis, f"pass@{k}", "rollout", "share of held-out problems" if axis in axes[:, 0] else "")
-    _hide(axes, len(comparison.ks))
-    _legend(figure, comparison, curves, markers=True)
+        label(axis, f"pass@{k}", "rollout", "share of held-out problems" if axis in axes[:, 0] else "")
+    hide(axes, len(comparison.ks))
+    legend(figure, comparison, curves, markers=True)
     return figure
 
 
-@_styled
+@styled
 def trade_figure(comparison: Comparison) -> Figure:
     """What pass@1 is bought with: pass@<largest k> and held-out entropy (nats a token) against pass@1.
 
@@ -136,12 +101,12 @@ def trade_figure(comparison: Comparison) -> Figure:
     quantities = [("policy_entropy", "Entropy against pass@1", "entropy (nats / token)")]
     if largest > 1:
         quantities.insert(0, (f"pass@{largest}", f"pass@{largest} against pass@1", f"pass@{largest}"))
-    figure, axes = _panels(1, len(quantities), height=2.9)
+    figure, axes = panels(1, len(quantities), height=2.9)
     for axis, (column, title, unit) in zip(axes.flat, quantities, strict=True):
         for arm, seed, run in _runs(comparison, curves):
-            colour, marker = _look(comparison, arm)
+            colour, marker = look(comparison, arm)
             trained = run[run.step > 0]
-            axis.plot(run["pass@1"], run[column], color=colour, lw=0.6, alpha=0.45, label=f"_{arm} {seed} path")
+            axis.plot(run["pass@1"], run[column], color=colour, lw=0.6, alpha=0.3, label=f"_{arm} {seed} path")
             axis.plot(
                 trained["pass@1"],
                 trained[column],
@@ -161,9 +126,9 @@ def trade_figure(comparison: Comparison) -> Figure:
         if len(base):
             at = (base["pass@1"].iloc[0], base[column].iloc[0])
             axis.plot(*at, "*", color="white", ms=10, mec=ARM_COLOURS[0], mew=0.9, label="_base", zorder=4)
-            axis.annotate("base", at, (7, 0), textcoords="offset points", fontsize=7.5, color=_MUTED, va="center")
+            axis.annotate("base", at, (7, 0), textcoords="offset points", fontsize=7.5, color=MUTED, va="center")
         if np.isfinite(level):
-            axis.axvline(level, color=_MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1, label="_common level")
+            axis.axvline(level, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1, label="_common level")
             axis.annotate(
                 f"common level {level:.3f}",
                 (level, 1),
@@ -174,14 +139,14 @@ def trade_figure(comparison: Comparison) -> Figure:
                 ha="right",
                 va="top",
                 fontsize=7,
-                color=_MUTED,
+                color=MUTED,
             )
-        _label(axis, title, "pass@1", unit, whole=False)
-    _legend(figure, comparison, curves, markers=True)
+        label(axis, title, "pass@1", unit, whole=False)
+    legend(figure, comparison, curves, markers=True)
     return figure
 
 
-@_styled
+@styled
 def quadrants_figure(comparison: Comparison) -> Figure:
     """Predicted change of the mean entropy (nats a rollout) by quadrant over rollouts, one panel an arm.
 
@@ -193,33 +158,32 @@ def quadrants_figure(comparison: Comparison) -> Figure:
     if not arms:
         raise SteerError("no rollout has been logged yet; train before drawing quadrants")
     columns = len(arms) if len(arms) <= 3 else 2 if len(arms) == 4 else 3
-    figure, axes = _panels(-(-len(arms) // columns), columns, height=2.1, sharex=True, sharey=True)
+    names = {f"entropy_change/{forms[arm]}/{name}" for arm in arms for name in QUADRANTS}
+    reach = comparison.metrics[sorted(names)].abs().max().max()
+    power = int(np.floor(np.log10(reach))) if reach > 0 else 0
+    unit = f"$10^{{{power}}}$ nats / rollout"
+    figure, axes = panels(-(-len(arms) // columns), columns, height=2.1, sharex=True, sharey=True)
     for axis, arm in zip(axes.flat, arms, strict=False):
         rows = _quadrant_rows(comparison, arm)
-        axis.axhline(0, color=_MUTED, lw=0.7, zorder=1, label="_zero")
+        axis.axhline(0, color=MUTED, lw=0.7, zorder=1, label="_zero")
         for name in QUADRANTS:
             colour, style = _QUADRANT_LOOKS[name]
-            _draw_lines(axis, rows, f"entropy_change/{forms[arm]}/{name}", colour, name, style=style)
+            draw_lines(axis, rows, f"entropy_change/{forms[arm]}/{name}", colour, name, style=style)
         form = f" ({forms[arm]} form)" if len(set(forms.values())) > 1 else ""
-        first_column, last_row = axis in axes[:, 0], axis in axes[-1]
-        _label(
-            axis,
-            _plain(comparison.label(arm)) + form,
-            "rollout" if last_row else "",
-            "nats / rollout" if first_column else "",
+        lowest = arms.index(arm) + columns >= len(arms)
+        label(
+            axis, plain(comparison.label(arm)) + form, "rollout" if lowest else "", unit if axis in axes[:, 0] else ""
         )
-        axis.title.set_color(_look(comparison, arm)[0])
-        axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3), useMathText=True)
-        axis.yaxis.get_offset_text().set_size(7)
-        axis.yaxis.get_offset_text().set_visible(first_column)
-        axis.yaxis.get_offset_text().set_horizontalalignment("right")
-    _hide(axes, len(arms))
-    handles = [Line2D([], [], color=colour, ls=style, lw=1.8) for colour, style in _QUADRANT_LOOKS.values()]
+        axis.tick_params(labelbottom=lowest)
+        axis.title.set_color(look(comparison, arm)[0])
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y / 10**power:.3g}".replace("-", "\u2212")))
+    hide(axes, len(arms))
+    handles = [Line2D([], [], color=colour, ls=style, lw=1.6) for colour, style in _QUADRANT_LOOKS.values()]
     figure.legend(handles, list(QUADRANT_NAMES.values()), loc="outside lower center", ncols=4)
     return figure
 
 
-@_styled
+@styled
 def weights_figure(comparison: Comparison) -> Figure:
     """The distribution of lambda: share of response tokens at or below each value, by weighted arm.
 
@@ -232,23 +196,23 @@ def weights_figure(comparison: Comparison) -> Figure:
     weighted = [arm for arm in arms if quantiles[arm].min() < 1]
     if not weighted:
         raise SteerError("no weighted arm has logged a rollout: every weight is 1 and there is nothing to draw")
-    figure, axes = _panels(1, 1, height=2.7, width=4.6)
+    figure, axes = panels(1, 1, height=2.7, width=4.6)
     axis, handles, names = axes[0, 0], [], []
     for arm in weighted:
-        colour, marker = _look(comparison, arm)
-        values = quantiles[arm]
+        colour, marker = look(comparison, arm)
+        values, share = quantiles[arm], _arm_rows(comparison.metrics, arm)["lambda/share_within_1pct_of_1"].mean()
+        values = _through_share(values, share)
         line = axis.plot(
-            values.to_numpy(), values.index.to_numpy(), color=colour, marker=marker, ms=3.5, lw=1.8, label=arm
+            values.to_numpy(), values.index.to_numpy(), color=colour, marker=marker, ms=3.5, lw=1.6, label=arm
         )
-        share = _arm_rows(comparison.metrics, arm)["lambda/share_within_1pct_of_1"].mean()
         handles += line
-        names.append(f"{_plain(comparison.label(arm))}: {share:.0%} within 1% of 1")
-    plain = [arm for arm in arms if arm not in weighted]
-    if plain:
-        handles.append(axis.axvline(1, color=_MUTED, lw=1, ls=(0, (1, 1.5)), label="_plain"))
-        names.append(f"all weights 1: {'; '.join(_plain(comparison.label(arm)) for arm in plain)}")
+        names.append(f"{plain(comparison.label(arm))}: {share:.0%} within 1% of 1")
+    unweighted = [arm for arm in arms if arm not in weighted]
+    if unweighted:
+        handles.append(axis.axvline(1, color=MUTED, lw=1, ls=(0, (1, 1.5)), label="plain"))
+        names.append(f"all weights 1: {'; '.join(plain(comparison.label(arm)) for arm in unweighted)}")
     axis.set_ylim(-0.02, 1.02)
-    _label(axis, "", "weight λ of a token", "share of tokens at or below", whole=False)
+    label(axis, "", "weight λ of a token", "share of tokens at or below", whole=False)
     figure.legend(handles, names, loc="outside lower center", ncols=1)
     return figure
 
@@ -276,7 +240,7 @@ def save_figures(comparison: Comparison, folder: Path) -> dict[str, Path]:
             continue
         folder.mkdir(parents=True, exist_ok=True)
         paths[name] = folder / f"{name}.png"
-        with matplotlib.rc_context(_RC):
+        with matplotlib.rc_context(STYLE):
             figure.savefig(paths[name], dpi=200)
             figure.savefig(paths[name].with_suffix(".svg"), metadata={"Date": None})
     if not paths:
@@ -286,7 +250,7 @@ def save_figures(comparison: Comparison, folder: Path) -> dict[str, Path]:
 
 def arm_colour(comparison: Comparison, arm: str) -> str:
     """The colour of an arm, the same in every figure and table."""
-    return _look(comparison, arm)[0]
+    return look(comparison, arm)[0]
 
 
 def quadrant_form(comparison: Comparison, arm: str) -> str:
@@ -303,37 +267,10 @@ def lambda_quantiles(comparison: Comparison, arm: str) -> pd.Series:
     return pd.Series(values.to_numpy(), [float(name.removeprefix("lambda/q")) / 100 for name in names]).sort_index()
 
 
-def _look(comparison: Comparison, arm: str) -> tuple[str, str]:
-    place = list(comparison.plan.arms).index(arm)
-    marker = ARM_MARKERS[place % len(ARM_MARKERS)]
-    if len(comparison.plan.arms) <= len(ARM_COLOURS):
-        return ARM_COLOURS[place], marker
-    return sns.color_palette("husl", len(comparison.plan.arms)).as_hex()[place], marker
-
-
-def _plain(text: str) -> str:
-    """Text that matplotlib shows as it stands: no mathematics, nothing hidden from the legend."""
-    text = text.replace("$", r"\$")
-    return f"\u200a{text}" if text.startswith("_") else text
-
-
-def _panels(rows: int, columns: int, height: float, width: float = 7.0, **share: bool) -> tuple[Figure, np.ndarray]:
-    """A figure `width` inches wide, each row of panels `height` high, and its axes (rows, columns)."""
-    figure = Figure(figsize=(width, rows * height + 0.45), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **share)
-
-
-def _hide(axes: np.ndarray, used: int) -> None:
-    for axis in axes.flat[used:]:
-        axis.set_visible(False)
-
-
-def _label(axis: Axes, title: str, x: str, y: str, whole: bool = True) -> None:
-    axis.set_title(title)
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
-    if whole:
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+def _through_share(values: pd.Series, share: float) -> pd.Series:
+    """The quantiles with the point (0.99, share of tokens below it), where it keeps them in order."""
+    longer = pd.concat([values, pd.Series([0.99], [1 - share])]).sort_index()
+    return longer if longer.is_monotonic_increasing and longer.index.is_unique else values
 
 
 def _with_column(frame: pd.DataFrame, column: str, why: str) -> pd.DataFrame:
@@ -367,35 +304,8 @@ def _runs(comparison: Comparison, frame: pd.DataFrame) -> list[tuple[str, int, p
 
 def _draw_arms(axis: Axes, comparison: Comparison, frame: pd.DataFrame, column: str, markers: bool = False) -> None:
     for arm in comparison.plan.arms:
-        colour, marker = _look(comparison, arm)
-        _draw_lines(axis, _arm_rows(frame, arm), column, colour, arm, marker=marker if markers else None)
-
-
-def _draw_lines(
-    axis: Axes, rows: pd.DataFrame, column: str, colour: str, name: str, style: str = "-", marker: str | None = None
-) -> None:
-    """A thin line a seed (label `_name seed`) and a thick one for the mean of the seeds that came furthest."""
-    if rows.empty:
-        return
-    table = rows.pivot(index="step", columns="seed", values=column).sort_index()
-    for seed in table:
-        axis.plot(table[seed].dropna(), color=colour, ls=style, lw=0.6, alpha=0.4, label=f"_{name} {seed}")
-    mean = table.loc[:, table.iloc[-1].notna()].mean(axis=1, skipna=False).dropna()
-    axis.plot(mean, color=colour, ls=style, lw=1.8, marker=marker, ms=4, mec="white", mew=0.6, label=name)
-
-
-def _legend(figure: Figure, comparison: Comparison, frame: pd.DataFrame, markers: bool = False) -> None:
-    arms = [arm for arm in comparison.plan.arms if (frame.arm == arm).any()]
-    handles, names = [], []
-    for arm in arms:
-        colour, marker = _look(comparison, arm)
-        handles.append(
-            Line2D([], [], color=colour, lw=1.8, marker=marker if markers else None, ms=5, mec="white", mew=0.6)
-        )
-        names.append(_plain(comparison.label(arm)))
-    longest = max(len(name) for name in names)
-    columns = next((n for n in (4, 3, 2) if n * (longest + 6) <= 110), 1)
-    figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(arms)))
+        colour, marker = look(comparison, arm)
+        draw_lines(axis, _arm_rows(frame, arm), column, colour, arm, marker=marker if markers else None)
 
 
 __all__ = [

@@ -30,7 +30,7 @@ class Rollout:
     texts: list[str]
     finish_reasons: list[str]
 
-    def tensors(self, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def tensors(self, rows: slice | list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The four tensors of some rows, without the columns that are padding in all of them."""
         prompt_mask, response_mask = self.prompt_mask_BP[rows], self.response_mask_BT[rows]
         first = int(prompt_mask.any(0).int().argmax())

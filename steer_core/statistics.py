@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
+NO_WIDTH = 1e-9
+"""Intervals narrower than this come from values that agree."""
 Verdict = Literal["higher", "lower", "undecided"]
 
 
@@ -22,7 +24,12 @@ class Interval:
 
     @property
     def verdict(self) -> Verdict:
-        """Of a difference: which side of 0 the whole interval lies on."""
+        """Of a difference: which side of 0 the whole interval lies on.
+
+        An interval of no width decides nothing: seeds whose counts happen to agree say nothing of the spread.
+        """
+        if self.high - self.low <= NO_WIDTH:
+            return "undecided"
         if self.low > 0:
             return "higher"
         return "lower" if self.high < 0 else "undecided"
