@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 from steer_core.errors import SteerError
 
 T = TypeVar("T")
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
@@ -88,7 +89,7 @@ class SteerConfig:
     normaliser: Literal["max", "quantile"] = "max"
     """What |Omega| is divided by: its maximum (the paper) or a quantile."""
     quantile: float = Field(0.9, gt=0, le=1)
-    """Which quantile, where normaliser is `quantile`; tokens above it get lambda_min."""
+    """Which quantile of the non-zero |Omega|, where normaliser is `quantile`; tokens above get lambda_min."""
     scope: Literal["step", "rollout", "micro"] = "step"
     """Tokens the normaliser is taken over: an optimiser step, a rollout, or a micro-batch."""
 
@@ -99,7 +100,7 @@ class OptimizerConfig:
     """Which optimiser of torch.optim."""
     learning_rate: float = Field(1e-4, gt=0)
     """Constant learning rate."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
     """AdamW's decay rates."""
     eps: float = Field(1e-8, gt=0)
     """AdamW's epsilon."""
@@ -194,7 +195,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise SteerError(f"configuration {path}: {error.strerror}; give the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         where = " ".join(str(error).split())
         raise SteerError(f"configuration {path}: not YAML ({where}); mend that line") from error
     if data is None:
@@ -221,7 +222,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str] | tuple[str, ...]
                 raise SteerError(f"override {override!r}: {section} is a value, no section; drop `.{key}`")
         try:
             node[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise SteerError(f"override {override!r}: the value is not YAML; quote it") from error
     return result
 
@@ -257,7 +258,8 @@ def describe(kind: type, prefix: str = "") -> list[tuple[str, Any, str]]:
         if dataclasses.is_dataclass(hints[name]):
             rows += describe(hints[name], f"{prefix}{name}.")
         else:
-            rows.append((prefix + name, field.default, field.description or ""))
+            own = next(k for k in reversed(kind.__mro__) if name in vars(k).get("__annotations__", {}))
+            rows.append((prefix + name, field.default, own.__pydantic_fields__[name].description or ""))
     return rows
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from steer_core.loss import ClipRange, clip_indicator, importance_ratio
+from steer_core.loss import LOG_RATIO_BOUND, ClipRange, clip_indicator, importance_ratio
 from steer_core.token_stats import TokenStats
 
 _PROBABILITY_FLOOR = 1e-8
@@ -81,4 +81,5 @@ def quadrants(new: TokenStats, advantages: Tensor) -> dict[str, Tensor]:
 def _push(new: TokenStats, old: TokenStats, advantages: Tensor, clip: ClipRange) -> Tensor:
     """w = I_clip r A: how hard the surrogate pushes the sampled token's log-prob."""
     ratio = importance_ratio(new.logprob, old.logprob)
-    return clip_indicator(ratio, advantages, clip) * ratio * advantages
+    bounded = (new.logprob - old.logprob).abs() <= LOG_RATIO_BOUND  # beyond it the surrogate has no gradient
+    return clip_indicator(ratio, advantages, clip) * bounded * ratio * advantages

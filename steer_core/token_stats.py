@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORED_LABEL = -100
 _CHUNK_ELEMENTS = 1 << 22
@@ -45,7 +46,7 @@ def token_stats(logits: Tensor, labels: Tensor, temperature: float = 1.0, chunk_
 
     logits: (..., V), any float dtype; reduced in float32 (float64 stays float64). -inf marks
         tokens outside the vocabulary in use. labels: (...), int64; IGNORED_LABEL rows get logprob 0
-        and no gradient. chunk_rows: rows reduced at once; by default about 4M elements.
+        and no gradient through it. chunk_rows: rows reduced at once; by default about 4M elements.
     Returns TokenStats of shape (...). `logprob` and `entropy` are differentiable, in the logits'
     dtype, with d ln p_a/dz = (e_a - p)/temperature and dH/dz = -p (ln p + H)/temperature.
     Raises ValueError on mismatched shapes, labels outside the vocabulary, temperature <= 0.
@@ -60,6 +61,8 @@ def token_stats(logits: Tensor, labels: Tensor, temperature: float = 1.0, chunk_
         lowest, highest = labels.aminmax()
         if highest >= size or (lowest < 0 and ((labels < 0) & (labels != IGNORED_LABEL)).any()):
             raise ValueError(f"labels: a label lies outside 0..{size - 1} and is not {IGNORED_LABEL}")
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ValueError(f"chunk_rows: {chunk_rows} is below 1")
     rows = chunk_rows or max(1, _CHUNK_ELEMENTS // max(size, 1))
     flat = _TokenStats.apply(logits.reshape(-1, size), labels.reshape(-1), temperature, rows)
     return TokenStats(*(value.reshape(labels.shape) for value in flat))
@@ -72,7 +75,7 @@ class _TokenStats(torch.autograd.Function):
     def forward(ctx, logits_NV: Tensor, labels_N: Tensor, temperature: float, rows: int):
         dtype = torch.promote_types(logits_NV.dtype, torch.float32)
         out = torch.empty(4, len(logits_NV), dtype=dtype, device=logits_NV.device)
-        log_normaliser_N = torch.empty(len(logits_NV), dtype=dtype, device=logits_NV.device)
+        top_N, log_s_N = torch.empty(2, len(logits_NV), dtype=dtype, device=logits_NV.device)  # their sum would round
         for start in range(0, len(logits_NV), rows):
             chunk = slice(start, start + rows)
             z = logits_NV[chunk].to(dtype, copy=True).div_(temperature)
@@ -80,7 +83,7 @@ class _TokenStats(torch.autograd.Function):
             z -= top
             e = z.exp()
             log_s = e.sum(-1, keepdim=True).log_()
-            log_normaliser_N[chunk] = (top + log_s).squeeze(-1)
+            top_N[chunk], log_s_N[chunk] = top.squeeze(-1), log_s.squeeze(-1)
             label = labels_N[chunk].clamp_min(0)[:, None]
             logprob = (z.gather(-1, label) - log_s).squeeze(-1)
             out[0, chunk] = torch.where(labels_N[chunk] == IGNORED_LABEL, 0.0, logprob)
@@ -91,20 +94,21 @@ class _TokenStats(torch.autograd.Function):
             out[2, chunk] = p2.sum(-1)
             out[3, chunk] = _row_dot(p2, logp)
         out[1].clamp_(0.0, math.log(max(logits_NV.shape[-1], 1)))
-        ctx.save_for_backward(logits_NV, labels_N, log_normaliser_N, out[1])
+        ctx.save_for_backward(logits_NV, labels_N, top_N, log_s_N, out[1])
         ctx.temperature, ctx.rows = temperature, rows
         logprob, entropy, sum_p2, sum_p2_logp = out.unbind(0)
         ctx.mark_non_differentiable(sum_p2, sum_p2_logp)
         return logprob, entropy, sum_p2, sum_p2_logp
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_logprob_N, grad_entropy_N, *_):
-        logits_NV, labels_N, log_normaliser_N, entropy_N = ctx.saved_tensors
+        logits_NV, labels_N, top_N, log_s_N, entropy_N = ctx.saved_tensors
         grad_NV = torch.empty_like(logits_NV)
         with_entropy = bool(grad_entropy_N.any())
         for start in range(0, len(logits_NV), ctx.rows):
             chunk = slice(start, start + ctx.rows)
-            logp = logits_NV[chunk].to(log_normaliser_N.dtype) / ctx.temperature - log_normaliser_N[chunk, None]
+            logp = logits_NV[chunk].to(top_N.dtype) / ctx.temperature - top_N[chunk, None] - log_s_N[chunk, None]
             p = logp.exp()
             ignored = labels_N[chunk] == IGNORED_LABEL
             g = torch.where(ignored, 0.0, grad_logprob_N[chunk])[:, None]

@@ -12,13 +12,16 @@ from torch import Tensor
 def normaliser(change: Tensor, mask: Tensor, quantile: float = 1.0) -> Tensor:
     """The |entropy change| that gets lambda_min: a quantile over unmasked tokens, 1.0 for their maximum.
 
-    `change` and `mask` share a shape; the result is a scalar, 0 where nothing is unmasked. What the
+    `change` and `mask` share a shape; the result is a scalar, 0 where nothing would change. What the
     tokens are decides the scope: an optimiser step, a rollout or a micro-batch. The quantile is the
-    smallest value with at least that share of the tokens at or below it.
+    smallest value with at least that share at or below it, over tokens whose change is not 0: those
+    of groups with equal rewards, whose number varies from step to step, do not move it.
+    Raises ValueError for a quantile outside (0, 1].
     """
     if not 0 < quantile <= 1:
         raise ValueError(f"quantile: {quantile} is not within (0, 1]")
-    size = change[mask.bool()].abs().flatten()
+    size = change[mask.bool()].abs()
+    size = size[size != 0]  # NaN stays, for `steer_weights` to refuse
     if not len(size):
         return change.new_zeros(())
     return size.kthvalue(max(1, math.ceil(quantile * len(size)))).values

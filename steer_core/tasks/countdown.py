@@ -46,6 +46,10 @@ class Countdown:
 
     def solved(self, rng: random.Random) -> Iterator[tuple[Problem, str]]:
         """Endless stream of (problem, one valid trace), from random play; problems can repeat."""
+        return filter(None, self._plays(rng))
+
+    def _plays(self, rng: random.Random) -> Iterator[tuple[Problem, str] | None]:
+        """Endless stream of plays, with None for each whose target is out of range."""
         config = self.config
         while True:
             numbers = sorted(rng.randint(1, config.largest_number) for _ in range(config.numbers))
@@ -62,15 +66,20 @@ class Countdown:
             if config.smallest_target <= target <= config.largest_target:
                 prompt = f"{','.join(map(str, numbers))}={target}:"
                 yield Problem(id=prompt, prompt=prompt, answer=str(target)), ",".join(steps)
+            else:
+                yield None
 
     def problems(self, split: Split, count: int) -> list[Problem]:
         """See `Task.problems`. Raises SteerError where the ranges hold too few distinct problems."""
         found: dict[str, Problem] = {}
-        stream = self.solved(random.Random(f"countdown-{split}"))
+        stream = self._plays(random.Random(f"countdown-{split}"))
         for _ in range(_DRAWS_PER_PROBLEM + 100 * count):
             if len(found) == count:
                 return list(found.values())
-            problem, _ = next(stream)
+            play = next(stream)
+            if play is None:
+                continue
+            problem, _ = play
             if split_of(problem.id) == split:
                 found.setdefault(problem.id, problem)
         raise SteerError(
@@ -80,7 +89,10 @@ class Countdown:
         )
 
     def verify(self, problem: Problem, response: str) -> bool:
-        """Whether the trace uses each number exactly once, computes right, and ends at the target."""
+        """Whether the trace uses each number exactly once, computes right, and ends at the target.
+
+        Values are positive whole numbers of at most six digits, without leading zeros.
+        """
         numbers, target = problem.prompt.removesuffix(":").split("=")
         table = Counter(map(int, numbers.split(",")))
         steps = response.split(",")

@@ -1,0 +1,215 @@
+"""The `steer` command: exit codes, one clear line for bad input, and a whole run by subprocess."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from small import SMALL
+from transformers import AutoTokenizer
+
+from steer_core.cli import main
+from steer_core.policy import EMBEDDED
+from steer_core.tokenizer import character_tokenizer
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}
+
+
+def steer(*arguments, **options):
+    command = [sys.executable, "-m", "steer_core", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False, **options)
+
+
+def error_of(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as exit:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert exit.value.code == 2
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.fixture
+def model_copy(tmp_path):
+    folder = tmp_path / "model"
+    subprocess.run(["cp", "-r", EMBEDDED, folder], check=True)
+    return folder
+
+
+def test_train_evaluate_and_report_by_subprocess(tmp_path):
+    run = tmp_path / "run"
+    trained = steer("train", "steer", *SMALL, "--out", run)
+    assert trained.returncode == 0, trained.stderr
+    assert "rollout 4/4" in trained.stdout
+    evaluated = steer("evaluate", run, "evaluation.samples=8", "--out", tmp_path / "evaluation.json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    row = json.loads((tmp_path / "evaluation.json").read_text())
+    assert row["samples"] == 8
+    assert len(row["correct"]) == 4
+    assert f"{row['pass@1']:.3f}" in evaluated.stdout
+    reported = steer("report", run)
+    assert reported.returncode == 0, reported.stderr
+    assert (run / "report.html").stat().st_size > 10_000
+
+
+def test_interrupt_leaves_a_resumable_run(tmp_path):
+    run = tmp_path / "run"
+    arguments = ["train", *SMALL, "train.rollouts=30", "train.checkpoint_every=30", "--out", str(run)]
+    command = [sys.executable, "-m", "steer_core", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    for line in process.stdout:
+        if line.startswith("rollout 2/"):
+            break
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate()
+    assert process.returncode == 130
+    assert f"steer train --resume {run}" in output
+    steps = [int(path.name[5:]) for path in (run / "checkpoints").iterdir()]
+    assert 2 <= steps[0] < 30
+    resumed = steer("train", "--resume", run)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"rollouts {steps[0] + 1} to 30" in resumed.stdout
+
+
+def test_unknown_key_names_the_nearest_known_one(capsys, tmp_path):
+    error = error_of(capsys, "train", "optimizer.learning_rte=1", "--out", tmp_path / "run")
+    assert "optimizer.learning_rte: unknown key; did you mean 'learning_rate'?" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("steer.lambda_min=1.5", "steer.lambda_min: 1.5 is not allowed"),
+        ("train.rollouts=many", "train.rollouts: 'many' is not allowed"),
+        ("rollout.prompts=0", "rollout.prompts: 0 is not allowed"),
+        ("model.path=/no/such/folder", "model.path: /no/such/folder holds no config.json"),
+        ("rollout.max_new_tokens=200", "max_new_tokens: 200 is more than the"),
+        ("task.largest_number=2", "task: found"),
+    ],
+)
+def test_bad_settings_are_told_with_field_value_and_remedy(capsys, tmp_path, override, message):
+    assert message in error_of(capsys, "train", override, "--out", tmp_path / "run")
+
+
+def test_a_missing_configuration_is_told(capsys):
+    assert "configuration no.yaml: No such file" in error_of(capsys, "train", "no.yaml")
+
+
+def test_a_foreign_model_folder_is_refused(capsys, tmp_path, model_copy):
+    tensors = load_file(model_copy / "model.safetensors")
+    tensors = {name.replace("mlp", "feed_forward"): tensor for name, tensor in tensors.items()}
+    save_file(tensors, model_copy / "model.safetensors", metadata={"format": "pt"})
+    error = error_of(capsys, "train", f"model.path={model_copy}", "--out", tmp_path / "run")
+    assert "holds weights that do not fit its config.json" in error
+
+
+def test_a_truncated_model_file_is_refused(capsys, tmp_path, model_copy):
+    path = model_copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    error = error_of(capsys, "train", f"model.path={model_copy}", "--out", tmp_path / "run")
+    assert "does not load as a causal language model" in error
+
+
+def test_a_tokenizer_that_cannot_write_the_task_is_refused(capsys, tmp_path, model_copy):
+    character_tokenizer("abcdefghij0123456").save_pretrained(model_copy)
+    error = error_of(capsys, "train", f"model.path={model_copy}", "--out", tmp_path / "run")
+    assert "the tokenizer turns the prompt" in error
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(capsys, tmp_path, model_copy):
+    tokenizer = AutoTokenizer.from_pretrained(model_copy)
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.save_pretrained(model_copy)
+    error = error_of(capsys, "evaluate", model_copy)
+    assert "the tokenizer has 22 tokens and the model embeds 20" in error
+
+
+def test_resume_takes_no_new_settings(capsys, tmp_path):
+    assert "drop the configuration" in error_of(capsys, "train", "grpo", "--resume", tmp_path)
+
+
+def test_resuming_a_folder_without_a_run_is_told(capsys, tmp_path):
+    assert "holds no config.yaml" in error_of(capsys, "train", "--resume", tmp_path)
+
+
+def test_reporting_a_folder_without_a_run_is_told(capsys, tmp_path):
+    assert "holds no config.yaml" in error_of(capsys, "report", tmp_path)
+
+
+@pytest.mark.parametrize("command", ["compare", "train", "evaluate"])
+def test_help_lists_every_setting_with_its_meaning(capsys, command):
+    with pytest.raises(SystemExit) as exit:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert exit.value.code == 0
+    assert "steer.lambda_min=0.7" in text
+    assert "Weight of the token at the normaliser" in text
+
+
+def test_help_is_quick_because_torch_is_not_imported():
+    code = "import sys, steer_core.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_compare_runs_every_arm_and_seed_stops_on_interrupt_and_resumes(tmp_path):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "baseline: grpo\nseeds: [0, 1]\narms:\n  grpo: {label: GRPO}\n"
+        "  steer: {label: STEER, overrides: [steer.form=paper, steer.lambda_min=0.3]}\n"
+    )
+    out = tmp_path / "compare"
+    arguments = ["compare", plan, *SMALL, "train.rollouts=20", "--out", out, "--jobs", "2"]
+    command = [sys.executable, "-m", "steer_core", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    while not list(out.glob("runs/*/*/metrics.jsonl")) and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "steer compare --resume" in output
+    assert (out / "report.html").exists()
+    resumed = steer(*arguments, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    finals = sorted(str(path.relative_to(out)) for path in out.glob("runs/*/*/checkpoints/step_000020"))
+    expected = [f"runs/{arm}/seed_{seed}/checkpoints/step_000020" for arm in ("grpo", "steer") for seed in (0, 1)]
+    assert finals == expected
+    alone = steer("train", *SMALL, "train.rollouts=20", "train.seed=1", "--out", tmp_path / "alone")
+    assert alone.returncode == 0, alone.stderr
+    assert _weights(tmp_path / "alone") == _weights(out / "runs/grpo/seed_1")
+    refused = steer(*arguments)
+    assert refused.returncode == 2
+    assert "holds a comparison already; add --resume" in refused.stderr
+
+
+def test_a_failed_run_is_named_with_its_reason(tmp_path):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "baseline: good\nseeds: [0]\narms:\n  good: {label: good}\n"
+        "  bad: {label: bad, overrides: [rollout.max_new_tokens=120]}\n"
+    )
+    failed = steer("compare", plan, *SMALL, "train.rollouts=2", "--out", tmp_path / "compare")
+    assert failed.returncode == 2
+    assert "1 of 2 runs failed (bad, seed 0: error: max_new_tokens: 120 is more than the" in failed.stderr
+    assert (tmp_path / "compare" / "report.html").exists()
+
+
+def test_a_comparison_with_another_plan_is_not_continued(capsys, tmp_path):
+    from steer_core.compare import start_comparison
+    from steer_core.comparison import load_plan
+
+    plan = Path(__file__).parents[1] / "steer_core" / "configs" / "compare.yaml"
+    start_comparison(load_plan(plan, SMALL), tmp_path / "out", resume=False)
+    error = error_of(capsys, "compare", plan, *SMALL, "train.rollouts=9", "--out", tmp_path / "out", "--resume")
+    assert "holds a comparison with another plan" in error
+
+
+def _weights(run: Path) -> bytes:
+    return (run / "checkpoints" / "step_000020" / "model.safetensors").read_bytes()

@@ -1,0 +1,247 @@
+"""Entropy-change estimates against the recomputed entropy of a tabular policy that really took the step."""
+
+import itertools
+import math
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steer_core.config import SteerConfig
+from steer_core.entropy_change import (
+    ENTROPY_CHANGE,
+    QUADRANTS,
+    exact_entropy_change,
+    paper_entropy_change,
+    quadrants,
+    released_entropy_change,
+)
+from steer_core.loss import ClipRange, clipped_surrogate
+from steer_core.token_stats import TokenStats, token_stats
+
+CLIP = ClipRange()
+ETA = 1e-5
+
+
+def entropy_of(logits):
+    """H of softmax(logits), float64, from its definition alone."""
+    p = torch.softmax(logits, -1)
+    return -(p * p.log()).sum(-1)
+
+
+def states(size, count, seed=0, spread=2.0):
+    """`count` states of one policy over `size` tokens, each with its own sampled token: (logits, labels)."""
+    generator = torch.Generator().manual_seed(seed)
+    row = spread * torch.randn(size, generator=generator, dtype=torch.float64)
+    labels = torch.multinomial(torch.softmax(row, -1), count, replacement=True, generator=generator)
+    return row.expand(count, size).clone(), labels
+
+
+def stats_with(logprob, entropy):
+    """Statistics with the given ln p_a and H; the squared sums are those of no policy in particular."""
+    logprob, entropy = torch.broadcast_tensors(
+        torch.as_tensor(logprob, dtype=torch.float64), torch.as_tensor(entropy, dtype=torch.float64)
+    )
+    return TokenStats(logprob, entropy, torch.full_like(logprob, 0.3), torch.full_like(logprob, -0.2))
+
+
+def batch(size, count=48, seed=0, log_ratio=0.4):
+    """(logits, labels, new, old, advantages): both signs of A, some tokens clipped."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    logits, labels = states(size, count, seed)
+    new = token_stats(logits, labels)
+    noise = log_ratio * torch.randn(count, generator=generator, dtype=torch.float64)
+    old = TokenStats(new.logprob - noise, new.entropy, new.sum_p2, new.sum_p2_logp)
+    advantages = 2 * torch.randn(count, generator=generator, dtype=torch.float64)
+    return logits, labels, new, old, advantages
+
+
+def surrogate_gradient(logits, labels, old, advantages, clip=CLIP):
+    """Gradient of the summed surrogate with respect to the logits: each row is a state of its own."""
+    leaf = logits.clone().requires_grad_()
+    clipped_surrogate(token_stats(leaf, labels).logprob, old.logprob, advantages, clip).sum().backward()
+    return leaf.grad
+
+
+@pytest.mark.parametrize("size", [2, 3, 17, 300, 5000])
+def test_entropy_gradient_is_minus_p_u_by_central_differences(size):
+    logits, labels = states(size, 1, seed=3)
+    leaf = logits.clone().requires_grad_()
+    token_stats(leaf, labels).entropy.sum().backward()
+    places = torch.arange(size)[:: max(1, size // 20)]
+    step = 1e-5 * torch.nn.functional.one_hot(places, size)
+    measured = (entropy_of(logits + step) - entropy_of(logits - step)) / 2e-5
+    torch.testing.assert_close(leaf.grad[0, places], measured, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [2, 3, 17, 300, 5000])
+def test_exact_form_is_the_change_of_a_tabular_policy_that_took_the_step(size):
+    logits, labels, new, old, advantages = batch(size, seed=size)
+    stepped = logits - ETA * surrogate_gradient(logits, labels, old, advantages)
+    measured = (entropy_of(stepped) - entropy_of(logits)) / ETA
+    predicted = exact_entropy_change(new, old, advantages, CLIP)
+    assert 4 < (predicted == 0).sum() < 24  # some tokens are clipped, most are not
+    torch.testing.assert_close(predicted, measured, rtol=1e-4, atol=1e-4 * measured.abs().mean().item())
+
+
+@pytest.mark.parametrize("size", [2, 3, 17, 300, 5000])
+def test_paper_form_is_the_change_when_the_sampled_logit_alone_moves(size):
+    logits, labels, new, old, advantages = batch(size, seed=size)
+    sampled = torch.nn.functional.one_hot(labels, size)
+    stepped = logits - ETA * surrogate_gradient(logits, labels, old, advantages) * sampled
+    measured = (entropy_of(stepped) - entropy_of(logits)) / ETA
+    predicted = paper_entropy_change(new, old, advantages, CLIP)
+    torch.testing.assert_close(predicted, measured, rtol=1e-4, atol=1e-4 * measured.abs().mean().item())
+
+
+@given(st.integers(2, 200), st.integers(0, 10**6), st.floats(0.1, 5), st.floats(-3, 3).filter(bool))
+def test_mean_of_the_exact_form_under_the_policy_is_zero(size, seed, spread, advantage):
+    row, _ = states(size, 1, seed, spread)
+    every = token_stats(row.expand(size, size), torch.arange(size))
+    change = exact_entropy_change(every, every, torch.full((size,), advantage, dtype=torch.float64), CLIP)
+    p = every.logprob.exp()
+    assert abs((p * change).sum()) <= 1e-12 * abs(advantage)
+
+
+def test_paper_form_differs_from_the_exact_form_by_the_dropped_sum():
+    logits, labels, new, old, advantages = batch(5, log_ratio=0.0)
+    p = torch.softmax(logits, -1)
+    pull = p.square() * (p.log() + entropy_of(logits)[:, None])  # p_j^2 u_j
+    dropped = pull.sum(-1) - pull.gather(-1, labels[:, None]).squeeze(-1)
+    difference = exact_entropy_change(new, old, advantages, CLIP) - paper_entropy_change(new, old, advantages, CLIP)
+    torch.testing.assert_close(difference, advantages * dropped)
+    assert difference.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("form", [paper_entropy_change, exact_entropy_change])
+@pytest.mark.parametrize(
+    "clip", [CLIP, ClipRange(0.2, 0.28, None), ClipRange(0.99, 5.0, 1.5), ClipRange(0.0, 0.0, 1.1)]
+)
+def test_change_is_zero_exactly_where_the_surrogate_has_no_gradient(form, clip):
+    ratios = [1e-4, 0.005, 0.5, 0.79, 0.81, 0.999, 1.001, 1.27, 1.29, 1.4, 1.6, 3.0, 5.9, 6.1, 9.9, 10.1, 1e4]
+    grid = torch.tensor(list(itertools.product(ratios, [-2.0, -0.5, 0.0, 0.5, 2.0])), dtype=torch.float64)
+    logits, labels = states(6, len(grid), seed=5)
+    new = token_stats(logits, labels)
+    old = stats_with(new.logprob - grid[:, 0].log(), new.entropy)
+    passes = surrogate_gradient(logits, labels, old, grid[:, 1], clip).any(-1)
+    change = form(new, old, grid[:, 1], clip)
+    assert torch.equal(change != 0, passes)
+    wanted = {  # the clips of theory, by name, so that surrogate and form cannot both lose one
+        (r, a): a != 0
+        and not (a > 0 and r > 1 + clip.high)
+        and not (a < 0 and r < 1 - clip.low)
+        and not (a < 0 and clip.dual is not None and r > clip.dual)
+        for r, a in grid.tolist()
+    }
+    assert dict(zip(map(tuple, grid.tolist()), passes.tolist(), strict=True)) == wanted
+
+
+@pytest.mark.parametrize("form", [paper_entropy_change, exact_entropy_change])
+@pytest.mark.parametrize(("log_ratio", "advantage"), [(25.0, -1.0), (-25.0, 1.0)])
+def test_change_is_zero_where_the_log_ratio_bound_stops_the_gradient(form, log_ratio, advantage):
+    logits, labels = states(6, 1, seed=5)
+    new = token_stats(logits, labels)
+    old = stats_with(new.logprob - log_ratio, new.entropy)
+    advantages, clip = torch.tensor([advantage], dtype=torch.float64), ClipRange(dual=None)
+    assert not surrogate_gradient(logits, labels, old, advantages, clip).any()
+    assert form(new, old, advantages, clip).item() == 0
+
+
+@pytest.mark.parametrize("form", [paper_entropy_change, exact_entropy_change])
+@given(st.floats(0.81, 1.27), st.floats(-4, 4))
+def test_change_is_linear_in_the_ratio_and_in_the_advantage(form, ratio, advantage):
+    logits, labels = states(7, 20, seed=2)
+    new = token_stats(logits, labels)
+    ones = torch.ones(20, dtype=torch.float64)
+    unit = form(new, new, ones, CLIP)
+    assert unit.abs().min() > 1e-4
+    old = stats_with(new.logprob - math.log(ratio), 0.123)  # the old policy enters through the ratio alone
+    torch.testing.assert_close(form(new, old, advantage * ones, CLIP), ratio * advantage * unit)
+
+
+@given(st.floats(-12, -1e-3), st.floats(-12, -1e-3), st.floats(0.01, 6), st.floats(-3, 3))
+def test_released_form_is_advantage_over_old_probability_without_clip(logp, old_logp, old_entropy, advantage):
+    new, old = stats_with([logp], 99.0), stats_with([old_logp], old_entropy)
+    actual = released_entropy_change(new, old, torch.tensor([advantage], dtype=torch.float64), CLIP).item()
+    p, p_old = math.exp(logp), math.exp(old_logp)
+    assert actual == pytest.approx(-(advantage / p_old) * p * (1 - p) * (logp + old_entropy), rel=1e-9, abs=1e-12)
+
+
+def test_released_form_is_the_paper_form_over_the_probability_on_policy():
+    _, _, new, _, advantages = batch(9)
+    paper = paper_entropy_change(new, new, advantages, CLIP)
+    torch.testing.assert_close(released_entropy_change(new, new, advantages, CLIP), paper / new.logprob.exp())
+
+
+@pytest.mark.parametrize(
+    ("logp", "old_logp", "p", "p_old"),
+    [(0.0, -1.0, 1 - 1e-8, math.exp(-1)), (-50.0, -1.0, 1e-8, math.exp(-1)), (-1.0, -50.0, math.exp(-1), 1e-8)],
+    ids=["p below 1", "p above 0", "old p above 0"],
+)
+def test_released_form_clamps_probabilities(logp, old_logp, p, p_old):
+    actual = released_entropy_change(
+        stats_with([logp], 1.0), stats_with([old_logp], 2.5), torch.tensor([1.0], dtype=torch.float64), CLIP
+    )
+    assert actual.item() == pytest.approx(-p * (1 - p) * (math.log(p) + 2.5) / p_old, rel=1e-6)
+
+
+def test_released_form_turns_non_finite_values_into_zero():
+    new, old = stats_with([-1.0, -1.0, math.nan, -1.0], 1.0), stats_with(-1.0, [1.0, math.inf, 1.0, 2.0])
+    advantages = torch.tensor([math.inf, 1.0, 1.0, 1.0], dtype=torch.float64)
+    change = released_entropy_change(new, old, advantages, CLIP)
+    assert change[:3].tolist() == [0.0, 0.0, 0.0]
+    assert change[3] != 0
+
+
+@given(st.floats(-8, -0.01), st.floats(0.05, 6), st.sampled_from([-1.5, 1.5]))
+def test_sign_follows_from_advantage_and_likelihood(logp, entropy, advantage):
+    new, advantages = stats_with([logp], entropy), torch.tensor([advantage], dtype=torch.float64)
+    change = paper_entropy_change(new, new, advantages, CLIP).sign().item()
+    assert change == -math.copysign(1, advantage) * (logp > -entropy) + math.copysign(1, advantage) * (logp < -entropy)
+
+
+def test_quadrants_by_hand():
+    new = stats_with([-0.5, -2.0, -0.5, -2.0, -0.5, -2.0], 1.0)
+    masks = quadrants(new, torch.tensor([1.0, 1.0, -1.0, -1.0, 0.0, 0.0]))
+    assert tuple(masks) == QUADRANTS
+    assert {name: mask.nonzero().flatten().tolist() for name, mask in masks.items()} == {
+        "positive_likely": [0],
+        "positive_unlikely": [1],
+        "negative_likely": [2],
+        "negative_unlikely": [3],
+    }
+
+
+def test_quadrants_lower_and_raise_entropy_as_named():
+    _, _, new, _, advantages = batch(30, count=200)
+    change = paper_entropy_change(new, new, advantages, CLIP)
+    masks = quadrants(new, advantages)
+    assert all(mask.sum() > 5 for mask in masks.values())
+    assert (change[masks["positive_likely"] | masks["negative_unlikely"]] < 0).all()
+    assert (change[masks["positive_unlikely"] | masks["negative_likely"]] > 0).all()
+
+
+@given(st.integers(0, 10**6))
+def test_quadrants_partition_the_tokens_with_an_advantage(seed):
+    _, _, new, _, advantages = batch(8, count=40, seed=seed)
+    advantages = advantages.round()  # many exact zeros
+    counts = torch.stack(list(quadrants(new, advantages).values())).sum(0)
+    assert torch.equal(counts, (advantages != 0).long())
+
+
+@pytest.mark.parametrize("form", ENTROPY_CHANGE.values(), ids=ENTROPY_CHANGE)
+def test_no_form_carries_gradient(form):
+    logits, labels, _, old, advantages = batch(6)
+    assert not form(token_stats(logits.requires_grad_(), labels), old, advantages, CLIP).requires_grad
+
+
+@pytest.mark.parametrize("form", ENTROPY_CHANGE.values(), ids=ENTROPY_CHANGE)
+def test_no_advantage_means_no_change(form):
+    _, _, new, old, advantages = batch(6)
+    assert not form(new, old, torch.zeros_like(advantages), CLIP).any()
+
+
+def test_every_configurable_form_exists():
+    assert set(get_args(get_type_hints(SteerConfig)["form"])) == {"none", *ENTROPY_CHANGE}

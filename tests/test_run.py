@@ -1,0 +1,186 @@
+"""The run folder: whole checkpoints or none, damaged ones refused, logs rewound, disk trouble told."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small import small_config, small_trainer, without_time
+
+from steer_core.errors import SteerError
+from steer_core.run import RunFolder, last_line
+from steer_core.trainer import Trainer
+
+SCRIPT = "import sys; from steer_core.cli import main; main(sys.argv[1:])"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    trainer = small_trainer(folder, "optimizer.name=adamw")
+    trainer.fit()
+    return trainer
+
+
+def copy_of(trainer, tmp_path) -> Trainer:
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", trainer.run.path, folder], check=True)
+    return Trainer(RunFolder.open(folder))
+
+
+def test_resuming_from_a_checkpoint_gives_the_uninterrupted_run_bit_for_bit(finished, tmp_path):
+    resumed = copy_of(finished, tmp_path)
+    assert resumed.fit(resumed.resume(from_step=2))
+    assert without_time(resumed.run.read()) == without_time(finished.run.read())
+    assert without_time(resumed.run.read("evaluations.jsonl")) == without_time(finished.run.read("evaluations.jsonl"))
+    for name, value in finished.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_the_optimisers_moments_are_part_of_the_checkpoint(finished, tmp_path):
+    resumed = copy_of(finished, tmp_path)
+    resumed.resume()
+    states = [trainer.optimizer.state_dict()["state"] for trainer in (resumed, finished)]
+    assert states[0].keys() == states[1].keys()
+    for index, mine in states[0].items():
+        theirs = states[1][index]
+        assert mine.keys() == theirs.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine), index
+        assert mine["exp_avg_sq"].abs().sum() > 0
+
+
+def test_sgd_momentum_survives_a_resume(tmp_path):
+    overrides = ("optimizer.name=sgd", "optimizer.momentum=0.9", "optimizer.learning_rate=0.1")
+    whole = small_trainer(tmp_path / "whole", *overrides)
+    whole.fit()
+    resumed = copy_of(whole, tmp_path)
+    resumed.fit(resumed.resume(from_step=2))
+    assert without_time(resumed.run.read()) == without_time(whole.run.read())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "config.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_checkpoint_is_refused_and_the_previous_one_offered(finished, tmp_path, name, damage):
+    resumed = copy_of(finished, tmp_path)
+    path = resumed.run.path / "checkpoints" / "step_000004" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(data if damage == "flip" else data[: len(data) // 2])
+    with pytest.raises(SteerError, match=rf"step_000004: {name} .*checksum.*--resume --from-step 2"):
+        resumed.resume()
+    assert resumed.resume(from_step=2) == 2
+
+
+def test_a_checkpoint_of_another_run_is_refused(finished, tmp_path):
+    other = small_trainer(tmp_path / "other", "optimizer.learning_rate=0.5")
+    (other.run.path / "checkpoints").mkdir()
+    subprocess.run(["cp", "-r", finished.run.path / "checkpoints" / "step_000004", other.run.path / "checkpoints"])
+    with pytest.raises(SteerError, match="other settings; no earlier checkpoint is left"):
+        other.resume()
+
+
+def test_a_damaged_manifest_is_refused(finished, tmp_path):
+    resumed = copy_of(finished, tmp_path)
+    (resumed.run.path / "checkpoints" / "step_000004" / "manifest.json").write_text('{"step": 4')
+    with pytest.raises(SteerError, match=r"manifest.json is missing or damaged.*--from-step 2"):
+        resumed.resume()
+
+
+def test_a_checkpoint_half_written_by_a_killed_run_is_ignored_and_replaced(finished, tmp_path):
+    resumed = copy_of(finished, tmp_path)
+    half = resumed.run.path / "checkpoints" / ".partial_step_000004"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    assert [path.name for path in resumed.run.checkpoints()] == ["step_000002", "step_000004"]
+    resumed.fit(resumed.resume(from_step=2))
+    assert not half.exists()
+
+
+def test_only_the_configured_number_of_checkpoints_is_kept(tmp_path):
+    trainer = small_trainer(tmp_path / "a", "train.checkpoint_every=1", "train.checkpoints_kept=2", "evaluation.every=0")
+    trainer.fit()
+    assert [path.name for path in trainer.run.checkpoints()] == ["step_000003", "step_000004"]
+
+
+def test_a_checkpoint_loads_as_a_hugging_face_model(finished):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = finished.run.checkpoints()[-1]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    ids = tokenizer("1,2=3:", return_tensors="pt")["input_ids"]
+    assert torch.equal(model(ids).logits, finished.model(ids).logits)
+
+
+def test_rewind_drops_what_came_after_the_step_and_a_line_cut_short(tmp_path):
+    run = RunFolder.create(tmp_path / "a", small_config())
+    for step in (1, 2, 3):
+        run.log(step, {"x": step})
+        run.write_rollout(step, [{"prompt": "p"}])
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "x"')
+    assert [row["step"] for row in run.read()] == [1, 2, 3]
+    assert last_line(run.path / "metrics.jsonl") == {"step": 3, "x": 3}
+    run.rewind(2)
+    assert (run.path / "metrics.jsonl").read_text() == '{"step": 1, "x": 1}\n{"step": 2, "x": 2}\n'
+    assert [path.name for path in sorted((run.path / "rollouts").iterdir())] == ["step_000001.jsonl", "step_000002.jsonl"]
+
+
+def test_sampled_responses_are_kept_with_their_reward_and_entropies(finished):
+    rows = [json.loads(line) for line in (finished.run.path / "rollouts" / "step_000001.jsonl").open()]
+    assert len(rows) == 8
+    assert all(len(row["entropy"]) == len(row["logprob"]) >= len(row["response"]) for row in rows)
+    assert {row["reward"] for row in rows} <= {0.0, 1.0}
+
+
+def test_a_run_folder_is_not_overwritten(tmp_path):
+    RunFolder.create(tmp_path / "a", small_config())
+    with pytest.raises(SteerError, match="holds a run already; use --resume"):
+        RunFolder.create(tmp_path / "a", small_config())
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path):
+    run = RunFolder.create(tmp_path / "a", small_config())
+    with run.lock():
+        other = subprocess.run(
+            [sys.executable, "-c", SCRIPT, "train", "--resume", str(run.path)], capture_output=True, text=True, check=False
+        )
+    assert other.returncode == 2
+    assert "another process trains in it" in other.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_told_with_the_remedy(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SteerError, match=r"run folder .*cannot be written \(Not a directory\); make room"):
+        RunFolder.create(tmp_path / "file" / "run", small_config())
+
+
+def test_a_full_disk_stops_the_run_with_one_line_and_keeps_the_finished_checkpoints(tmp_path):
+    """The limit on file size makes writing a checkpoint's optimiser state fail as a full disk does."""
+    folder = tmp_path / "run"
+    arguments = [sys.executable, "-c", SCRIPT, "train", "--resume", str(folder)]
+    whole = small_trainer(folder)
+    whole.fit()
+    subprocess.run(["rm", "-r", folder / "checkpoints" / "step_000004"], check=True)
+    limit = (folder / "checkpoints" / "step_000002" / "optimizer.safetensors").stat().st_size // 2
+
+    def small_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    out = subprocess.run(arguments, capture_output=True, text=True, check=False, preexec_fn=small_disk)
+    assert out.returncode == 2
+    assert out.stderr.count("\n") == 1
+    assert out.stderr.startswith(f"error: run folder {folder}: cannot be written (")
+    assert "--resume" in out.stderr
+    assert [path.name for path in RunFolder.open(folder).checkpoints()] == ["step_000002"]
+    again = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        saved = Path(folder / "checkpoints" / "step_000004" / name).read_bytes()
+        assert len(saved) > limit // 2
+    assert [row["step"] for row in RunFolder.open(folder).read()] == [1, 2, 3, 4]
