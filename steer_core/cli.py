@@ -31,13 +31,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 def compare(args: argparse.Namespace) -> int:
     """Train every arm of a plan over its seeds and report."""
-    path, overrides = _split(args.plan, "quick" if args.quick else "compare")
     from rich.console import Console
 
-    from steer_core.compare import run_comparison, start_comparison
     from steer_core.comparison import load_comparison, load_plan
     from steer_core.report import summary_table
+    from steer_core.runner import run_comparison, start_comparison
 
+    path, overrides = _split(args.plan, "quick" if args.quick else "compare")
+    asked = args.plan or args.quick or args.seeds
+    if args.resume and not asked and (args.out / "plan.yaml").exists():
+        path = args.out / "plan.yaml"
     plan, console = load_plan(path, overrides, args.seeds), Console()
     start_comparison(plan, args.out, args.resume)
     console.print(
@@ -106,39 +109,24 @@ def evaluate(args: argparse.Namespace) -> int:
     config = load_config(path, [*overrides, f"model.path={model}"])
     import torch
     from rich.console import Console
-    from rich.table import Table
 
     from steer_core.evaluation import evaluate as run_evaluation
-    from steer_core.evaluation import pass_at_k
+    from steer_core.evaluation import evaluation_table
     from steer_core.policy import load_policy
     from steer_core.rollout import HuggingFaceEngine
     from steer_core.run import write_atomically
     from steer_core.seeding import derive_seed
-    from steer_core.statistics import bootstrap_over_problems
     from steer_core.tasks import make_task
-    from steer_core.tokenizer import check_tokenizer
 
     torch.set_num_threads(config.train.threads)
-    policy, task = load_policy(config.model.path), make_task(config.task)
-    first = task.problems(config.evaluation.split, 1)[0]
-    check_tokenizer(policy.tokenizer, policy.model.config.vocab_size, first.prompt)
+    task, settings = make_task(config.task), config.evaluation
+    policy = load_policy(config.model.path, task.problems(settings.split, 1)[0].prompt)
     seed = derive_seed(config.train.seed, "evaluation")
-    result = run_evaluation(policy, HuggingFaceEngine(policy), task, config.evaluation, seed)
-    table = Table(
-        title=f"{args.model} on {config.evaluation.problems} {config.evaluation.split} problems of {task.name}"
-    )
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    table.add_column("95% interval over problems")
-    for k in config.evaluation.pass_at:
-        interval = bootstrap_over_problems([pass_at_k(result.correct, result.samples, k)])
-        table.add_row(f"pass@{k}", f"{interval.mean:.3f}", f"{interval.low:.3f} to {interval.high:.3f}")
-    table.add_row("policy entropy (nats a token)", f"{result.policy_entropy:.3f}", "")
-    table.add_row("response length (tokens)", f"{result.length:.1f}", "")
-    table.add_row("truncated", f"{result.truncated:.1%}", "")
-    Console().print(table)
+    result = run_evaluation(policy, HuggingFaceEngine(policy), task, settings, seed)
+    title = f"{args.model} on {settings.problems} {settings.split} problems of {task.name}"
+    Console().print(evaluation_table(result, title, settings.pass_at))
     if args.out:
-        row = {**result.to_dict(config.evaluation.pass_at), "model": args.model, "seed": config.train.seed}
+        row = {**result.to_dict(settings.pass_at), "model": args.model, "seed": config.train.seed}
         try:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(args.out, json.dumps(row) + "\n")
@@ -237,7 +225,8 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         "compare",
         compare,
-        f"examples:\n  steer compare --out runs/compare\n  steer compare --quick --out runs/quick optimizer.name=sgd optimizer.learning_rate=0.1\n\n{settings}",
+        "examples:\n  steer compare --out runs/compare\n"
+        f"  steer compare --quick --out runs/sgd optimizer.name=sgd optimizer.learning_rate=0.1\n\n{settings}",
     )
     command.add_argument(
         "plan",

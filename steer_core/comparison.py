@@ -71,9 +71,13 @@ class Plan:
 
 
 def load_plan(path: Path, overrides: list[str] | tuple[str, ...] = (), seeds: list[int] | None = None) -> Plan:
-    """The plan of a YAML file, with `section.key=value` set for all arms and the seeds replaced if given."""
+    """The plan of a YAML file, with `section.key=value` set for all arms and the seeds replaced if given.
+
+    The common settings are resolved to every setting there is, so that a plan on disk stays itself
+    when a default changes.
+    """
     data = read_yaml(path)
-    data["common"] = apply_overrides(data.get("common") or {}, overrides)
+    data["common"] = to_dict(build(Config, apply_overrides(data.get("common") or {}, overrides)))
     if seeds is not None:
         data["seeds"] = seeds
     return build(Plan, data)
@@ -267,7 +271,7 @@ def _collect(
         key = {"arm": arm, "seed": seed}
         rows = run.read("metrics.jsonl")
         metrics += [key | row for row in rows]
-        evaluations += [key | {"step": 0} | base] if base else []
+        evaluations += [{**base, **key, "step": 0}] if base else []
         evaluations += [key | row for row in run.read("evaluations.jsonl")]
         finished += bool(rows) and rows[-1]["step"] == run.config.train.rollouts
         notes += [

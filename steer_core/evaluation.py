@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.table import Table
 
 from steer_core.config import EvaluationConfig
 from steer_core.errors import SteerError
 from steer_core.policy import Policy, score
 from steer_core.rollout import RolloutEngine
+from steer_core.statistics import bootstrap_over_problems
 from steer_core.tasks import Task
 
 _SCORED_SAMPLES = 4
@@ -77,3 +79,18 @@ def evaluate(policy: Policy, engine: RolloutEngine, task: Task, config: Evaluati
         truncated=rollout.finish_reasons.count("length") / len(right),
         length=int(rollout.response_mask_BT.sum()) / len(right),
     )
+
+
+def evaluation_table(result: Evaluation, title: str, ks: tuple[int, ...]) -> Table:
+    """An evaluation for the terminal, pass@k with its interval over problems."""
+    table = Table(title=title)
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_column("95% interval over problems")
+    for k in ks:
+        interval = bootstrap_over_problems([pass_at_k(result.correct, result.samples, k)])
+        table.add_row(f"pass@{k}", f"{interval.mean:.3f}", f"{interval.low:.3f} to {interval.high:.3f}")
+    table.add_row("policy entropy (nats a token)", f"{result.policy_entropy:.3f}", "")
+    table.add_row("response length (tokens)", f"{result.length:.1f}", "")
+    table.add_row("truncated", f"{result.truncated:.1%}", "")
+    return table

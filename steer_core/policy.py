@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from steer_core.errors import SteerError
 from steer_core.token_stats import IGNORED_LABEL, TokenStats, token_stats
+from steer_core.tokenizer import check_tokenizer
 
 EMBEDDED = Path(__file__).parent / "models" / "countdown"
 
@@ -29,11 +30,12 @@ class Policy:
         return self.model.config.max_position_embeddings
 
 
-def load_policy(path: str) -> Policy:
+def load_policy(path: str, prompt: str | None = None) -> Policy:
     """The policy in a model folder, in float32; `embedded` is the Countdown model shipped here.
 
     Raises SteerError for a folder that is missing, holds no causal language model, or holds weights
-    of another architecture (nothing is ever initialised at random in silence).
+    of another architecture (nothing is ever initialised at random in silence). With `prompt`, also
+    for a tokenizer that does not fit the model or cannot carry that prompt.
     """
     folder = EMBEDDED if path == "embedded" else Path(path)
     if not (folder / "config.json").is_file():
@@ -58,6 +60,8 @@ def load_policy(path: str) -> Policy:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if prompt is not None:
+        check_tokenizer(tokenizer, model.config.vocab_size, prompt)
     return Policy(model.eval(), tokenizer)
 
 

@@ -23,7 +23,6 @@ from steer_core.run import RunFolder
 from steer_core.seeding import derive_seed
 from steer_core.tasks import Problem, make_task
 from steer_core.token_stats import TokenStats
-from steer_core.tokenizer import check_tokenizer
 from steer_core.weights import normaliser, steer_weights
 
 
@@ -48,11 +47,10 @@ class Trainer:
         config = self.config = run.config
         torch.set_num_threads(config.train.threads)
         self.run = run
-        self.policy = load_policy(config.model.path)
-        self.model = self.policy.model
         self.task = make_task(config.task)
         self.problems = self.task.problems("train", config.task.train_problems)
-        check_tokenizer(self.policy.tokenizer, self.model.config.vocab_size, self.problems[0].prompt)
+        self.policy = load_policy(config.model.path, self.problems[0].prompt)
+        self.model = self.policy.model
         self.engine = HuggingFaceEngine(self.policy)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.clip = ClipRange(config.algorithm.clip_low, config.algorithm.clip_high, config.algorithm.dual_clip)

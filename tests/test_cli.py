@@ -155,7 +155,9 @@ def test_help_lists_every_setting_with_its_meaning(capsys, command):
 
 
 def test_help_is_quick_because_torch_is_not_imported():
-    code = "import sys, steer_core.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, steer_core.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
@@ -202,8 +204,8 @@ def test_a_failed_run_is_named_with_its_reason(tmp_path):
 
 
 def test_a_comparison_with_another_plan_is_not_continued(capsys, tmp_path):
-    from steer_core.compare import start_comparison
     from steer_core.comparison import load_plan
+    from steer_core.runner import start_comparison
 
     plan = Path(__file__).parents[1] / "steer_core" / "configs" / "compare.yaml"
     start_comparison(load_plan(plan, SMALL), tmp_path / "out", resume=False)

@@ -103,7 +103,9 @@ def test_a_checkpoint_half_written_by_a_killed_run_is_ignored_and_replaced(finis
 
 
 def test_only_the_configured_number_of_checkpoints_is_kept(tmp_path):
-    trainer = small_trainer(tmp_path / "a", "train.checkpoint_every=1", "train.checkpoints_kept=2", "evaluation.every=0")
+    trainer = small_trainer(
+        tmp_path / "a", "train.checkpoint_every=1", "train.checkpoints_kept=2", "evaluation.every=0"
+    )
     trainer.fit()
     assert [path.name for path in trainer.run.checkpoints()] == ["step_000003", "step_000004"]
 
@@ -128,7 +130,10 @@ def test_rewind_drops_what_came_after_the_step_and_a_line_cut_short(tmp_path):
     assert last_line(run.path / "metrics.jsonl") == {"step": 3, "x": 3}
     run.rewind(2)
     assert (run.path / "metrics.jsonl").read_text() == '{"step": 1, "x": 1}\n{"step": 2, "x": 2}\n'
-    assert [path.name for path in sorted((run.path / "rollouts").iterdir())] == ["step_000001.jsonl", "step_000002.jsonl"]
+    assert [path.name for path in sorted((run.path / "rollouts").iterdir())] == [
+        "step_000001.jsonl",
+        "step_000002.jsonl",
+    ]
 
 
 def test_sampled_responses_are_kept_with_their_reward_and_entropies(finished):
@@ -148,7 +153,10 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path):
     run = RunFolder.create(tmp_path / "a", small_config())
     with run.lock():
         other = subprocess.run(
-            [sys.executable, "-c", SCRIPT, "train", "--resume", str(run.path)], capture_output=True, text=True, check=False
+            [sys.executable, "-c", SCRIPT, "train", "--resume", str(run.path)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
     assert other.returncode == 2
     assert "another process trains in it" in other.stderr

@@ -9,22 +9,26 @@ import math
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
-from steer_core import wording as say
-from steer_core.captions import CAPTIONS
 from steer_core.comparison import Comparison, Plan
 from steer_core.config import Config, to_dict
 from steer_core.errors import SteerError
-from steer_core.figures import arm_colour, save_figures
+from steer_core.report import wording as say
+from steer_core.report.captions import CAPTIONS
+from steer_core.report.figures import arm_colour, save_figures
 from steer_core.run import write_atomically
 from steer_core.statistics import Interval
 
 FEWEST_SEEDS = 3
 _TEMPLATES = Environment(
-    loader=PackageLoader("steer_core"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
 )
 _TEMPLATES.filters |= {
     "number": say.number,
@@ -275,7 +279,7 @@ def banners(comparison: Comparison) -> list[str]:
             f"(of {say.count(len(plan.seeds), 'seed')}: {', '.join(left)}). "
             "Tables hold finished runs only; everything here may change."
         )
-    fewest = min(map(len, seeds.values()))
+    fewest = min((len(done_seeds) for done_seeds in seeds.values() if done_seeds), default=0)
     if fewest == 1 or len(plan.seeds) == 1:
         told.append("One seed: no interval over seeds can be given, so no difference between methods is decided.")
     elif 0 < fewest < FEWEST_SEEDS or len(plan.seeds) < FEWEST_SEEDS:

@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter
 from steer_core.comparison import Comparison
 from steer_core.entropy_change import QUADRANTS
 from steer_core.errors import SteerError
-from steer_core.figure_style import (
+from steer_core.report.style import (
     ARM_COLOURS,
     MUTED,
     STYLE,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steer_core import wording as say
 from steer_core.comparison import Comparison
 from steer_core.entropy_change import QUADRANTS
-from steer_core.figures import QUADRANT_NAMES, lambda_quantiles, quadrant_form
+from steer_core.report import wording as say
+from steer_core.report.figures import QUADRANT_NAMES, lambda_quantiles, quadrant_form
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ CAPTIONS = {
         "What pass@1 is bought with",
         lambda c: (
             "Every evaluation of every run is a point, joined in the order of training; large points are last "
-            "evaluations. Dashed: the pass@1 that every finished run reached. Arms whose points lie on one curve differ in how fast "
-            "they move along it, not in what they trade."
+            "evaluations. Dashed: the pass@1 that every finished run reached. Arms whose points share a curve differ "
+            "in how fast they move along it, not in what they trade."
         ),
         trade_numbers,
     ),
@@ -129,7 +129,8 @@ CAPTIONS = {
         lambda c: (
             "Predicted change of the mean entropy at each rollout by sign of the advantage and by whether the token "
             "is likely (ln p above minus the entropy). The single-state form counts a token's effect at its own state "
-            "only and for plain gradient steps, so its scale is no forecast of the measured change: read the shares and signs."
+            "only and for plain gradient steps, so its scale is no forecast of the measured change: "
+            "read the shares and signs."
         ),
         quadrants_numbers,
     ),

@@ -1,0 +1,71 @@
+# One environment, .venv, installed from pyproject.toml with the pins of constraints.txt. `make help` lists the targets.
+
+PYTHON ?= python3
+QUICK ?= 0
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INPUTS := .venv/python.stamp pyproject.toml constraints.txt
+install = $(PIP) install$(1) -c constraints.txt -e '.$(2)'
+quietly = $(call install, -qq,$(1)) || { echo "the install failed; to see it in full: $(call install,,$(1))" >&2; exit 1; }
+
+ifeq ($(QUICK),0)
+COMPARE := --out runs/compare
+else
+COMPARE := --quick --out runs/quick
+endif
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help run test lint notebooks clean
+
+# Models and data are shipped or made here: nothing is fetched from a hub.
+run test notebooks: export HF_HUB_OFFLINE := 1
+
+help: ## show this list
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: .venv/base.stamp ## install, then run or resume the comparison in runs/compare (QUICK=1: a short one, in runs/quick)
+	@echo "run: steer compare $(COMPARE) --resume"
+	@$(BIN)/steer compare $(COMPARE) --resume
+
+test: lint ## lint, then run the tests and replay the notebooks
+	@echo "test: pytest"
+	@$(BIN)/python -m pytest
+	@set -- notebooks/*.ipynb; \
+	if [ -e "$$1" ]; then \
+		echo "test: replay of the notebooks"; \
+		$(BIN)/python -m pytest --nbval --nbval-current-env "$$@"; \
+	else \
+		echo "test: no notebooks to replay"; \
+	fi
+
+lint: .venv/dev.stamp ## check style and formatting
+	@echo "lint: ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+notebooks: .venv/dev.stamp ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab notebooks
+
+clean: ## remove the environment and the caches; runs/ stays
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/python.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || { \
+		echo "Python 3.11 or 3.12 is needed, and $(PYTHON) is: $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; \
+		exit 1; \
+	}
+	@echo "environment: .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/base.stamp: $(INPUTS)
+	@echo "install: the package and what it needs (about a minute)"
+	@$(call quietly,)
+	@touch $@
+
+.venv/dev.stamp: $(INPUTS)
+	@echo "install: the package, what it needs, and the dev extra (about a minute)"
+	@$(call quietly,[dev])
+	@touch .venv/base.stamp $@

@@ -1,0 +1,74 @@
+"""Comparisons with known numbers, made without training anything."""
+
+import pandas as pd
+
+from steer_core.comparison import Arm, Comparison, Plan
+from steer_core.entropy_change import QUADRANTS
+
+PROBLEMS = 10
+SAMPLES = 2
+
+
+def counts(twice: int, once: int) -> list[int]:
+    """Correct counts of 10 problems: pass@1 is (2 twice + once) / 20 and pass@2 is (twice + once) / 10."""
+    return [2] * twice + [1] * once + [0] * (PROBLEMS - twice - once)
+
+
+def plan(seeds=(0, 1, 2), labels=None, **evaluation) -> Plan:
+    labels = {"grpo": "GRPO", "steer": "STEER", "slow": "GRPO, slower"} | (labels or {})
+    overrides = {"grpo": [], "steer": ["steer.form=paper"], "slow": ["optimizer.learning_rate=5e-5"]}
+    return Plan(
+        arms={name: Arm(label=labels[name], overrides=overrides[name]) for name in overrides},
+        baseline="grpo",
+        seeds=list(seeds),
+        common={
+            "train": {"rollouts": 4},
+            "evaluation": {"problems": PROBLEMS, "samples": SAMPLES, "every": 2, "pass_at": [1, SAMPLES]} | evaluation,
+        },
+        note="numbers made by hand",
+    )
+
+
+# arm: (twice, once) at step 2 and step 4, and the entropy at each
+LEVELS = {
+    "grpo": (((2, 0), 0.30), ((4, 0), 0.20)),
+    "steer": (((1, 2), 0.35), ((3, 2), 0.30)),
+    "slow": (((0, 4), 0.33), ((2, 4), 0.28)),
+}
+
+
+def comparison(seeds=(0, 1, 2), arms=tuple(LEVELS), labels=None, complete=True, evaluated=True) -> Comparison:
+    """Entropy differs by 0.01 from seed to seed, for every arm alike but `steer`, whose step grows with the seed."""
+    metrics, evaluations = [], []
+    base = {"correct": counts(0, 1), "samples": SAMPLES, "policy_entropy": 0.4}
+    for arm in arms:
+        for seed in seeds:
+            key = {"arm": arm, "seed": seed}
+            for step in range(1, 5):
+                entropy = 0.4 - 0.02 * step + 0.01 * seed
+                metrics.append(key | {"step": step, "entropy/policy": entropy, "reward/mean": 0.1 * step})
+                metrics[-1] |= {
+                    f"entropy_change/paper/{name}": (i + 1) * 1e-9 * (-1) ** i for i, name in enumerate(QUADRANTS)
+                }
+                low = 0.7 if arm == "steer" else 1.0
+                metrics[-1] |= {"lambda/q0": low, "lambda/q50": 1.0, "lambda/q100": 1.0, "lambda/mean": 1.0}
+                metrics[-1]["lambda/share_within_1pct_of_1"] = 0.9 if arm == "steer" else 1.0
+            rows = [(0, base["correct"], 0.4)]
+            for step, (solved, entropy) in zip((2, 4), LEVELS[arm], strict=True):
+                shift = 0.01 * seed * (1.5 if arm == "steer" else 1)
+                rows.append((step, counts(*solved), entropy + shift))
+            if evaluated:
+                evaluations += [
+                    key | {"step": step, "correct": correct, "samples": SAMPLES, "policy_entropy": entropy}
+                    for step, correct, entropy in rows
+                ]
+    empty = ["arm", "seed", "step"]
+    return Comparison(
+        plan=plan(seeds, labels),
+        metrics=pd.DataFrame(metrics, columns=None if metrics else empty),
+        evaluations=pd.DataFrame(evaluations, columns=None if evaluations else empty),
+        base=base if evaluated else None,
+        environment={"command": "steer compare", "date": "2026-01-02T03:04:05+00:00"},
+        complete=complete,
+        notes=["GRPO, seed 0, rollout 3: a note"],
+    )

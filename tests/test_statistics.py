@@ -1,0 +1,124 @@
+"""Intervals cover what they claim, differences are paired, crossings are interpolated."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from synthetic import comparison
+
+from steer_core.statistics import Interval, at_first_crossing, bootstrap_over_problems, interval_over_seeds
+
+
+def test_interval_over_seeds_equals_the_t_interval_by_hand():
+    values = [0.1, 0.2, 0.6]
+    half = 4.302652729911275 * math.sqrt(0.07) / math.sqrt(3)
+    interval = interval_over_seeds(values)
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((0.3, 0.3 - half, 0.3 + half))
+    reference = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert (interval.low, interval.high) == pytest.approx(reference)
+
+
+def test_t_interval_over_three_seeds_covers_the_truth_95_times_in_100():
+    draws = np.random.default_rng(0).normal(0.3, 0.05, size=(2000, 3))
+    covered = np.mean([i.low <= 0.3 <= i.high for i in map(interval_over_seeds, draws)])
+    assert covered == pytest.approx(0.95, abs=0.02)
+
+
+def test_bootstrap_over_150_problems_covers_the_truth_about_95_times_in_100():
+    random = np.random.default_rng(1)
+    samples = random.beta(0.5, 1.5, size=(400, 1, 150))
+    covered = np.mean([i.low <= 0.25 <= i.high for i in (bootstrap_over_problems(s, draws=500) for s in samples)])
+    assert covered == pytest.approx(0.95, abs=0.035)
+
+
+def test_bootstrap_resamples_problems_and_not_seeds():
+    values_SQ = np.array([[0.0] * 20, [1.0] * 20])
+    interval = bootstrap_over_problems(values_SQ)
+    assert (interval.mean, interval.low, interval.high) == (0.5, 0.5, 0.5)
+
+
+def test_one_seed_has_no_interval_and_decides_nothing():
+    interval = interval_over_seeds([0.4])
+    assert interval.mean == 0.4
+    assert math.isnan(interval.low)
+    assert math.isnan(interval.high)
+    assert interval.verdict == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.01, 0.2, "higher"), (-0.2, -0.01, "lower"), (-0.1, 0.2, "undecided"), (0.0, 0.2, "undecided")],
+)
+def test_verdict_names_the_side_of_0_that_holds_the_whole_interval(low, high, verdict):
+    assert Interval((low + high) / 2, low, high).verdict == verdict
+
+
+def test_seeds_that_agree_exactly_decide_nothing():
+    assert interval_over_seeds([-0.05, -0.05]).verdict == "undecided"
+    assert interval_over_seeds([0.1 + 0.2, 0.3]).verdict == "undecided"
+
+
+def test_crossing_is_interpolated_between_the_two_evaluations_around_it():
+    assert at_first_crossing([0.1, 0.3, 0.2, 0.5], [10, 20, 30, 40], 0.15) == pytest.approx(12.5)
+    assert at_first_crossing([0.1, 0.3, 0.2, 0.5], [10, 20, 30, 40], 0.4) == pytest.approx(30 + 10 * 2 / 3)
+    assert at_first_crossing([0.2, 0.3], [10, 20], 0.1) == 10
+    assert math.isnan(at_first_crossing([0.1, 0.3], [10, 20], 0.4))
+
+
+def test_differences_at_equal_steps_are_paired_by_seed():
+    row = comparison().differences()["steer"]
+    half = 4.302652729911275 * 0.005 / math.sqrt(3)
+    assert row["entropy"].mean == pytest.approx(0.105)
+    assert (row["entropy"].low, row["entropy"].high) == pytest.approx((0.105 - half, 0.105 + half))
+    assert row["pass@1"].mean == pytest.approx(0.0)
+    assert row["pass@2"].mean == pytest.approx(0.1)
+
+
+def test_a_seed_that_one_arm_lacks_is_left_out_of_the_pairs():
+    whole = comparison()
+    kept = ~((whole.evaluations.arm == "grpo") & (whole.evaluations.seed == 2) & (whole.evaluations.step == 4))
+    partial = type(whole)(**{**vars(whole), "evaluations": whole.evaluations[kept]})
+    assert partial.differences()["steer"]["entropy"].mean == pytest.approx(np.mean([0.1, 0.105]))
+
+
+def test_equal_pass1_compares_runs_where_each_first_reaches_the_level_all_reached():
+    fast = comparison()
+    slower = fast.evaluations.copy()
+    rows = (slower.arm == "slow") & (slower.step == 4)
+    slower.loc[rows, "correct"] = slower.loc[rows, "correct"].map(lambda _: [1] * 6 + [0] * 4)
+    made = type(fast)(**{**vars(fast), "evaluations": slower})
+    assert made.common_level() == pytest.approx(0.3)
+    crossing = made.at_equal_pass1().set_index(["arm", "seed"])
+    assert crossing.loc[("grpo", 0), "step"] == pytest.approx(3.0)
+    assert crossing.loc[("grpo", 0), "entropy"] == pytest.approx(0.25)
+    assert crossing.loc[("grpo", 0), "pass@2"] == pytest.approx(0.3)
+    assert crossing.loc[("steer", 0), "pass@2"] == pytest.approx(0.4)
+    assert crossing.loc[("slow", 0), "step"] == pytest.approx(4.0)
+    assert made.differences_at_equal_pass1()["steer"]["pass@2"].mean == pytest.approx(0.1)
+    assert made.differences_at_equal_pass1("slow")["steer"]["pass@2"].mean == pytest.approx(-0.2)
+
+
+def test_a_difference_changes_sign_with_the_arm_it_is_taken_against():
+    one, other = comparison().differences()["slow"], comparison().differences("slow")["grpo"]
+    assert {name: i.mean for name, i in one.items()} == pytest.approx({name: -i.mean for name, i in other.items()})
+
+
+def test_a_control_differs_from_the_baseline_in_a_lower_learning_rate_alone():
+    assert comparison().plan.controls == ["slow"]
+
+
+def test_levels_hold_the_known_numbers_and_base_levels_the_base_model():
+    levels, base = comparison().levels(), comparison().base_levels()
+    assert levels["grpo"]["pass@1"].mean == pytest.approx(0.4)
+    assert levels["steer"]["pass@2"].mean == pytest.approx(0.5)
+    assert levels["grpo"]["entropy"].mean == pytest.approx(0.21)
+    assert levels["grpo"]["reward"].mean == pytest.approx(0.25)
+    assert base["pass@1"].mean == pytest.approx(0.05)
+    assert base["entropy"].mean == 0.4
+
+
+def test_a_comparison_without_evaluations_has_empty_tables():
+    empty = comparison(evaluated=False)
+    assert empty.levels() == empty.differences() == empty.differences_at_equal_pass1() == empty.base_levels() == {}
+    assert math.isnan(empty.common_level())
