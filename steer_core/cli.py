@@ -85,6 +85,9 @@ def train(args: argparse.Namespace) -> int:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
+        if start == total:
+            print(f"{run.path}: came to its end already, after {total} rollouts")
+            return 0
         print(f"{run.path}: rollouts {start + 1} to {total}", flush=True)
         with _progress(start, total) as show:
             finished = trainer.fit(start, show)

@@ -229,6 +229,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str] | tuple[str, ...]
 
 def build(kind: type[T], data: dict[str, Any]) -> T:
     """`data` as the settings dataclass `kind`. Raises SteerError naming the first field that does not fit."""
+    _refuse_booleans(data)
     try:
         return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
@@ -261,6 +262,15 @@ def describe(kind: type, prefix: str = "") -> list[tuple[str, Any, str]]:
             own = next(k for k in reversed(kind.__mro__) if name in vars(k).get("__annotations__", {}))
             rows.append((prefix + name, field.default, own.__pydantic_fields__[name].description or ""))
     return rows
+
+
+def _refuse_booleans(value: Any, name: str = "") -> None:
+    """No setting is a yes or a no, and pydantic would read one as 1 or 0."""
+    if isinstance(value, bool):
+        raise SteerError(f"{name}: {value} is not allowed; write a number or a word in quotes")
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _refuse_booleans(part, f"{name}.{key}" if name else str(key))
 
 
 def _known_keys(kind: Any, path: list[str]) -> list[str]:

@@ -52,7 +52,7 @@ class RunFolder:
         if (path / "config.yaml").exists():
             raise SteerError(f"run folder {path}: holds a run already; use --resume to go on with it, or another --out")
         run = cls(path, config)
-        with run._writing():
+        with run.writing():
             path.mkdir(parents=True, exist_ok=True)
             (path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
             write_atomically(path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
@@ -69,7 +69,7 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for this process; SteerError where another one trains in it."""
-        with self._writing():
+        with self.writing():
             file = (self.path / ".lock").open("w", encoding="utf-8")
         with file:
             try:
@@ -82,12 +82,12 @@ class RunFolder:
 
     def log(self, step: int, metrics: dict[str, Any], name: str = "metrics.jsonl") -> None:
         """Append one line to a log; `step` counts finished rollouts."""
-        with self._writing(), (self.path / name).open("a", encoding="utf-8") as file:
+        with self.writing(), (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def write_rollout(self, step: int, rows: list[dict[str, Any]]) -> None:
         """The sampled responses of a rollout, one JSON line each."""
-        with self._writing():
+        with self.writing():
             (self.path / "rollouts").mkdir(exist_ok=True)
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (self.path / "rollouts" / f"step_{step:06d}.jsonl").write_text(text, encoding="utf-8")
@@ -102,7 +102,7 @@ class RunFolder:
 
     def rewind(self, step: int) -> None:
         """Drop what was logged after `step`."""
-        with self._writing():
+        with self.writing():
             for name in _LOGS:
                 rows = [row for row in self.read(name) if row["step"] <= step]
                 if (self.path / name).exists():
@@ -121,7 +121,7 @@ class RunFolder:
         """Write a checkpoint after `step` rollouts and drop those beyond train.checkpoints_kept."""
         final = self.path / "checkpoints" / f"step_{step:06d}"
         partial = final.with_name(f".partial_{final.name}")
-        with self._writing():
+        with self.writing():
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             model.save_pretrained(partial)
@@ -174,7 +174,8 @@ class RunFolder:
         return manifest["step"]
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
+        """Turn what a full disk or a missing permission raises into a SteerError with the remedy."""
         try:
             yield
         except (OSError, SafetensorError) as error:

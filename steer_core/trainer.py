@@ -65,7 +65,7 @@ class Trainer:
         config = self.config
         total, every = config.train.rollouts, config.evaluation.every
         self.run.rewind(start)
-        with SummaryWriter(str(self.run.path / "tensorboard"), purge_step=start + 1) as board:
+        with self.run.writing(), SummaryWriter(str(self.run.path / "tensorboard"), purge_step=start + 1) as board:
             for step in range(start + 1, total + 1):
                 metrics = self.step(step)
                 if every and (step % every == 0 or step == total):

@@ -240,3 +240,9 @@ def test_every_setting_is_described_with_its_default():
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
 def test_every_shipped_configuration_is_valid(path):
     assert load_config(path)
+
+
+@pytest.mark.parametrize("override", ["train.seed=true", "steer.lambda_min=yes", "model.path=no"])
+def test_yes_and_no_are_not_read_as_numbers(override):
+    with pytest.raises(SteerError, match=rf"{override.split('=')[0]}: (True|False) is not allowed"):
+        load_config(None, [override])

@@ -1,0 +1,80 @@
+"""The README's commands and code run as they are written, on a run small enough for a test."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small import SMALL
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands(program: str) -> list[list[str]]:
+    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith(f"{program} ")]
+
+
+def shortened(words: list[str]) -> list[str]:
+    """The command with the small settings added where settings go."""
+    if words[1] in ("train", "compare") and "--resume" not in words:
+        at = next((i for i in range(2, len(words)) if words[i].startswith("--")), len(words))
+        if words[1] == "compare":
+            return [*words, *SMALL, "train.rollouts=2"]
+        return [*words[:at], *SMALL, *words[at:]]
+    return words
+
+
+def test_every_steer_command_of_the_readme_runs_in_order(tmp_path):
+    told = commands("steer")
+    assert {words[1] for words in told} == {"compare", "train", "evaluate", "report", "doctor"}
+    for words in told:
+        command = [sys.executable, "-m", "steer_core", *shortened(words)[1:]]
+        done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(words)}: {done.stdout[-500:]}{done.stderr[-500:]}"
+    assert (tmp_path / "runs" / "mine" / "report.html").exists()
+
+
+def test_every_make_target_of_the_readme_exists():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    told = {words[1] for words in commands("make")} | set(re.findall(r"`make (\w+)", README))
+    assert {"run", "test"} <= told
+    for target in told:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_the_readmes_code_runs(code):
+    from steer_core.token_stats import token_stats
+
+    logits, tokens = torch.randn(2, 5, 7), torch.randint(7, (2, 5))
+    names = {
+        "logits": logits,
+        "tokens": tokens,
+        "old": token_stats(logits + 0.01, tokens),
+        "advantages": torch.randn(2, 5),
+        "mask": torch.ones(2, 5),
+        "clipped_loss": torch.ones(2, 5),
+    }
+    exec(code, names)
+    assert names["weights"].min() == pytest.approx(0.7)
+    assert names["loss"].shape == (2, 5)
+
+
+def test_every_file_that_the_readme_names_exists():
+    table = re.findall(r"`([\w/]+\.(?:py|ipynb|md|yml|yaml|txt))`", README)
+    linked = re.findall(r"\]\((?!http)([^)]+)\)", README)
+    assert len(table) > 15
+    for name in [*table, *linked]:
+        places = (ROOT / name, ROOT / "steer_core" / name, ROOT / "notebooks" / name)
+        assert any(place.exists() for place in places), name
