@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from steer_core.comparison import Plan, load_comparison, run_path
 from steer_core.config import build, read_yaml, to_dict
@@ -120,6 +120,8 @@ def run_comparison(plan: Plan, folder: Path, jobs: int, console: Console) -> boo
                         failed.append(job)
                 update(running)
     finally:
+        for job in running:
+            job.process.terminate()
         for number, handler in previous.items():
             signal.signal(number, handler)
     comparison = load_comparison(folder)
@@ -165,7 +167,7 @@ def _display(planned: list[Job], console: Console) -> Iterator:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

@@ -30,7 +30,7 @@ def shortened(words: list[str]) -> list[str]:
     if words[1] in ("train", "compare") and "--resume" not in words:
         at = next((i for i in range(2, len(words)) if words[i].startswith("--")), len(words))
         if words[1] == "compare":
-            return [*words, *SMALL, "train.rollouts=2"]
+            return [*words[:2], "--seeds", "0", *words[2:], *SMALL, "train.rollouts=2"]
         return [*words[:at], *SMALL, *words[at:]]
     return words
 
