@@ -23,7 +23,8 @@ import torch
 from rich.progress import track
 
 from steer_core.config import load_config
-from steer_core.run import RunFolder, environment
+from steer_core.environment import environment
+from steer_core.run import RunFolder
 from steer_core.seeding import derive_seed
 from steer_core.trainer import Trainer
 
@@ -53,8 +54,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         trainers = {
-            arm: Trainer(RunFolder.create(Path(folder) / arm, load_config(None, overrides)))
-            for arm, overrides in ARMS.items()
+            arm: Trainer(RunFolder(Path(folder) / arm, load_config(None, overrides))) for arm, overrides in ARMS.items()
         }
         sampling, (tokens, _, batches) = [], rollout_and_batches(trainers["grpo"])
         for _ in range(max(3, args.repeats // 3)):

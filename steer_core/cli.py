@@ -10,15 +10,21 @@ import sys
 from pathlib import Path
 
 from steer_core.config import Config, describe, load_config
-from steer_core.errors import SteerError
+from steer_core.environment import cores
+from steer_core.errors import INTERRUPTED, SteerError
 
-SHIPPED = Path(__file__).parent / "configs"
-INTERRUPTED = 130
+CONFIGS = Path(__file__).parent / "configs"
+PLANS = Path(__file__).parent / "plans"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; exit 0 when it came to its end, 2 on bad input, 130 when it was stopped."""
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args, rest = parser.parse_known_args(arguments)
+    if rest and not (hasattr(args, "settings") and all(_is_setting(word) for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # settings may stand behind options too
+        args.settings = [*args.settings, *rest]
     try:
         sys.exit(args.command(args))
     except SteerError as error:
@@ -31,16 +37,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 def compare(args: argparse.Namespace) -> int:
     """Train every arm of a plan over its seeds and report."""
+    if args.jobs < 1:
+        raise SteerError(f"--jobs: {args.jobs} is below 1; give the number of runs to train at a time")
     from rich.console import Console
 
     from steer_core.comparison import load_comparison, load_plan
     from steer_core.report import summary_table
     from steer_core.runner import run_comparison, start_comparison
 
-    path, overrides = _split(args.plan, "quick" if args.quick else "compare")
-    asked = args.plan or args.quick or args.seeds
-    if args.resume and not asked and (args.out / "plan.yaml").exists():
-        path = args.out / "plan.yaml"
+    path, overrides = _file_and_settings(args.settings, PLANS)
+    saved = args.out / "plan.yaml"
+    if path is None:
+        goes_on = args.resume and saved.exists() and not (args.quick or args.seeds or overrides)
+        path = saved if goes_on else PLANS / ("quick.yaml" if args.quick else "compare.yaml")
     plan, console = load_plan(path, overrides, args.seeds), Console()
     start_comparison(plan, args.out, args.resume)
     console.print(
@@ -56,27 +65,32 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train one run, from its start or from its last checkpoint."""
-    from steer_core.run import RunFolder
-
-    if args.resume:
-        if args.config or args.out:
-            raise SteerError(
-                "--resume: a run goes on with the settings it began with; drop the configuration and --out"
-            )
-        run = RunFolder.open(args.resume)
-    else:
-        if args.from_step is not None:
-            raise SteerError(f"--from-step: {args.from_step} needs --resume RUN; add it")
-        path, overrides = _split(args.config, None)
-        config = load_config(path, overrides)
-        run = RunFolder.create(args.out or Path("runs") / (path.stem if path else "run"), config)
+    """Train one run, from its start or from its last checkpoint, and write its report."""
+    if args.resume and (args.settings or args.out):
+        raise SteerError("--resume: a run goes on with the settings it began with; drop the configuration and --out")
+    if args.from_step is not None and not args.resume:
+        raise SteerError(f"--from-step: {args.from_step} needs --resume RUN; add it")
+    path, overrides = _file_and_settings(args.settings, CONFIGS)
+    config = None if args.resume else load_config(path, overrides)
+    from steer_core.comparison import comparison_of
+    from steer_core.report import write_report
+    from steer_core.run import RunFolder, lock
     from steer_core.trainer import Trainer
 
-    with run.lock():
+    if args.resume:
+        run = RunFolder.open(args.resume)
         trainer = Trainer(run)
-        start = trainer.resume(args.from_step) if args.resume else 0
+    else:
+        run = RunFolder(args.out or Path("runs") / (path.stem if path else "run"), config)
+        trainer = Trainer(run)
+        run.start()
+    with lock(run.path):
+        if args.resume:
+            trainer.resume(args.from_step)
         total = run.config.train.rollouts
+        if trainer.finished == total:
+            print(f"{run.path}: came to its end already, after {total} rollouts")
+            return 0
 
         def stop(*_) -> None:
             print("stopping after the rollout in hand; once more stops at once", file=sys.stderr)
@@ -85,12 +99,11 @@ def train(args: argparse.Namespace) -> int:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
-        if start == total:
-            print(f"{run.path}: came to its end already, after {total} rollouts")
-            return 0
-        print(f"{run.path}: rollouts {start + 1} to {total}", flush=True)
-        with _progress(start, total) as show:
-            finished = trainer.fit(start, show)
+        print(f"{run.path}: rollouts {trainer.finished + 1} to {total}", flush=True)
+        with Progress(trainer.finished, total) as progress:
+            finished = trainer.fit(progress.show)
+        if not args.no_report:
+            print(f"report: {write_report(comparison_of([run.path]), run.path)}")
     if not finished:
         print(f"stopped; go on with: steer train --resume {run.path}")
     return 0 if finished else INTERRUPTED
@@ -98,18 +111,7 @@ def train(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Evaluate a model on held-out problems."""
-    path, overrides = _split(([str(args.config)] if args.config else []) + args.overrides, None)
-    model = Path(args.model)
-    if (model / "checkpoints").is_dir():
-        from steer_core.run import RunFolder
-
-        run = RunFolder.open(model)
-        saved = run.checkpoints()
-        if not saved:
-            raise SteerError(f"MODEL: {model} has no checkpoint yet; train on, or give a model folder")
-        run.check_checkpoint(saved[-1])
-        path, model = path or model / "config.yaml", saved[-1]
-    config = load_config(path, [*overrides, f"model.path={model}"])
+    path, overrides = _file_and_settings([*([str(args.config)] if args.config else []), *args.settings], CONFIGS)
     import torch
     from rich.console import Console
 
@@ -117,15 +119,25 @@ def evaluate(args: argparse.Namespace) -> int:
     from steer_core.evaluation import evaluation_table
     from steer_core.policy import load_policy
     from steer_core.rollout import HuggingFaceEngine
-    from steer_core.run import write_atomically
+    from steer_core.run import RunFolder, write_atomically
     from steer_core.seeding import derive_seed
     from steer_core.tasks import make_task
 
+    folder = args.model
+    if (Path(folder) / "config.yaml").is_file():
+        run = RunFolder.open(folder)
+        saved = run.checkpoints()
+        if not saved:
+            raise SteerError(f"MODEL: {folder} has no checkpoint yet; train on, or give a model folder")
+        run.check_checkpoint(saved[-1])
+        path, folder = path or run.path / "config.yaml", str(saved[-1])
+    config = load_config(path, overrides)
     torch.set_num_threads(config.train.threads)
     task, settings = make_task(config.task), config.evaluation
-    policy = load_policy(config.model.path, task.problems(settings.split, 1)[0].prompt)
+    problems = task.problems(settings.split, settings.problems)
+    policy = load_policy(folder, problems[0].prompt)
     seed = derive_seed(config.train.seed, "evaluation")
-    result = run_evaluation(policy, HuggingFaceEngine(policy), task, settings, seed)
+    result = run_evaluation(policy, HuggingFaceEngine(policy), task, problems, settings, seed)
     title = f"{args.model} on {settings.problems} {settings.split} problems of {task.name}"
     Console().print(evaluation_table(result, title, settings.pass_at))
     if args.out:
@@ -164,42 +176,43 @@ def doctor(args: argparse.Namespace) -> int:
     return int(any(check.state == "failure" for check in checks))
 
 
-def _split(words: list[str], default: str | None) -> tuple[Path | None, list[str]]:
-    """(the configuration file, the overrides): the first word is the file unless it is `key=value`."""
-    name = words[0] if words and "=" not in words[0] else None
-    overrides = words[1:] if name else words
-    name = name or default
-    if name is None:
-        return None, overrides
-    shipped = SHIPPED / f"{name}.yaml"
-    return (shipped if shipped.is_file() and not Path(name).exists() else Path(name)), overrides
-
-
-class _progress:
+class Progress:
     """Shows a run's rollouts: a bar on a terminal, a line each elsewhere."""
 
-    def __init__(self, start: int, total: int) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    def __init__(self, finished: int, total: int) -> None:
+        from rich import progress
 
         self.total, self.live = total, sys.stdout.isatty() and "CI" not in os.environ
-        columns = (BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(), TextColumn("left"))
-        self.progress = Progress(
-            *columns, TimeRemainingColumn(), TextColumn("{task.description}"), disable=not self.live
-        )
-        self.task = self.progress.add_task("", total=total, completed=start)
+        columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn())
+        left = (progress.TextColumn("left"), progress.TimeRemainingColumn(), progress.TextColumn("{task.description}"))
+        self.bar = progress.Progress(*columns, *left, disable=not self.live)
+        self.task = self.bar.add_task("", total=total, completed=finished)
 
-    def __enter__(self):
-        self.progress.start()
-        return self.show
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
 
     def __exit__(self, *_) -> None:
-        self.progress.stop()
+        self.bar.stop()
 
     def show(self, step: int, metrics: dict[str, float]) -> None:
+        """Show that a rollout has finished."""
         text = f"entropy {metrics['entropy/policy']:.3f}  reward {metrics['reward/mean']:.3f}"
-        self.progress.update(self.task, completed=step, description=text)
+        self.bar.update(self.task, completed=step, description=text)
         if not self.live:
             print(f"rollout {step}/{self.total}  {text}", flush=True)
+
+
+def _is_setting(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
+
+
+def _file_and_settings(words: list[str], shipped: Path) -> tuple[Path | None, list[str]]:
+    """(the YAML file or None, the settings): a first word that is no `key=value` names the file or a shipped one."""
+    if not words or _is_setting(words[0]):
+        return None, words
+    name = shipped / f"{words[0]}.yaml"
+    return (name if name.is_file() and not Path(words[0]).is_file() else Path(words[0])), words[1:]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -209,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="`steer COMMAND --help` tells a command's options; docs and numbers: README.md.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    shipped = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+    configs, plans = (", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) for folder in (CONFIGS, PLANS))
     settings = "settings (section.key=value), with their defaults:\n" + "\n".join(
         f"  {key}={'' if default is None else default}\n      {meaning}" for key, default, meaning in describe(Config)
     )
@@ -228,11 +241,11 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         "compare",
         compare,
-        "examples:\n  steer compare --out runs/compare\n"
+        f"shipped plans: {plans}\n\nexamples:\n  steer compare --out runs/compare\n"
         f"  steer compare --quick --out runs/sgd optimizer.name=sgd optimizer.learning_rate=0.1\n\n{settings}",
     )
     command.add_argument(
-        "plan",
+        "settings",
         nargs="*",
         metavar="PLAN key=value",
         help="a plan's YAML file or shipped name (default: compare), then settings for all arms",
@@ -248,13 +261,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--jobs",
         type=int,
-        default=len(os.sched_getaffinity(0)),
+        default=cores(),
         help="runs at a time, one core each (default: %(default)s)",
     )
 
-    command = add("train", train, f"shipped configurations: {shipped}\n\n{settings}")
+    command = add("train", train, f"shipped configurations: {configs}\n\n{settings}")
     command.add_argument(
-        "config",
+        "settings",
         nargs="*",
         metavar="CONFIG key=value",
         help="a YAML file or shipped name (default: all defaults), then settings",
@@ -263,6 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--resume", type=Path, metavar="RUN", help="go on with the run in this folder from its last checkpoint"
     )
+    command.add_argument("--no-report", action="store_true", help="write no report.html at the end")
     command.add_argument(
         "--from-step", type=int, metavar="N", help="with --resume: from the checkpoint taken after rollout N"
     )
@@ -272,7 +286,7 @@ def _parser() -> argparse.ArgumentParser:
         "model", metavar="MODEL", help="`embedded`, a Hugging Face model folder, or a run folder (its last checkpoint)"
     )
     command.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings, for example evaluation.problems=50"
+        "settings", nargs="*", metavar="key=value", help="settings, for example evaluation.problems=50"
     )
     command.add_argument(
         "--config", type=Path, help="a run's YAML file or shipped name (default: the run's own, or all defaults)"
@@ -293,7 +307,3 @@ def _parser() -> argparse.ArgumentParser:
 
     add("doctor", doctor)
     return parser
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -33,11 +33,11 @@ class Arm:
 class Plan:
     """Which methods are compared, from which common settings, over which seeds."""
 
-    arms: dict[str, Arm] = Field(min_length=1)
+    arms: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Arm] = Field(min_length=1)
     """Methods by name; the name is the folder of its runs."""
     baseline: str
     """The arm that the others are compared with."""
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     """Every arm runs with each; a seed fixes data order and sampling."""
     common: dict[str, Any] = Field(default_factory=dict)
     """Settings all arms share, as in a run's YAML."""
@@ -49,34 +49,58 @@ class Plan:
             raise SteerError(f"baseline: {self.baseline!r} is no arm; choose one of {', '.join(self.arms)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise SteerError(f"seeds: {self.seeds} repeats a seed; list each once")
-        for name in self.arms:
-            self.config(name, self.seeds[0])
+        shared = {name: self._shared(name) for name in self.arms}
+        for name, settings_of_arm in shared.items():
+            if settings_of_arm != shared[self.baseline]:
+                raise SteerError(
+                    f"arms.{name}: differs from {self.baseline} in model, task, evaluation or train.rollouts; "
+                    "give all arms the same, so that like is compared with like"
+                )
 
     @property
     def controls(self) -> list[str]:
         """Arms that differ from the baseline in a lower learning rate and nothing else: they only learn more slowly."""
         plain, found = self.config(self.baseline, self.seeds[0]), []
+        one_rate = {"learning_rate": 1.0, "learning_rate_factor": 1.0}
         for arm in self.arms:
             config = self.config(arm, self.seeds[0])
-            same_rate = replace(
-                config, optimizer=replace(config.optimizer, learning_rate=plain.optimizer.learning_rate)
+            alike = replace(config, optimizer=replace(config.optimizer, **one_rate)) == replace(
+                plain, optimizer=replace(plain.optimizer, **one_rate)
             )
-            if same_rate == plain and config.optimizer.learning_rate < plain.optimizer.learning_rate:
+            if alike and config.optimizer.step_size < plain.optimizer.step_size:
                 found.append(arm)
         return found
+
+    def _shared(self, arm: str) -> tuple[Any, ...]:
+        """What every arm must have in common for a comparison of methods."""
+        config = self.config(arm, self.seeds[0])
+        return config.model, config.task, config.evaluation, config.train.rollouts
 
     def config(self, arm: str, seed: int) -> Config:
         """The configuration of one run. Raises SteerError where a setting does not fit."""
         return build(Config, apply_overrides(self.common, [*self.arms[arm].overrides, f"train.seed={seed}"]))
 
 
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
 def load_plan(path: Path, overrides: list[str] | tuple[str, ...] = (), seeds: list[int] | None = None) -> Plan:
     """The plan of a YAML file, with `section.key=value` set for all arms and the seeds replaced if given.
 
-    The common settings are resolved to every setting there is, so that a plan on disk stays itself
+    Raises SteerError for a setting that an arm makes itself: its label would no longer be true. The
+    common settings are resolved to every setting there is, so that a plan on disk stays itself
     when a default changes.
     """
     data = read_yaml(path)
+    arms = data.get("arms")
+    for name, arm in arms.items() if isinstance(arms, dict) else ():
+        own = arm.get("overrides") if isinstance(arm, dict) else None
+        taken = {_key(override) for override in own or ()} & {_key(override) for override in overrides}
+        if taken:
+            raise SteerError(
+                f"{min(taken)}: arm {name!r} of {path} sets it itself; copy the plan, edit the arm and its label there"
+            )
     data["common"] = to_dict(build(Config, apply_overrides(data.get("common") or {}, overrides)))
     if seeds is not None:
         data["seeds"] = seeds

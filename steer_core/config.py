@@ -53,7 +53,7 @@ class SamplingConfig:
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus mass; below 1 the sampler is no longer the policy that is trained."""
     batch_sequences: int = Field(512, ge=1)
-    """Sequences generated at once: a memory setting."""
+    """Sequences generated at once: a memory setting, which also deals out the random numbers."""
 
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
@@ -100,6 +100,8 @@ class OptimizerConfig:
     """Which optimiser of torch.optim."""
     learning_rate: float = Field(1e-4, gt=0)
     """Constant learning rate."""
+    learning_rate_factor: float = Field(1.0, gt=0)
+    """Multiplies the learning rate; a control that learns more slowly sets this alone."""
     betas: tuple[_Decay, _Decay] = (0.9, 0.999)
     """AdamW's decay rates."""
     eps: float = Field(1e-8, gt=0)
@@ -114,6 +116,11 @@ class OptimizerConfig:
     """Prompts an optimiser step; prompts / mini_batch_prompts steps are taken a rollout."""
     micro_batch_sequences: int = Field(32, ge=1)
     """Sequences a forward pass: a memory setting that does not change the step."""
+
+    @property
+    def step_size(self) -> float:
+        """The learning rate in force."""
+        return self.learning_rate * self.learning_rate_factor
 
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
@@ -141,7 +148,7 @@ class TrainConfig:
     checkpoints_kept: int = Field(2, ge=1)
     """How many checkpoints stay; older ones go."""
     logged_responses: int = Field(8, ge=0)
-    """Sampled responses written to the run folder each rollout."""
+    """Responses written to the run folder each rollout, one a problem."""
     threads: int = Field(1, ge=1)
     """torch's threads; on a model this small one is faster than two."""
 
@@ -241,6 +248,8 @@ def build(kind: type[T], data: dict[str, Any]) -> T:
             near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise SteerError(f"{name}: unknown key; {hint}") from error
+        if first["type"] == "missing" and not isinstance(first["input"], list | tuple):
+            raise SteerError(f"{name}: is missing; add `{path[-1]}:` with its value") from error
         if first["type"].startswith("dataclass"):
             raise SteerError(f"{name}: {first['input']!r} is no section; write `key: value` below it") from error
         raise SteerError(f"{name}: {first['input']!r} is not allowed; {_lower(first['msg'])}") from error
@@ -268,9 +277,9 @@ def _refuse_booleans(value: Any, name: str = "") -> None:
     """No setting is a yes or a no, and pydantic would read one as 1 or 0."""
     if isinstance(value, bool):
         raise SteerError(f"{name}: {value} is not allowed; write a number or a word in quotes")
-    if isinstance(value, dict):
-        for key, part in value.items():
-            _refuse_booleans(part, f"{name}.{key}" if name else str(key))
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, part in items:
+        _refuse_booleans(part, f"{name}.{key}" if name else str(key))
 
 
 def _known_keys(kind: Any, path: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from steer_core.errors import SteerError
 from steer_core.policy import Policy, score
 from steer_core.rollout import RolloutEngine
 from steer_core.statistics import bootstrap_over_problems
-from steer_core.tasks import Task
+from steer_core.tasks import Problem, Task
 
 _SCORED_SAMPLES = 4
 _SCORED_AT_ONCE = 64
@@ -59,19 +59,20 @@ def pass_at_k(correct, samples: int, k: int) -> np.ndarray:
     return 1.0 - np.prod(np.clip(wrong, 0, None) / (samples - drawn), axis=-1)
 
 
-def evaluate(policy: Policy, engine: RolloutEngine, task: Task, config: EvaluationConfig, seed: int) -> Evaluation:
-    """Sample `config.samples` responses to each held-out problem, verify them, score their entropy."""
-    problems = task.problems(config.split, config.problems)
+def evaluate(
+    policy: Policy, engine: RolloutEngine, task: Task, problems: list[Problem], config: EvaluationConfig, seed: int
+) -> Evaluation:
+    """Sample `config.samples` responses to each problem, verify them, score their entropy."""
     rollout = engine.generate([p.prompt for p in problems], config.samples, config, seed)
     right = [task.verify(problems[i // config.samples], text) for i, text in enumerate(rollout.texts)]
     scored = [i for i in range(len(right)) if i % config.samples < _SCORED_SAMPLES]
     entropy, tokens = 0.0, 0
     with torch.no_grad():
         for start in range(0, len(scored), _SCORED_AT_ONCE):
-            part = rollout.tensors(scored[start : start + _SCORED_AT_ONCE])
-            stats = score(policy.model, *part, config.temperature)
-            entropy += float((stats.entropy * part[3]).sum(dtype=torch.float64))
-            tokens += int(part[3].sum())
+            part = rollout.rows(scored[start : start + _SCORED_AT_ONCE])
+            stats = score(policy.model, part, config.temperature)
+            entropy += float((stats.entropy * part.response_mask_BT).sum(dtype=torch.float64))
+            tokens += int(part.response_mask_BT.sum())
     return Evaluation(
         correct=np.reshape(right, (len(problems), config.samples)).sum(-1).tolist(),
         samples=config.samples,

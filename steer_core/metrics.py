@@ -3,11 +3,14 @@
 entropy/...         nats. `entropy/policy` is the Shannon entropy of the policy that sampled, mean over
                     response tokens; `entropy/sampled_nll` is the mean of -ln p of the sampled tokens,
                     another quantity with the same expectation.
-entropy_change/...  the policy's mean entropy change over the rollout's optimiser steps, as each
-                    single-state form predicts it for plain gradient steps of the same learning rate
-                    and the same (weighted) loss, before gradient clipping; by quadrant too.
+entropy_change/...  change of the mean entropy over the rollout's response tokens by its optimiser
+                    steps, as each single-state form predicts it for plain gradient steps of the same
+                    learning rate and (weighted) loss, before gradient clipping; by quadrant too.
+quadrant/...        share of response tokens in each quadrant.
 lambda/...          STEER's weights: quantiles, mean, share within 1% of 1.
 clip/..., ratio/... share of tokens the clip stops, by side; tails of p_theta / p_old.
+reward/..., response/..., grad_norm/...  mean reward and share of groups whose rewards are all equal;
+                    length in tokens and share cut off; norm before clipping, mean and largest.
 time/...            seconds and tokens per second: the only readings that differ between two runs.
 """
 
@@ -16,7 +19,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steer_core.advantages import GRPO_EPSILON
 from steer_core.entropy_change import QUADRANTS
 from steer_core.loss import ClipRange, clipped_by
 from steer_core.rollout import Rollout
@@ -30,7 +32,7 @@ def rollout_metrics(rollout: Rollout, old: TokenStats, rewards_PG: Tensor, advan
     """Entropy, reward and length of the responses a rollout sampled."""
     mask = rollout.response_mask_BT.bool()
     lengths = mask.sum(-1).float()
-    silent = (advantages_B.view_as(rewards_PG).abs() <= GRPO_EPSILON).all(-1)
+    silent = (advantages_B.view_as(rewards_PG) == 0).all(-1)
     return {
         "entropy/policy": float(old.entropy[mask].mean()),
         "entropy/sampled_nll": float(-old.logprob[mask].mean()),

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
+from steer_core.environment import sha256
 from steer_core.errors import SteerError
 from steer_core.token_stats import IGNORED_LABEL, TokenStats, token_stats
 from steer_core.tokenizer import check_tokenizer
@@ -30,6 +38,17 @@ class Policy:
         return self.model.config.max_position_embeddings
 
 
+def model_folder(path: str) -> Path:
+    """The folder that `model.path` names."""
+    return EMBEDDED if path == "embedded" else Path(path)
+
+
+def base_digest(path: str) -> str:
+    """SHA-256 over the weight files of a model folder."""
+    files = sorted(model_folder(path).glob("*.safetensors"))
+    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+
+
 def load_policy(path: str, prompt: str | None = None) -> Policy:
     """The policy in a model folder, in float32; `embedded` is the Countdown model shipped here.
 
@@ -37,7 +56,7 @@ def load_policy(path: str, prompt: str | None = None) -> Policy:
     of another architecture (nothing is ever initialised at random in silence). With `prompt`, also
     for a tokenizer that does not fit the model or cannot carry that prompt.
     """
-    folder = EMBEDDED if path == "embedded" else Path(path)
+    folder = model_folder(path)
     if not (folder / "config.json").is_file():
         raise SteerError(f"model.path: {path} holds no config.json; give a Hugging Face model folder, or `embedded`")
     try:
@@ -60,28 +79,52 @@ def load_policy(path: str, prompt: str | None = None) -> Policy:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    # `generate` fills what a caller leaves open from here: a folder's own penalties would make the
+    # sampler another policy than the one that is scored.
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
+    )
     if prompt is not None:
         check_tokenizer(tokenizer, model.config.vocab_size, prompt)
     return Policy(model.eval(), tokenizer)
 
 
-def score(
-    model: PreTrainedModel,
-    prompt_ids_BP: Tensor,
-    prompt_mask_BP: Tensor,
-    response_ids_BT: Tensor,
-    response_mask_BT: Tensor,
-    temperature: float,
-) -> TokenStats:
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts padded on the left and responses padded on the right.
+
+    The masks are 1 (or True) at tokens; the end-of-sequence token is part of the response.
+    """
+
+    prompt_ids_BP: Tensor
+    prompt_mask_BP: Tensor
+    response_ids_BT: Tensor
+    response_mask_BT: Tensor
+
+    def rows(self, rows: slice | list[int]) -> Sequences:
+        """Some of the sequences, without the columns that are padding in all of them."""
+        prompt_mask, response_mask = self.prompt_mask_BP[rows], self.response_mask_BT[rows]
+        first = int(prompt_mask.any(0).int().argmax())
+        width = max(int(response_mask.sum(-1).max()), 1)
+        return Sequences(
+            self.prompt_ids_BP[rows, first:],
+            prompt_mask[:, first:],
+            self.response_ids_BT[rows, :width],
+            response_mask[:, :width],
+        )
+
+
+def score(model: PreTrainedModel, sequences: Sequences, temperature: float) -> TokenStats:
     """Statistics of the policy at every response token, from one forward pass; shape (B, T).
 
-    Prompts are padded on the left and responses on the right. Masked positions get logprob 0 and no
-    gradient. Differentiable in `logprob` and `entropy`.
+    Masked positions get logprob 0 and no gradient through it. Differentiable in `logprob` and
+    `entropy`.
     """
-    mask = torch.cat([prompt_mask_BP, response_mask_BT.to(prompt_mask_BP.dtype)], dim=1)
+    response_ids_BT, response_mask_BT = sequences.response_ids_BT, sequences.response_mask_BT
+    mask = torch.cat([sequences.prompt_mask_BP, response_mask_BT.to(sequences.prompt_mask_BP.dtype)], dim=1)
     width = response_ids_BT.shape[1]
     logits = model(
-        input_ids=torch.cat([prompt_ids_BP, response_ids_BT], dim=1),
+        input_ids=torch.cat([sequences.prompt_ids_BP, response_ids_BT], dim=1),
         attention_mask=mask,
         position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
         logits_to_keep=width + 1,

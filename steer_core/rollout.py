@@ -7,40 +7,22 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from steer_core.config import SamplingConfig
 from steer_core.errors import SteerError
-from steer_core.policy import Policy
+from steer_core.policy import Policy, Sequences
 
 
 @dataclass(frozen=True)
-class Rollout:
+class Rollout(Sequences):
     """Sampled responses; row b belongs to prompt b // group.
 
-    prompt_ids_BP and prompt_mask_BP are padded on the left, response_ids_BT and response_mask_BT on
-    the right; the end-of-sequence token is part of the response. finish_reasons: "stop" where the
-    policy ended its response, "length" where it was cut off.
+    finish_reasons: "stop" where the policy ended its response, "length" where it was cut off.
     """
 
-    prompt_ids_BP: Tensor
-    prompt_mask_BP: Tensor
-    response_ids_BT: Tensor
-    response_mask_BT: Tensor
     texts: list[str]
     finish_reasons: list[str]
-
-    def tensors(self, rows: slice | list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The four tensors of some rows, without the columns that are padding in all of them."""
-        prompt_mask, response_mask = self.prompt_mask_BP[rows], self.response_mask_BT[rows]
-        first = int(prompt_mask.any(0).int().argmax())
-        width = max(int(response_mask.sum(-1).max()), 1)
-        return (
-            self.prompt_ids_BP[rows, first:],
-            prompt_mask[:, first:],
-            self.response_ids_BT[rows, :width],
-            response_mask[:, :width],
-        )
 
 
 class RolloutEngine(Protocol):
@@ -67,23 +49,10 @@ class HuggingFaceEngine:
             raise SteerError("rollout: zero prompts to sample from; give at least one problem")
         model, tokenizer = self.policy.model, self.policy.tokenizer
         encoded = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
-        room = self.policy.positions - encoded["input_ids"].shape[1]
-        if sampling.max_new_tokens > room:
-            raise SteerError(
-                f"max_new_tokens: {sampling.max_new_tokens} is more than the {room} of the model's "
-                f"{self.policy.positions} positions that the longest prompt leaves; set it to {room} or less"
-            )
+        check_room(self.policy, encoded["input_ids"].shape[1], sampling.max_new_tokens, "max_new_tokens")
         prompt_ids = encoded["input_ids"].repeat_interleave(responses, 0).to(model.device)
         prompt_mask = encoded["attention_mask"].repeat_interleave(responses, 0).to(model.device)
-        settings = GenerationConfig(
-            do_sample=True,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=0,
-            max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        settings = generation_settings(tokenizer, sampling)
         torch.manual_seed(seed)
         ids = torch.full((len(prompt_ids), sampling.max_new_tokens), tokenizer.pad_token_id, device=model.device)
         for start in range(0, len(ids), sampling.batch_sequences):
@@ -102,6 +71,29 @@ class HuggingFaceEngine:
             mask,
             tokenizer.batch_decode([row[:n] for row, n in zip(ids.tolist(), text_length.tolist(), strict=True)]),
             ["stop" if stop else "length" for stop in stopped.tolist()],
+        )
+
+
+def generation_settings(tokenizer: PreTrainedTokenizerBase, sampling: SamplingConfig) -> GenerationConfig:
+    """Plain sampling from the tempered policy, and from nothing else."""
+    return GenerationConfig(
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=0,
+        max_new_tokens=sampling.max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def check_room(policy: Policy, prompt_tokens: int, max_new_tokens: int, field: str) -> None:
+    """Raise SteerError where a prompt of so many tokens leaves no room for the longest response."""
+    room = policy.positions - prompt_tokens
+    if max_new_tokens > room:
+        raise SteerError(
+            f"{field}: {max_new_tokens} is more than the {room} of the model's {policy.positions} positions that "
+            f"the longest prompt leaves; set it to {room} or less"
         )
 
 

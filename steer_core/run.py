@@ -15,14 +15,9 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,30 +28,20 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steer_core.config import Config, build, read_yaml, to_dict
+from steer_core.environment import environment, sha256
 from steer_core.errors import SteerError
+from steer_core.policy import base_digest
 
 _LOGS = ("metrics.jsonl", "evaluations.jsonl", "notes.jsonl")
 _LONGEST_LINE = 1 << 16
+_PARTIAL = ".partial_"
 
 
 class RunFolder:
-    """One run on disk. `create` starts one, `open` goes on with one."""
+    """One run on disk. `start` makes the folder, `open` goes on with one."""
 
-    def __init__(self, path: Path, config: Config) -> None:
-        self.path, self.config = path, config
-
-    @classmethod
-    def create(cls, path: str | Path, config: Config) -> RunFolder:
-        """A new run folder. Raises SteerError where one is there already or cannot be written."""
-        path = Path(path)
-        if (path / "config.yaml").exists():
-            raise SteerError(f"run folder {path}: holds a run already; use --resume to go on with it, or another --out")
-        run = cls(path, config)
-        with run.writing():
-            path.mkdir(parents=True, exist_ok=True)
-            (path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
-            write_atomically(path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
-        return run
+    def __init__(self, path: str | Path, config: Config) -> None:
+        self.path, self.config = Path(path), config
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -66,19 +51,18 @@ class RunFolder:
             raise SteerError(f"run folder {path}: holds no config.yaml; give the folder of a run that was started")
         return cls(path, build(Config, read_yaml(path / "config.yaml")))
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder for this process; SteerError where another one trains in it."""
+    def start(self) -> RunFolder:
+        """Make the folder. Raises SteerError where it holds a run already or cannot be written."""
+        if (self.path / "config.yaml").exists():
+            raise SteerError(
+                f"run folder {self.path}: holds a run already; use --resume to go on with it, or another --out"
+            )
         with self.writing():
-            file = (self.path / ".lock").open("w", encoding="utf-8")
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise SteerError(
-                    f"run folder {self.path}: another process trains in it; wait for it or end it"
-                ) from error
-            yield
+            self.path.mkdir(parents=True, exist_ok=True)
+            about = environment() | {"base_model_sha256": base_digest(self.config.model.path)}
+            write_atomically(self.path / "environment.json", json.dumps(about, indent=2) + "\n")
+            write_atomically(self.path / "config.yaml", yaml.safe_dump(to_dict(self.config), sort_keys=False))
+        return self
 
     def log(self, step: int, metrics: dict[str, Any], name: str = "metrics.jsonl") -> None:
         """Append one line to a log; `step` counts finished rollouts."""
@@ -101,15 +85,20 @@ class RunFolder:
         return [json.loads(line) for line in lines[:-1]]
 
     def rewind(self, step: int) -> None:
-        """Drop what was logged after `step`."""
+        """Drop what was logged or saved after `step`, and what a killed process left half done."""
         with self.writing():
             for name in _LOGS:
-                rows = [row for row in self.read(name) if row["step"] <= step]
                 if (self.path / name).exists():
+                    rows = [row for row in self.read(name) if row["step"] <= step]
                     write_atomically(self.path / name, "".join(json.dumps(row) + "\n" for row in rows))
             for path in (self.path / "rollouts").glob("step_*.jsonl"):
-                if _step_of(path) > step:
+                if step_of(path) > step:
                     path.unlink()
+            for path in self.checkpoints():
+                if step_of(path) > step:
+                    _remove(path)
+            for path in (self.path / "checkpoints").glob(f"{_PARTIAL}*"):
+                shutil.rmtree(path)
 
     def checkpoints(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
@@ -120,58 +109,65 @@ class RunFolder:
     ) -> Path:
         """Write a checkpoint after `step` rollouts and drop those beyond train.checkpoints_kept."""
         final = self.path / "checkpoints" / f"step_{step:06d}"
-        partial = final.with_name(f".partial_{final.name}")
+        partial = final.with_name(_PARTIAL + final.name)
         with self.writing():
-            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
+            _save_tokenizer(tokenizer, partial)
             tensors, settings = _flatten_optimizer(optimizer)
             save_file(tensors, partial / "optimizer.safetensors")
             manifest = {
                 "step": step,
                 "run": _fingerprint(self.config),
                 "optimizer": settings,
-                "sha256": {p.name: _sha256(p) for p in sorted(partial.iterdir())},
+                "sha256": {p.name: sha256(p) for p in sorted(partial.iterdir())},
             }
             (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-            for file in partial.iterdir():
+            for file in [*partial.iterdir(), *(self.path / name for name in _LOGS if (self.path / name).exists())]:
                 _sync(file)
-            if final.exists():
-                shutil.rmtree(final)
             partial.rename(final)
             _sync(final.parent)
             for old in self.checkpoints()[: -self.config.train.checkpoints_kept]:
-                shutil.rmtree(old)
+                _remove(old)
         return final
 
-    def check_checkpoint(self, path: Path) -> dict[str, Any]:
-        """The manifest of a checkpoint that is whole and this run's own; SteerError with the reason if not."""
-        others = [p for p in self.checkpoints() if p.name < path.name]
-        remedy = (
-            f"go on from the one before it with --resume --from-step {_step_of(others[-1])}"
-            if others
-            else "no earlier checkpoint is left; start the run again"
-        )
-        try:
-            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-            wanted, run = manifest["sha256"], manifest["run"]
-        except (OSError, ValueError, KeyError) as error:
-            raise SteerError(f"checkpoint {path}: manifest.json is missing or damaged; {remedy}") from error
-        for name, digest in wanted.items():
-            if not (path / name).is_file() or _sha256(path / name) != digest:
-                raise SteerError(f"checkpoint {path}: {name} is missing or does not match its checksum; {remedy}")
-        if run != _fingerprint(self.config):
-            raise SteerError(f"checkpoint {path}: was written by a run with other settings; {remedy}")
-        return manifest
-
     def restore(self, path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> int:
-        """Load a checkpoint into model and optimiser, without executing code; the step it was taken at."""
+        """Load a checkpoint into model and optimiser, without executing code; the step it was taken at.
+
+        Raises SteerError where it is damaged or another run's; see `check_checkpoint`.
+        """
         manifest = self.check_checkpoint(path)
-        model.load_state_dict(load_file(path / "model.safetensors"), strict=False)
+        _, unexpected = model.load_state_dict(load_file(path / "model.safetensors"), strict=False)
+        if unexpected:
+            raise SteerError(f"checkpoint {path}: holds weights that model.path ({self.config.model.path}) has not")
         model.tie_weights()
         _unflatten_optimizer(optimizer, load_file(path / "optimizer.safetensors"), manifest["optimizer"])
         return manifest["step"]
+
+    def check_checkpoint(self, path: Path) -> dict[str, Any]:
+        """The manifest of a checkpoint that is whole and this run's own.
+
+        Raises SteerError with the reason if not, and offers the last one before it that is.
+        """
+        manifest, problem = self._examine(path)
+        if problem is None:
+            return manifest
+        whole = [p for p in self.checkpoints() if p.name < path.name and self._examine(p)[1] is None]
+        remedy = (
+            f"go on from the last one that is whole with --resume --from-step {step_of(whole[-1])}"
+            if whole
+            else "no earlier checkpoint is left; start the run again in another folder"
+        )
+        raise SteerError(f"checkpoint {path}: {problem}; {remedy}")
+
+    def check_base(self) -> None:
+        """Raise SteerError where model.path no longer holds the weights that the run began from."""
+        about = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        if about.get("base_model_sha256") != base_digest(self.config.model.path):
+            raise SteerError(
+                f"run folder {self.path}: model.path ({self.config.model.path}) has other weights than when the run "
+                "began; put them back, or start the run again in another folder"
+            )
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -185,6 +181,33 @@ class RunFolder:
                 "then --resume: every finished checkpoint is kept"
             ) from error
 
+    def _examine(self, path: Path) -> tuple[dict[str, Any], str | None]:
+        """(manifest, what is wrong with the checkpoint or None)."""
+        try:
+            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            wanted, run = manifest["sha256"], manifest["run"]
+        except (OSError, ValueError, KeyError):
+            return {}, "manifest.json is missing or damaged"
+        for name, digest in wanted.items():
+            if not (path / name).is_file() or sha256(path / name) != digest:
+                return manifest, f"{name} is missing or does not match its checksum"
+        return manifest, None if run == _fingerprint(self.config) else "was written by a run with other settings"
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; SteerError where another one works in it or it cannot be written."""
+    try:
+        file = (folder / ".lock").open("w", encoding="utf-8")
+    except OSError as error:
+        raise SteerError(f"{folder}: cannot be written ({error.strerror}); give it write permission") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SteerError(f"{folder}: another process works in it; wait for it or end it") from error
+        yield
+
 
 def last_line(path: Path) -> dict[str, Any] | None:
     """The last whole line of a JSON-lines log that may still be growing; None where there is none."""
@@ -197,39 +220,37 @@ def last_line(path: Path) -> dict[str, Any] | None:
     return json.loads(lines[-2]) if len(lines) > 1 else None
 
 
-def environment() -> dict[str, Any]:
-    """What a number depends on: command, date, machine, versions, and the state of the source tree."""
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here), "--no-optional-locks"]
-    tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=False)
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
-    return {
-        "command": " ".join(["steer", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": processor_name(),
-        "cores": os.cpu_count(),
-        "packages": {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "steer-core")},
-        "git_commit": commit if tracked.returncode == 0 else None,
-        "git_modified": bool(status.stdout.strip()) if tracked.returncode == 0 else None,
-    }
+def step_of(path: Path) -> int:
+    """The rollout that a checkpoint or a file of responses belongs to."""
+    return int(path.stem.removeprefix("step_"))
 
 
-def processor_name() -> str:
-    """The processor's name as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if (info.exists())
-        else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the new one, whole."""
+    partial = path.with_name(f"{_PARTIAL}{path.name}")
+    partial.write_text(text, encoding="utf-8")
+    _sync(partial)
+    partial.rename(path)
 
 
 def _fingerprint(config: Config) -> str:
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:  # the tokenizers library raises a bare Exception on a full disk
+        raise OSError(str(error)) from error
+
+
+def _remove(checkpoint: Path) -> None:
+    """Take a checkpoint away so that a kill leaves it whole or gone."""
+    doomed = checkpoint.with_name(f"{_PARTIAL}gone_{checkpoint.name}")
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
@@ -248,26 +269,9 @@ def _unflatten_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _step_of(path: Path) -> int:
-    return int(path.stem.removeprefix("step_"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one, whole."""
-    partial = path.with_name(f".partial_{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    _sync(partial)
-    partial.rename(path)

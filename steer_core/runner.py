@@ -20,9 +20,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from steer_core.comparison import Plan, load_comparison, run_path
 from steer_core.config import build, read_yaml, to_dict
-from steer_core.errors import SteerError
+from steer_core.environment import environment
+from steer_core.errors import INTERRUPTED, SteerError
+from steer_core.policy import base_digest
 from steer_core.report import write_report
-from steer_core.run import environment, last_line, write_atomically
+from steer_core.run import last_line, lock, write_atomically
 
 _POLL_SECONDS = 0.5
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -40,12 +42,17 @@ class Job:
     rollouts: int = 0
     done: bool = False
     process: subprocess.Popen | None = None
+    stops_asked: int = 0
 
     def start(self) -> None:
         """Start the process, one thread, output to its log; it dies with this one."""
         threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("a", encoding="utf-8") as log:
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            log = self.log.open("a", encoding="utf-8")
+        except OSError as error:
+            raise SteerError(f"{self.log}: cannot be written ({error.strerror}); make room, then --resume") from error
+        with log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "steer_core", *self.arguments],
                 stdin=subprocess.DEVNULL,
@@ -69,16 +76,20 @@ def start_comparison(plan: Plan, folder: Path, resume: bool) -> None:
 
     Raises SteerError where the folder holds one and `resume` is off, or holds another plan's.
     """
-    path = folder / "plan.yaml"
+    path, base = folder / "plan.yaml", base_digest(plan.config(plan.baseline, plan.seeds[0]).model.path)
     try:
         if path.exists():
             if not resume:
                 raise SteerError(f"--out: {folder} holds a comparison already; add --resume to go on, or name another")
             if build(Plan, read_yaml(path)) != plan:
                 raise SteerError(f"--out: {folder} holds a comparison with another plan; name another folder")
+            began_from = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["base_model_sha256"]
+            if began_from != base:
+                raise SteerError(f"--out: {folder} began from other weights than model.path has; name another folder")
             return
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        about = environment() | {"base_model_sha256": base}
+        write_atomically(folder / "environment.json", json.dumps(about, indent=2) + "\n")
         (folder / "configs").mkdir(exist_ok=True)
         for arm in plan.arms:
             settings = to_dict(plan.config(arm, plan.seeds[0]))
@@ -91,34 +102,34 @@ def start_comparison(plan: Plan, folder: Path, resume: bool) -> None:
 def run_comparison(plan: Plan, folder: Path, jobs: int, console: Console) -> bool:
     """Run what is not finished yet, `jobs` processes at a time, and write the report.
 
-    Ctrl-C stops every run after the rollout in hand and writes a partial report. Returns whether
-    everything came to its end. Raises SteerError, after the report, where a run failed.
+    Ctrl-C stops every run after the rollout in hand and writes a partial report; a second one stops
+    them at once. Returns whether everything came to its end. Raises SteerError, after the report,
+    where a run failed.
     """
     planned = planned_jobs(plan, folder)
-    waiting, running, failed, stopping = [job for job in planned if not job.done], [], [], False
+    waiting, running, failed, asked = [job for job in planned if not job.done], [], [], 0
 
-    def stop(*_) -> None:
-        nonlocal stopping
-        if not stopping:
-            console.print("stopping after the rollouts in hand; the report will be partial")
-        stopping = True
-        for job in running:
-            with contextlib.suppress(ProcessLookupError):
-                job.process.send_signal(signal.SIGINT)
+    def ask_to_stop(*_) -> None:
+        nonlocal asked
+        asked += 1
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _display(planned, console) as update:
-            while running or (waiting and not stopping):
-                while waiting and len(running) < jobs and not stopping:
+        with lock(folder), _display(planned, console) as update:
+            while running or (waiting and not asked):
+                while waiting and len(running) < jobs and not asked:
                     running.append(waiting.pop(0))
                     running[-1].start()
+                for job in running:
+                    if job.stops_asked < asked:
+                        job.process.send_signal(signal.SIGINT)
+                        job.stops_asked = asked
                 time.sleep(_POLL_SECONDS)
                 for job in [job for job in running if job.process.poll() is not None]:
                     running.remove(job)
-                    if job.process.returncode and not stopping:
+                    if job.process.returncode not in (0, INTERRUPTED) and not (asked and job.process.returncode < 0):
                         failed.append(job)
-                update(running)
+                update(running, asked)
     finally:
         for job in running:
             job.process.terminate()
@@ -126,10 +137,10 @@ def run_comparison(plan: Plan, folder: Path, jobs: int, console: Console) -> boo
             signal.signal(number, handler)
     comparison = load_comparison(folder)
     if len(comparison.metrics):
-        console.print(f"report: {write_report(comparison, folder)}")
+        console.print(f"report: {write_report(comparison, folder)}", highlight=False, soft_wrap=True)
     if failed:
         reasons = "; ".join(f"{job.name}: {_last_words(job.log)}" for job in failed)
-        raise SteerError(f"{len(failed)} of {len(plan.arms) * len(plan.seeds)} runs failed ({reasons}); then --resume")
+        raise SteerError(f"{len(failed)} of {len(planned)} processes failed ({reasons}); mend that, then --resume")
     return comparison.complete
 
 
@@ -154,6 +165,7 @@ def planned_jobs(plan: Plan, folder: Path) -> list[Job]:
                 arguments = ["train", "--resume", str(run)]
             else:
                 arguments = ["train", str(_config_path(folder, arm)), f"train.seed={seed}", "--out", str(run)]
+            arguments.append("--no-report")
             done = (run / "checkpoints" / f"step_{rollouts:06d}").exists()
             name, log = f"{plan.arms[arm].label}, seed {seed}", logs / f"{arm}-{seed}.log"
             jobs.append(Job(name, arguments, log, run / "metrics.jsonl", rollouts, done))
@@ -175,12 +187,16 @@ def _display(planned: list[Job], console: Console) -> Iterator:
     )
     live = console.is_terminal and "CI" not in os.environ
     began, first, said = time.monotonic(), sum(job.progress()[0] for job in planned), -1
+    told = False
     with Progress(*columns, console=console, disable=not live) as progress:
         whole = progress.add_task("all rollouts", total=total, completed=first, status="")
         bars: dict[str, int] = {}
 
-        def update(running: list[Job]) -> None:
-            nonlocal said
+        def update(running: list[Job], asked: int) -> None:
+            nonlocal said, told
+            if asked and not told:
+                told = True
+                console.print("stopping after the rollouts in hand; the report will be partial")
             done = sum(job.progress()[0] for job in planned)
             progress.update(whole, completed=done)
             for name in [name for name in bars if name not in {job.name for job in running}]:
@@ -196,7 +212,7 @@ def _display(planned: list[Job], console: Console) -> Iterator:
                 left = (
                     f", about {spent / (done - first) * (total - done) / 60:.0f} minutes left" if done > first else ""
                 )
-                console.print(f"{done} of {total} rollouts after {spent / 60:.1f} minutes{left}")
+                console.print(f"{done} of {total} rollouts after {spent / 60:.1f} minutes{left}", highlight=False)
 
         yield update
 

@@ -12,14 +12,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from steer_core.advantages import ADVANTAGES
 from steer_core.config import OptimizerConfig
-from steer_core.entropy_change import ENTROPY_CHANGE, QUADRANTS, quadrants
+from steer_core.entropy_change import ENTROPY_CHANGE, quadrants
 from steer_core.errors import SteerError
 from steer_core.evaluation import evaluate
 from steer_core.loss import ClipRange, clipped_surrogate, denominator, importance_ratio, reduce_loss, token_coefficients
 from steer_core.metrics import rollout_metrics, update_metrics
-from steer_core.policy import load_policy, score
-from steer_core.rollout import HuggingFaceEngine, Rollout
-from steer_core.run import RunFolder
+from steer_core.policy import Sequences, load_policy, score
+from steer_core.rollout import HuggingFaceEngine, Rollout, check_room
+from steer_core.run import RunFolder, step_of
 from steer_core.seeding import derive_seed
 from steer_core.tasks import Problem, make_task
 from steer_core.token_stats import TokenStats
@@ -28,20 +28,24 @@ from steer_core.weights import normaliser, steer_weights
 
 @dataclass(frozen=True)
 class Batch:
-    """Some sequences of a rollout, ready for the loss: model inputs, old statistics, advantages."""
+    """Some sequences of a rollout, ready for the loss, with the statistics of the policy that sampled."""
 
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor]
+    sequences: Sequences
     old: TokenStats
     advantages_BT: Tensor
 
     @property
     def mask_BT(self) -> Tensor:
         """True at response tokens."""
-        return self.inputs[3].bool()
+        return self.sequences.response_mask_BT.bool()
 
 
 class Trainer:
-    """One run: `fit` takes it from its last checkpoint (or its start) to its end."""
+    """One run. It starts at its beginning, or after `resume` at a checkpoint; `fit` takes it to its end.
+
+    Raises SteerError where settings, model, tokenizer and task do not fit together, before anything
+    is sampled or written.
+    """
 
     def __init__(self, run: RunFolder) -> None:
         config = self.config = run.config
@@ -49,54 +53,65 @@ class Trainer:
         self.run = run
         self.task = make_task(config.task)
         self.problems = self.task.problems("train", config.task.train_problems)
+        self.held_out = self.task.problems(config.evaluation.split, config.evaluation.problems)
         self.policy = load_policy(config.model.path, self.problems[0].prompt)
         self.model = self.policy.model
+        for problems, sampling, section in (
+            (self.problems, config.rollout, "rollout"),
+            (self.held_out, config.evaluation, "evaluation"),
+        ):
+            longest = max(len(ids) for ids in self.policy.tokenizer([p.prompt for p in problems])["input_ids"])
+            check_room(self.policy, longest, sampling.max_new_tokens, f"{section}.max_new_tokens")
         self.engine = HuggingFaceEngine(self.policy)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.clip = ClipRange(config.algorithm.clip_low, config.algorithm.clip_high, config.algorithm.dual_clip)
+        self.finished = 0
         self.stop_requested = False
 
-    def fit(self, start: int = 0, on_step: Callable[[int, dict], None] = lambda step, metrics: None) -> bool:
-        """Train from rollout `start` to the end; False where `stop_requested` ended it early.
+    def resume(self, from_step: int | None = None) -> None:
+        """Load the last checkpoint, or that of `from_step`; without any, the run starts at its beginning."""
+        paths = {step_of(path): path for path in self.run.checkpoints()}
+        if from_step is not None and from_step not in paths:
+            raise SteerError(f"--from-step: {from_step} is no checkpoint of {self.run.path}; there are {sorted(paths)}")
+        self.run.check_base()
+        if paths:
+            path = paths[max(paths) if from_step is None else from_step]
+            self.finished = self.run.restore(path, self.model, self.optimizer)
+
+    def fit(self, on_step: Callable[[int, dict], None] = lambda step, metrics: None) -> bool:
+        """Train to the end; False where `stop_requested` ended it early.
 
         Metrics, evaluations and checkpoints go to the run folder; `on_step` gets each rollout's
         metrics. A requested stop takes effect after the rollout in hand, with a checkpoint.
         """
         config = self.config
         total, every = config.train.rollouts, config.evaluation.every
-        self.run.rewind(start)
-        with self.run.writing(), SummaryWriter(str(self.run.path / "tensorboard"), purge_step=start + 1) as board:
-            for step in range(start + 1, total + 1):
+        self.run.rewind(self.finished)
+        board_path = str(self.run.path / "tensorboard")
+        with self.run.writing(), SummaryWriter(board_path, purge_step=self.finished + 1) as board:
+            for step in range(self.finished + 1, total + 1):
                 metrics = self.step(step)
-                if every and (step % every == 0 or step == total):
-                    self.evaluate(step)
+                evaluation = self.evaluate(step) if every and (step % every == 0 or step == total) else {}
                 self.run.log(step, metrics)
-                for name, value in metrics.items():
+                for name, value in (metrics | evaluation).items():
                     board.add_scalar(name, value, step)
+                self.finished = step
                 on_step(step, metrics)
                 if step % config.train.checkpoint_every == 0 or step == total or self.stop_requested:
                     self.run.save_checkpoint(step, self.model, self.policy.tokenizer, self.optimizer)
-                if self.stop_requested and step < total:
-                    return False
-        return True
+                if self.stop_requested:
+                    break
+        return self.finished == total
 
-    def resume(self, from_step: int | None = None) -> int:
-        """Load the last checkpoint, or that of `from_step`; the rollout it was taken after (0: none yet)."""
-        paths = {int(p.name.removeprefix("step_")): p for p in self.run.checkpoints()}
-        if from_step is not None and from_step not in paths:
-            raise SteerError(f"--from-step: {from_step} is no checkpoint of {self.run.path}; there are {sorted(paths)}")
-        if not paths:
-            return 0
-        return self.run.restore(paths[max(paths) if from_step is None else from_step], self.model, self.optimizer)
-
-    def evaluate(self, step: int) -> None:
-        """Evaluate the policy on held-out problems and log it."""
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Evaluate the policy on the held-out problems, log it, and return what a chart of it needs."""
         config = self.config
         seed = derive_seed(config.train.seed, "evaluation", step)
         began = time.perf_counter()
-        result = evaluate(self.policy, self.engine, self.task, config.evaluation, seed)
-        row = {**result.to_dict(config.evaluation.pass_at), "time/seconds": time.perf_counter() - began}
-        self.run.log(step, row, "evaluations.jsonl")
+        result = evaluate(self.policy, self.engine, self.task, self.held_out, config.evaluation, seed)
+        row = result.to_dict(config.evaluation.pass_at)
+        self.run.log(step, {**row, "time/seconds": time.perf_counter() - began}, "evaluations.jsonl")
+        return {f"evaluation/{name}": value for name, value in row.items() if isinstance(value, float)}
 
     def step(self, step: int) -> dict[str, float]:
         """One rollout and its optimiser steps; the metrics of both."""
@@ -113,20 +128,22 @@ class Trainer:
         old = self.score_rollout(rollout)
         scored = time.perf_counter()
 
-        tokens, norms = self.update(list(self.batches(rollout, old, advantages_B)), step)
+        readings, norms = self.update(list(self.batches(rollout, old, advantages_B)), step)
         updated = time.perf_counter()
 
         metrics = rollout_metrics(rollout, old, rewards_PG, advantages_B)
         if metrics["reward/groups_without_signal"] == 1:
-            self.run.log(step, {"note": "within every group all rewards were equal: no gradient"}, "notes.jsonl")
-        metrics |= update_metrics(tokens, self.clip, list(ENTROPY_CHANGE), self.quadrant_form)
+            note = "within every group all rewards were equal: no gradient (AdamW's momentum, if any, still moves)"
+            self.run.log(step, {"note": note}, "notes.jsonl")
+        metrics |= update_metrics(readings, self.clip, list(ENTROPY_CHANGE), self.form)
         metrics["grad_norm/mean"], metrics["grad_norm/max"] = sum(norms) / len(norms), max(norms)
+        tokens = int(rollout.response_mask_BT.sum())
         metrics |= {
             "time/rollout_seconds": sampled - began,
             "time/score_seconds": scored - sampled,
             "time/update_seconds": updated - scored,
-            "time/sampling_tokens_per_second": int(rollout.response_mask_BT.sum()) / (sampled - began),
-            "time/training_tokens_per_second": int(rollout.response_mask_BT.sum()) / (updated - scored),
+            "time/sampling_tokens_per_second": tokens / (sampled - began),
+            "time/training_tokens_per_second": tokens / (updated - scored),
         }
         self.log_responses(step, problems, rollout, rewards, advantages_B, old)
         return metrics
@@ -149,98 +166,94 @@ class Trainer:
         size, width = self.config.optimizer.micro_batch_sequences, rollout.response_ids_BT.shape[1]
         parts = []
         for start in range(0, len(rollout.texts), size):
-            stats = score(self.model, *rollout.tensors(slice(start, start + size)), self.config.rollout.temperature)
+            stats = score(self.model, rollout.rows(slice(start, start + size)), self.config.rollout.temperature)
             parts.append(stats.map(lambda x: torch.nn.functional.pad(x, (0, width - x.shape[1]))))
         return TokenStats(*(torch.cat(tensors) for tensors in zip(*(vars(p).values() for p in parts), strict=True)))
 
     def batches(self, rollout: Rollout, old: TokenStats, advantages_B: Tensor) -> Iterator[list[Batch]]:
         """The mini-batches of a rollout, one an optimiser step, each as a list of micro-batches."""
-        config = self.config
-        mini, micro = (
-            config.optimizer.mini_batch_prompts * config.rollout.responses,
-            config.optimizer.micro_batch_sequences,
-        )
+        mini = self.config.optimizer.mini_batch_prompts * self.config.rollout.responses
+        micro = self.config.optimizer.micro_batch_sequences
         for first in range(0, len(advantages_B), mini):
             parts = []
             for start in range(first, first + mini, micro):
                 rows = slice(start, min(start + micro, first + mini))
-                inputs = rollout.tensors(rows)
-                width = inputs[2].shape[1]
-                parts.append(
-                    Batch(
-                        inputs,
-                        old.map(lambda x, rows=rows, width=width: x[rows, :width]),
-                        advantages_B[rows, None].expand(-1, width),
-                    )
-                )
+                sequences = rollout.rows(rows)
+                width = sequences.response_ids_BT.shape[1]
+                part_old = old.map(lambda x, rows=rows, width=width: x[rows, :width])
+                parts.append(Batch(sequences, part_old, advantages_B[rows, None].expand(-1, width)))
             yield parts
 
     def update(self, batches: list[list[Batch]], step: int) -> tuple[dict[str, Tensor], list[float]]:
         """One optimiser step a mini-batch: per-token readings (see `update_metrics`) and gradient norms."""
         steer, readings, norms = self.config.steer, [], []
-        whole_rollout = steer.form != "none" and steer.scope == "rollout"
-        scale = self.scale(batches) if whole_rollout else None
+        states, scale = sum(int(part.mask_BT.sum()) for batch in batches for part in batch), None
+        if steer.form != "none" and steer.scope == "rollout":
+            parts = [part for batch in batches for part in batch]
+            scale = self.normaliser_of(parts, [self.change(part.old, part) for part in parts])
         for batch in batches:
-            norms.append(self.optimizer_step(batch, scale, readings, step))
+            norms.append(self.optimizer_step(batch, scale, states, readings, step))
         return {name: torch.cat([part[name] for part in readings]) for name in readings[0]}, norms
 
-    @property
-    def quadrant_form(self) -> str:
-        """The form whose predicted change is logged by quadrant: the one in use, or the paper's."""
-        return "paper" if self.config.steer.form == "none" else self.config.steer.form
-
-    def change(self, new: TokenStats, batch: Batch) -> Tensor:
-        """The estimate of the entropy change that sets the weights, (B, T)."""
-        return ENTROPY_CHANGE[self.quadrant_form](new, batch.old, batch.advantages_BT, self.clip)
-
-    def scale(self, batches: list[list[Batch]]) -> Tensor:
-        """Scope `rollout`: the normaliser over the whole rollout, from the policy that sampled (ratio 1)."""
-        changes = [(self.change(part.old, part), part.mask_BT) for batch in batches for part in batch]
-        return self.normaliser(changes)
-
-    def normaliser(self, changes: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """The configured normaliser over (change, mask) pairs."""
-        steer = self.config.steer
-        flat = torch.cat([change[mask] for change, mask in changes])
-        return normaliser(flat, torch.ones_like(flat), steer.quantile if steer.normaliser == "quantile" else 1.0)
-
-    def weights(self, new: TokenStats, batch: Batch, scale: Tensor | None) -> Tensor:
-        """lambda of every token, (B, T); ones for plain GRPO."""
-        if self.config.steer.form == "none":
-            return torch.ones_like(new.logprob)
-        change = self.change(new, batch)
-        scale = self.normaliser([(change, batch.mask_BT)]) if scale is None else scale
-        return steer_weights(change, batch.mask_BT, self.config.steer.lambda_min, scale)
-
     def optimizer_step(
-        self, batch: list[Batch], scale: Tensor | None, readings: list[dict[str, Tensor]], step: int
+        self, batch: list[Batch], scale: Tensor | None, states: int, readings: list[dict[str, Tensor]], step: int
     ) -> float:
         """One optimiser step over the micro-batches of a mini-batch; the gradient norm before clipping.
 
         Appends each micro-batch's per-token readings to `readings`. Scope `step` over several
-        micro-batches takes a values pass first, so that the weights do not depend on the split.
+        micro-batches takes a values pass first (one more forward pass), so that the weights do not
+        depend on the split; over one micro-batch it costs no pass.
         """
-        config, reduction = self.config, self.config.algorithm.reduction
+        steer, reduction = self.config.steer, self.config.algorithm.reduction
         count = sum(denominator(part.mask_BT, reduction) for part in batch)
-        states = sum(int(part.mask_BT.sum()) for part in batch)
-        if config.steer.form != "none" and config.steer.scope == "step" and len(batch) > 1:
+        changes: list[Tensor | None] = [None] * len(batch)
+        if steer.form != "none" and steer.scope == "step" and len(batch) > 1:
             with torch.no_grad():
-                values = [(self.change(self.score(part), part), part.mask_BT) for part in batch]
-            scale = self.normaliser(values)
-        for part in batch:
+                changes = [self.change(self.score(part), part) for part in batch]
+            scale = self.normaliser_of(batch, changes)
+        for part, change in zip(batch, changes, strict=True):
             stats = self.score(part)
             new = stats.detach()
             self.require_finite(new.logprob.sum(), "log-probs", step)
-            weights = self.weights(new, part, scale)
+            weights = self.weights(new, part, change, scale)
             losses = weights * clipped_surrogate(stats.logprob, part.old.logprob, part.advantages_BT, self.clip)
-            loss = reduce_loss(losses, part.mask_BT, reduction, count)
-            loss.backward()
+            reduce_loss(losses, part.mask_BT, reduction, count).backward()
             readings.append(self.readings(new, part, weights, count, states))
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
         self.require_finite(norm, "gradients", step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
+
+    @property
+    def form(self) -> str:
+        """The estimate that sets the weights; without weights, the paper's, for the log."""
+        return "paper" if self.config.steer.form == "none" else self.config.steer.form
+
+    def change(self, new: TokenStats, batch: Batch) -> Tensor:
+        """The estimate of each token's entropy change, (B, T)."""
+        return ENTROPY_CHANGE[self.form](new, batch.old, batch.advantages_BT, self.clip)
+
+    def normaliser_of(self, batch: list[Batch], changes: list[Tensor]) -> Tensor:
+        """The configured normaliser over the response tokens of some micro-batches."""
+        steer = self.config.steer
+        flat = torch.cat([change[part.mask_BT] for part, change in zip(batch, changes, strict=True)])
+        return normaliser(flat, torch.ones_like(flat), steer.quantile if steer.normaliser == "quantile" else 1.0)
+
+    def weights(self, new: TokenStats, batch: Batch, change: Tensor | None, scale: Tensor | None) -> Tensor:
+        """lambda of every token, (B, T); ones for plain GRPO.
+
+        change: from a values pass, where one was taken. scale: None for the micro-batch's own.
+        """
+        if self.config.steer.form == "none":
+            return torch.ones_like(new.logprob)
+        change = self.change(new, batch) if change is None else change
+        scale = self.normaliser_of([batch], [change]) if scale is None else scale
+        return steer_weights(change, batch.mask_BT, self.config.steer.lambda_min, scale)
+
+    def score(self, batch: Batch) -> TokenStats:
+        """Statistics of the current policy at the batch's response tokens."""
+        return score(self.model, batch.sequences, self.config.rollout.temperature)
 
     def require_finite(self, value: Tensor, name: str, step: int) -> None:
         """Raise SteerError for NaN or infinity, before they reach the weights."""
@@ -251,15 +264,14 @@ class Trainer:
                 "every finished checkpoint is kept"
             )
 
-    def score(self, batch: Batch) -> TokenStats:
-        """Statistics of the current policy at the batch's response tokens."""
-        return score(self.model, *batch.inputs, self.config.rollout.temperature)
-
     def readings(self, new: TokenStats, batch: Batch, weights: Tensor, count: int, states: int) -> dict[str, Tensor]:
-        """Per-token readings of a micro-batch, flattened over its response tokens; see `update_metrics`."""
-        mask = batch.mask_BT
-        coefficients = token_coefficients(mask, self.config.algorithm.reduction, count)
-        step_size = self.config.optimizer.learning_rate * coefficients / states
+        """Per-token readings of a micro-batch, flattened over its response tokens; see `update_metrics`.
+
+        count: the loss's denominator. states: response tokens of the whole rollout, over which the
+        policy's mean entropy is taken.
+        """
+        coefficients = token_coefficients(batch.mask_BT, self.config.algorithm.reduction, count)
+        step_size = self.config.optimizer.step_size * coefficients / states
         quadrant = torch.full_like(new.logprob, -1)
         for i, inside in enumerate(quadrants(new, batch.advantages_BT).values()):
             quadrant[inside] = i
@@ -273,7 +285,7 @@ class Trainer:
             "lambda": weights,
             "quadrant": quadrant,
         }
-        return {name: value[mask] for name, value in readings.items()}
+        return {name: value[batch.mask_BT] for name, value in readings.items()}
 
     def log_responses(
         self,
@@ -284,14 +296,14 @@ class Trainer:
         advantages_B: Tensor,
         old: TokenStats,
     ) -> None:
-        """Write the first responses of a rollout to the run folder."""
-        group = self.config.rollout.responses
+        """Write one response to each of the first problems of a rollout to the run folder."""
         rows = []
-        for i in range(min(self.config.train.logged_responses, len(rewards))):
+        for p, problem in enumerate(problems[: self.config.train.logged_responses]):
+            i = p * self.config.rollout.responses
             mask = rollout.response_mask_BT[i].bool()
             rows.append(
                 {
-                    "prompt": problems[i // group].prompt,
+                    "prompt": problem.prompt,
                     "response": rollout.texts[i],
                     "reward": rewards[i],
                     "advantage": float(advantages_B[i]),
@@ -308,15 +320,12 @@ def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.opt
     if config.name == "adamw":
         return torch.optim.AdamW(
             model.parameters(),
-            lr=config.learning_rate,
+            lr=config.step_size,
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
             foreach=True,
         )
     return torch.optim.SGD(
-        model.parameters(), lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        model.parameters(), lr=config.step_size, momentum=config.momentum, weight_decay=config.weight_decay
     )
-
-
-__all__ = ["QUADRANTS", "Batch", "Trainer", "make_optimizer"]

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+_ROUNDING = 1e-9  # 0.07 * 100 is 7.000000000000001 in floating point
+
 
 @torch.no_grad()
 def normaliser(change: Tensor, mask: Tensor, quantile: float = 1.0) -> Tensor:
@@ -24,7 +26,7 @@ def normaliser(change: Tensor, mask: Tensor, quantile: float = 1.0) -> Tensor:
     size = size[size != 0]  # NaN stays, for `steer_weights` to refuse
     if not len(size):
         return change.new_zeros(())
-    return size.kthvalue(max(1, math.ceil(quantile * len(size)))).values
+    return size.kthvalue(max(1, math.ceil(quantile * len(size) - _ROUNDING))).values
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ def small_config(*overrides: str) -> Config:
 
 def small_trainer(folder: Path, *overrides: str) -> Trainer:
     """A trainer of the small configuration, its run in `folder`."""
-    return Trainer(RunFolder.create(folder, small_config(*overrides)))
+    return Trainer(RunFolder(folder, small_config(*overrides)).start())
 
 
 def without_time(rows: list[dict]) -> list[dict]:

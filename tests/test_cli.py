@@ -91,7 +91,7 @@ def test_unknown_key_names_the_nearest_known_one(capsys, tmp_path):
         ("train.rollouts=many", "train.rollouts: 'many' is not allowed"),
         ("rollout.prompts=0", "rollout.prompts: 0 is not allowed"),
         ("model.path=/no/such/folder", "model.path: /no/such/folder holds no config.json"),
-        ("rollout.max_new_tokens=200", "max_new_tokens: 200 is more than the"),
+        ("rollout.max_new_tokens=200", "rollout.max_new_tokens: 200 is more than the"),
         ("task.largest_number=2", "task: found"),
     ],
 )
@@ -199,7 +199,7 @@ def test_a_failed_run_is_named_with_its_reason(tmp_path):
     )
     failed = steer("compare", plan, *SMALL, "train.rollouts=2", "--out", tmp_path / "compare")
     assert failed.returncode == 2
-    assert "1 of 2 runs failed (bad, seed 0: error: max_new_tokens: 120 is more than the" in failed.stderr
+    assert "1 of 3 processes failed (bad, seed 0: error: rollout.max_new_tokens: 120 is more than the" in failed.stderr
     assert (tmp_path / "compare" / "report.html").exists()
 
 
@@ -207,7 +207,7 @@ def test_a_comparison_with_another_plan_is_not_continued(capsys, tmp_path):
     from steer_core.comparison import load_plan
     from steer_core.runner import start_comparison
 
-    plan = Path(__file__).parents[1] / "steer_core" / "configs" / "compare.yaml"
+    plan = Path(__file__).parents[1] / "steer_core" / "plans" / "compare.yaml"
     start_comparison(load_plan(plan, SMALL), tmp_path / "out", resume=False)
     error = error_of(capsys, "compare", plan, *SMALL, "train.rollouts=9", "--out", tmp_path / "out", "--resume")
     assert "holds a comparison with another plan" in error

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from steer_core.config import RolloutConfig
 from steer_core.errors import SteerError
-from steer_core.policy import Policy, load_policy, score
-from steer_core.rollout import HuggingFaceEngine, response_mask
+from steer_core.policy import Policy, Sequences, load_policy, score
+from steer_core.rollout import HuggingFaceEngine, generation_settings, response_mask
 from steer_core.tasks import Countdown
 from steer_core.tokenizer import character_tokenizer
 
@@ -44,23 +44,15 @@ def tiny_policy() -> Policy:
 def test_sampler_log_probs_equal_the_scoring_pass(embedded, prompts, temperature):
     encoded = embedded.tokenizer(prompts, return_tensors="pt", padding=True)
     torch.manual_seed(0)
-    settings = GenerationConfig(
-        do_sample=True,
-        temperature=temperature,
-        top_k=0,
-        max_new_tokens=30,
-        eos_token_id=embedded.tokenizer.eos_token_id,
-        pad_token_id=embedded.tokenizer.pad_token_id,
-        return_dict_in_generate=True,
-        output_scores=True,
-    )
+    settings = generation_settings(embedded.tokenizer, RolloutConfig(temperature=temperature, max_new_tokens=30))
     with torch.no_grad():
-        out = embedded.model.generate(**encoded, generation_config=settings)
+        out = embedded.model.generate(
+            **encoded, generation_config=settings, return_dict_in_generate=True, output_scores=True
+        )
         response = out.sequences[:, encoded["input_ids"].shape[1] :]
         mask, _ = response_mask(response, embedded.tokenizer.eos_token_id)
-        scored = score(
-            embedded.model, encoded["input_ids"], encoded["attention_mask"], response, mask, temperature
-        ).logprob
+        sequences = Sequences(encoded["input_ids"], encoded["attention_mask"], response, mask)
+        scored = score(embedded.model, sequences, temperature).logprob
     sampled = torch.stack(out.scores, dim=1).log_softmax(-1).gather(-1, response[..., None]).squeeze(-1)
     assert mask.sum() > 60
     torch.testing.assert_close(scored[mask], sampled[mask], atol=1e-5, rtol=0)
@@ -82,17 +74,16 @@ def test_samples_follow_the_policys_distribution(temperature):
 
 def test_score_does_not_depend_on_padding(embedded, prompts):
     rollout = HuggingFaceEngine(embedded).generate(prompts, 2, RolloutConfig(), seed=0)
-    wide = (rollout.prompt_ids_BP, rollout.prompt_mask_BP, rollout.response_ids_BT, rollout.response_mask_BT)
-    padded = (
-        torch.nn.functional.pad(wide[0], (5, 0), value=7),
-        torch.nn.functional.pad(wide[1], (5, 0)),
-        torch.nn.functional.pad(wide[2], (0, 3), value=7),
-        torch.nn.functional.pad(wide[3], (0, 3)),
+    padded = Sequences(
+        torch.nn.functional.pad(rollout.prompt_ids_BP, (5, 0), value=7),
+        torch.nn.functional.pad(rollout.prompt_mask_BP, (5, 0)),
+        torch.nn.functional.pad(rollout.response_ids_BT, (0, 3), value=7),
+        torch.nn.functional.pad(rollout.response_mask_BT, (0, 3)),
     )
     with torch.no_grad():
-        plain, extra = score(embedded.model, *wide, 1.0), score(embedded.model, *padded, 1.0)
+        plain, extra = score(embedded.model, rollout, 1.0), score(embedded.model, padded, 1.0)
         for row in range(len(rollout.texts)):
-            alone = score(embedded.model, *rollout.tensors(slice(row, row + 1)), 1.0)
+            alone = score(embedded.model, rollout.rows(slice(row, row + 1)), 1.0)
             length = int(rollout.response_mask_BT[row].sum())
             torch.testing.assert_close(alone.logprob[0], plain.logprob[row, :length], atol=1e-5, rtol=0)
             torch.testing.assert_close(alone.entropy[0], plain.entropy[row, :length], atol=1e-5, rtol=0)

@@ -86,7 +86,8 @@ def test_scope_rollout_divides_by_the_maximum_of_the_policy_that_sampled(tmp_pat
     rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
     old = trainer.score_rollout(rollout)
     advantages = torch.linspace(-1, 1, len(rollout.texts))
-    scale = trainer.scale(list(trainer.batches(rollout, old, advantages)))
+    parts = [part for batch in trainer.batches(rollout, old, advantages) for part in batch]
+    scale = trainer.normaliser_of(parts, [trainer.change(part.old, part) for part in parts])
     p, a = old.logprob.exp(), advantages[:, None]
     omega = a * p * (1 - p) * (old.logprob + old.entropy)
     torch.testing.assert_close(scale, normaliser(omega, rollout.response_mask_BT))
@@ -212,6 +213,6 @@ def test_a_requested_stop_ends_after_the_rollout_in_hand_with_a_checkpoint(tmp_p
     def stop(step, metrics):
         trainer.stop_requested = step == 3
 
-    assert not trainer.fit(0, stop)
+    assert not trainer.fit(stop)
     assert [path.name for path in trainer.run.checkpoints()] == ["step_000003"]
     assert trainer.run.read()[-1]["step"] == 3

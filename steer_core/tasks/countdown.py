@@ -20,7 +20,8 @@ from steer_core.tasks.base import Problem, Split, split_of
 CHARACTERS = "0123456789+-*/=,:"
 LARGEST_VALUE = 999
 _STEP = re.compile(r"(0|[1-9][0-9]{0,5})([+\-*/])(0|[1-9][0-9]{0,5})=(0|[1-9][0-9]{0,5})")
-_DRAWS_PER_PROBLEM = 1000
+_DRAWS = 1000
+_DRAWS_PER_PROBLEM = 100
 
 
 def apply(left: int, operator: str, right: int) -> int | None:
@@ -73,15 +74,12 @@ class Countdown:
         """See `Task.problems`. Raises SteerError where the ranges hold too few distinct problems."""
         found: dict[str, Problem] = {}
         stream = self._plays(random.Random(f"countdown-{split}"))
-        for _ in range(_DRAWS_PER_PROBLEM + 100 * count):
+        for _ in range(_DRAWS + _DRAWS_PER_PROBLEM * count):
+            play = next(stream)
+            if play is not None and split_of(play[0].id) == split:
+                found.setdefault(play[0].id, play[0])
             if len(found) == count:
                 return list(found.values())
-            play = next(stream)
-            if play is None:
-                continue
-            problem, _ = play
-            if split_of(problem.id) == split:
-                found.setdefault(problem.id, problem)
         raise SteerError(
             f"task: found {len(found)} distinct {split} problems where {count} are asked for; "
             f"ask for fewer, or widen task.largest_number ({self.config.largest_number}) "
@@ -93,7 +91,7 @@ class Countdown:
 
         Values are positive whole numbers of at most six digits, without leading zeros.
         """
-        numbers, target = problem.prompt.removesuffix(":").split("=")
+        numbers = problem.prompt.split("=")[0]
         table = Counter(map(int, numbers.split(",")))
         steps = response.split(",")
         if len(steps) != table.total() - 1:
@@ -108,4 +106,4 @@ class Countdown:
             if min(table.values()) < 0 or apply(left, match[2], right) != result:
                 return False
             table[result] += 1
-        return result == int(target)
+        return result == int(problem.answer)
