@@ -9,9 +9,11 @@ install = $(PIP) install$(1) -c constraints.txt -e '.$(2)'
 quietly = $(call install, -qq,$(1)) || { echo "the install failed; to see it in full: $(call install,,$(1))" >&2; exit 1; }
 
 ifeq ($(QUICK),0)
-COMPARE := --out runs/compare
+OUT ?= runs/compare
+COMPARE := --out $(OUT)
 else
-COMPARE := --quick --out runs/quick
+OUT ?= runs/quick
+COMPARE := --quick --out $(OUT)
 endif
 
 .DEFAULT_GOAL := help
@@ -24,7 +26,7 @@ run test notebooks: export HF_HUB_OFFLINE := 1
 help: ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: .venv/base.stamp ## install, then run or resume the comparison in runs/compare (QUICK=1: a short one, in runs/quick)
+run: .venv/base.stamp ## install, then run or resume the comparison in runs/compare (QUICK=1: a short one; OUT=another folder)
 	@echo "run: steer compare $(COMPARE) --resume"
 	@$(BIN)/steer compare $(COMPARE) --resume
 
@@ -61,11 +63,11 @@ clean: ## remove the environment and the caches; runs/ stays
 	@touch $@
 
 .venv/base.stamp: $(INPUTS)
-	@echo "install: the package and what it needs (about a minute)"
+	@echo "install: the package and what it needs (a minute or two; longer where torch comes as its CUDA build)"
 	@$(call quietly,)
 	@touch $@
 
 .venv/dev.stamp: $(INPUTS)
-	@echo "install: the package, what it needs, and the dev extra (about a minute)"
+	@echo "install: the package, what it needs, and the dev extra (a minute or two; longer where torch comes as its CUDA build)"
 	@$(call quietly,[dev])
 	@touch .venv/base.stamp $@

@@ -1,10 +1,12 @@
 """Speed of the main job's parts on one core, and what STEER adds to a training step.
 
-    python benchmarks/throughput.py --out benchmarks/results/throughput.json
+    OMP_NUM_THREADS=1 python benchmarks/throughput.py --out benchmarks/results/throughput.json
 
-Sampling and training are timed on the embedded model at the main job's settings. STEER's cost is a
-ratio: the same optimiser steps on the same rollout with and without weights, taken in turn within
-one run, so that a noisy machine slows both. About 2 minutes. Run it on a quiet machine.
+Sampling and training are timed on the embedded model at the main job's settings. Each cost is a
+ratio: the same optimiser steps on the same rollout by two arms, taken in turn within one run, so
+that a noisy machine slows both. `bare` is GRPO without the readings that every arm logs (the three
+entropy-change forms, quadrants, ratios). With 4 micro-batches a step, scope `step` needs a values
+pass and scope `rollout` does not. About 3 minutes. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -24,25 +26,44 @@ from rich.progress import track
 
 from steer_core.config import load_config
 from steer_core.environment import environment
+from steer_core.rollout import Rollout
 from steer_core.run import RunFolder
-from steer_core.seeding import derive_seed
 from steer_core.trainer import Trainer
 
-ARMS = {"grpo": [], "steer": ["steer.form=paper"]}
+STEER = "steer.form=paper"
+SPLIT = "optimizer.micro_batch_sequences=8"
+ARMS = {
+    "bare": [],
+    "grpo": [],
+    "steer": [STEER],
+    "grpo, 4 micro-batches": [SPLIT],
+    "steer, 4 micro-batches, scope step": [STEER, SPLIT],
+    "steer, 4 micro-batches, scope rollout": [STEER, SPLIT, "steer.scope=rollout"],
+}
+RATIOS = {
+    "steer over grpo": ("steer", "grpo"),
+    "steer with all readings over bare grpo": ("steer", "bare"),
+    "steer over grpo, 4 micro-batches, scope step": ("steer, 4 micro-batches, scope step", "grpo, 4 micro-batches"),
+    "steer over grpo, 4 micro-batches, scope rollout": (
+        "steer, 4 micro-batches, scope rollout",
+        "grpo, 4 micro-batches",
+    ),
+}
 
 
-def rollout_and_batches(trainer: Trainer):
-    """One rollout at the trainer's settings: (response tokens, seconds to sample it, its mini-batches)."""
-    config = trainer.config
-    problems = trainer.problems_of(1)
+def sample(trainer: Trainer, seed: int) -> tuple[Rollout, float]:
+    """One rollout at the trainer's settings, and its response tokens per second."""
+    prompts, config = [problem.prompt for problem in trainer.problems_of(1)], trainer.config.rollout
     began = time.perf_counter()
-    rollout = trainer.engine.generate(
-        [problem.prompt for problem in problems], config.rollout.responses, config.rollout, derive_seed(0, "benchmark")
-    )
-    seconds = time.perf_counter() - began
-    old = trainer.score_rollout(rollout)
-    advantages = torch.randn(len(rollout.texts), generator=torch.Generator().manual_seed(0))
-    return int(rollout.response_mask_BT.sum()), seconds, list(trainer.batches(rollout, old, advantages))
+    rollout = trainer.engine.generate(prompts, config.responses, config, seed)
+    return rollout, int(rollout.response_mask_BT.sum()) / (time.perf_counter() - began)
+
+
+def interval(ratios: np.ndarray) -> dict[str, float]:
+    """The median of paired ratios and its 95% bootstrap interval."""
+    picks = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
+    low, high = np.quantile(np.median(ratios[picks], axis=-1), [0.025, 0.975])
+    return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
 
 
 def main() -> None:
@@ -52,38 +73,37 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
     args = parser.parse_args()
 
-    with tempfile.TemporaryDirectory() as folder:
-        trainers = {
-            arm: Trainer(RunFolder(Path(folder) / arm, load_config(None, overrides))) for arm, overrides in ARMS.items()
-        }
-        sampling, (tokens, _, batches) = [], rollout_and_batches(trainers["grpo"])
-        for _ in range(max(3, args.repeats // 3)):
-            count, seconds, _ = rollout_and_batches(trainers["grpo"])
-            sampling.append(count / seconds)
-        start = copy.deepcopy(trainers["grpo"].model.state_dict())
-        seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-        order = random.Random(0)
-        for _ in track(range(args.repeats), description="training"):
-            for arm in order.sample(list(ARMS), len(ARMS)):
-                trainers[arm].model.load_state_dict(start)
-                began = time.perf_counter()
-                trainers[arm].update(batches, step=1)
-                seconds[arm].append(time.perf_counter() - began)
+    folder = Path(tempfile.gettempdir())  # named, never written to
+    trainers = {arm: Trainer(RunFolder(folder / arm, load_config(None, changes))) for arm, changes in ARMS.items()}
+    trainers["bare"].readings = lambda *_: {}
+    rollout, _ = sample(trainers["grpo"], seed=0)
+    sampling = [sample(trainers["grpo"], seed)[1] for seed in range(1, 1 + max(3, args.repeats // 3))]
+    advantages = torch.randn(len(rollout.texts), generator=torch.Generator().manual_seed(0))
+    old = trainers["grpo"].score_rollout(rollout)
+    batches = {arm: list(trainer.batches(rollout, old, advantages)) for arm, trainer in trainers.items()}
+    start = copy.deepcopy(trainers["grpo"].model.state_dict())
+    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    order = random.Random(0)
+    for _ in track(range(args.repeats), description="training"):
+        for arm in order.sample(list(ARMS), len(ARMS)):
+            trainers[arm].model.load_state_dict(start)
+            began = time.perf_counter()
+            trainers[arm].update(batches[arm], step=1)
+            seconds[arm].append(time.perf_counter() - began)
 
-    ratios = np.array(seconds["steer"]) / np.array(seconds["grpo"])
-    picks = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
-    low, high = np.quantile(np.median(ratios[picks], axis=-1), [0.025, 0.975])
+    tokens = int(rollout.response_mask_BT.sum())
+    times = {arm: np.array(values) for arm, values in seconds.items()}
     result = {
         "sampling_tokens_per_second": {"median": float(np.median(sampling)), "best": max(sampling)},
         "training_tokens_per_second": {
-            "median": tokens / float(np.median(seconds["grpo"])),
-            "best": tokens / min(seconds["grpo"]),
+            "median": tokens / float(np.median(times["grpo"])),
+            "best": tokens / float(times["grpo"].min()),
         },
-        "steer_over_grpo_update_time": {"median": float(np.median(ratios)), "low": float(low), "high": float(high)},
+        "update_time_ratios": {name: interval(times[a] / times[b]) for name, (a, b) in RATIOS.items()},
         "repeats": args.repeats,
         "tokens_a_rollout": tokens,
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "environment": environment() | {"command": "python benchmarks/throughput.py"},
+        "environment": environment() | {"command": "OMP_NUM_THREADS=1 python benchmarks/throughput.py"},
     }
     print(json.dumps(result, indent=2))
     if args.out:

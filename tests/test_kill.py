@@ -1,53 +1,94 @@
 """kill -9 at ten random moments: the resumed run equals the uninterrupted one, bit for bit."""
 
 import hashlib
-import os
+import json
 import random
 import signal
-import subprocess
-import sys
 import time
 
+import pytest
+from processes import start, wait_until
 from small import SMALL, without_time
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from steer_core.run import RunFolder
 
-ROLLOUTS = 40
+KILLS, ROLLOUTS, MOST_ROLLOUTS_BEFORE_A_KILL = 10, 60, 4
 LENGTHEN = (f"train.rollouts={ROLLOUTS}", "evaluation.every=3", "train.checkpoint_every=2", "steer.form=paper")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}
 
 
-def start(*arguments):
-    command = [sys.executable, "-m", "steer_core", "train", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+def rollout_seconds(run: RunFolder) -> float:
+    """What a rollout of a run took by its own clock, its share of the evaluations included."""
+    parts = ("time/rollout_seconds", "time/score_seconds", "time/update_seconds")
+    working = sum(row[part] for row in run.read() for part in parts)
+    return (working + sum(row["time/seconds"] for row in run.read("evaluations.jsonl"))) / ROLLOUTS
 
 
-def result_of(folder):
-    run = RunFolder.open(folder)
-    final = run.checkpoints()[-1]
-    weights = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in final.glob("*.safetensors")}
-    return final.name, weights, without_time(run.read()), without_time(run.read("evaluations.jsonl"))
+def lines(run: RunFolder) -> int:
+    path = run.path / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def test_ten_kills_at_random_moments_change_nothing(tmp_path):
-    whole = start(*SMALL, *LENGTHEN, "--out", tmp_path / "whole")
-    began = time.monotonic()
-    output = whole.communicate()[0]
-    assert whole.returncode == 0, output
-    seconds_a_rollout = (time.monotonic() - began) / ROLLOUTS
-    moments, kills = random.Random(0), []
-    for attempt in range(10):
-        folder = tmp_path / "killed"
-        resume = (folder / "config.yaml").exists()
-        process = start(*(["--resume", folder] if resume else [*SMALL, *LENGTHEN, "--out", folder]))
+@pytest.fixture(scope="module")
+def whole_and_killed(tmp_path_factory):
+    """A run that came to its end undisturbed, and one that was killed ten times on its way."""
+    folder = tmp_path_factory.mktemp("kill")
+    whole, killed = (RunFolder(folder / name, None) for name in ("whole", "killed"))
+    output = folder / "output"
+    first = [*SMALL, *LENGTHEN, "--no-report", "--out"]
+    process = start(output, "train", *first, whole.path)
+    process.join()
+    assert process.exitcode == 0, output.read_text()
+    unit, moments, codes = rollout_seconds(whole), random.Random(0), []
+
+    def go_on():
+        time.sleep(1 - time.time() % 1)  # TensorBoard orders the files of a folder by the second they were begun
+        began = (killed.path / "config.yaml").exists()
+        return start(output, "train", *(["--resume", killed.path, "--no-report"] if began else [*first, killed.path]))
+
+    for attempt in range(KILLS):
+        process = go_on()
         if attempt:  # the first kill may fall anywhere, start-up included; the others once rollouts are running
-            process.stdout.readline()
-        time.sleep(moments.uniform(0, 6 * seconds_a_rollout))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills.append(process.returncode)
-    assert kills == [-signal.SIGKILL] * 10
-    last = start(*(["--resume", folder] if (folder / "config.yaml").exists() else [*SMALL, *LENGTHEN, "--out", folder]))
-    output = last.communicate()[0]
-    assert last.returncode == 0, output
-    assert result_of(tmp_path / "killed") == result_of(tmp_path / "whole")
+            checkpoints = (killed.path / "checkpoints").glob("step_*")
+            resumed_at = max((int(path.name[5:]) for path in checkpoints), default=0)
+            goal = resumed_at + moments.randint(0, MOST_ROLLOUTS_BEFORE_A_KILL)
+            wait_until(lambda goal=goal: lines(killed) >= goal or process.exitcode is not None, "a rollout")
+        time.sleep(moments.uniform(0, 1.5 * unit))
+        process.kill()
+        process.join()
+        codes.append(process.exitcode)
+    assert codes == [-signal.SIGKILL] * KILLS, output.read_text()
+    process = go_on()
+    process.join()
+    assert process.exitcode == 0, output.read_text()
+    return RunFolder.open(whole.path), RunFolder.open(killed.path)
+
+
+def final_of(run: RunFolder) -> tuple:
+    """The last checkpoint: its step, weights, optimiser moments and optimiser settings."""
+    path = run.checkpoints()[-1]
+    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in path.glob("*.safetensors")}
+    assert hashes.keys() == {"model.safetensors", "optimizer.safetensors"}
+    return path.name, hashes, json.loads((path / "manifest.json").read_text())["optimizer"]
+
+
+def test_ten_kills_at_random_moments_change_nothing(whole_and_killed):
+    whole, killed = whole_and_killed
+    assert final_of(killed) == final_of(whole)
+    for log, count in (("metrics.jsonl", ROLLOUTS), ("evaluations.jsonl", ROLLOUTS // 3)):
+        rows = without_time(whole.read(log))
+        assert len(rows) == count
+        assert without_time(killed.read(log)) == rows
+    responses = [{p.name: p.read_text() for p in (run.path / "rollouts").iterdir()} for run in whole_and_killed]
+    assert len(responses[0]) == ROLLOUTS
+    assert responses[0] == responses[1]
+
+
+def test_after_ten_kills_tensorboard_shows_every_step_once(whole_and_killed):
+    for run in whole_and_killed:
+        board = EventAccumulator(str(run.path / "tensorboard")).Reload()
+        for name, log in (("entropy/policy", "metrics.jsonl"), ("evaluation/pass@1", "evaluations.jsonl")):
+            rows, shown = run.read(log), board.Scalars(name)
+            assert [event.step for event in shown] == [row["step"] for row in rows], name
+            values = [row[name.removeprefix("evaluation/")] for row in rows]
+            assert [event.value for event in shown] == pytest.approx(values, abs=1e-6)

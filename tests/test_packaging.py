@@ -19,7 +19,8 @@ EXTRAS = PROJECT["optional-dependencies"]
 SHIPPED = [
     *(f"models/countdown/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")),
     *(f"models/countdown/{name}" for name in ("generation_config.json", "tokenizer_config.json")),
-    *(f"configs/{name}.yaml" for name in ("compare", "quick", "grpo", "steer")),
+    *(f"configs/{name}.yaml" for name in ("grpo", "steer")),
+    *(f"plans/{name}.yaml" for name in ("compare", "quick")),
 ]
 
 

@@ -200,8 +200,10 @@ def what_happened(comparison: Comparison) -> list[str]:
             for name, interval in row.items()
             if interval.verdict != "undecided"
         ]
-        total = sum(map(len, table.values()))
-        if total:
+        total = sum(math.isfinite(interval.low) for row in table.values() for interval in row.values())
+        if table and not total:
+            sentences.append(f"{where}, one seed gives no interval, so no difference from {baseline} is decided.")
+        elif total:
             sentences.append(f"{where}, {_decided(decided, total, baseline)}")
     if plan.controls:
         sentences.append(_more_than_slow(comparison, primary))

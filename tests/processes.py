@@ -1,0 +1,35 @@
+"""`steer` commands as real processes to kill, forked from a server that has imported torch once."""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["steer_core.trainer"])
+
+
+def start(output: Path, *arguments) -> multiprocessing.Process:
+    """`steer` with these arguments, its output added to a file."""
+    process = SERVER.Process(target=_steer, args=(output, [str(argument) for argument in arguments]), daemon=True)
+    process.start()
+    return process
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
+    """Return once a condition holds; fail where it does not within the time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.002)
+
+
+def _steer(output: Path, arguments: list[str]) -> None:
+    os.environ["CI"] = "1"
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    from steer_core.cli import main
+
+    main(arguments)
