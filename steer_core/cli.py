@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -204,7 +205,7 @@ class Progress:
 
 
 def _is_setting(word: str) -> bool:
-    return "=" in word and not word.startswith("-")
+    return re.match(r"[\w.]+=", word) is not None
 
 
 def _file_and_settings(words: list[str], shipped: Path) -> tuple[Path | None, list[str]]:

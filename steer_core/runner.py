@@ -118,8 +118,9 @@ def run_comparison(plan: Plan, folder: Path, jobs: int, console: Console) -> boo
         with lock(folder), _display(planned, console) as update:
             while running or (waiting and not asked):
                 while waiting and len(running) < jobs and not asked:
-                    running.append(waiting.pop(0))
-                    running[-1].start()
+                    job = waiting.pop(0)
+                    job.start()
+                    running.append(job)
                 for job in running:
                     if job.stops_asked < asked:
                         job.process.send_signal(signal.SIGINT)
