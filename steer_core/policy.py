@@ -39,8 +39,11 @@ class Policy:
 
 
 def model_folder(path: str) -> Path:
-    """The folder that `model.path` names."""
-    return EMBEDDED if path == "embedded" else Path(path)
+    """The folder that `model.path` names. Raises SteerError where it holds no model."""
+    folder = EMBEDDED if path == "embedded" else Path(path)
+    if not (folder / "config.json").is_file():
+        raise SteerError(f"model.path: {path} holds no config.json; give a Hugging Face model folder, or `embedded`")
+    return folder
 
 
 def base_digest(path: str) -> str:
@@ -57,8 +60,6 @@ def load_policy(path: str, prompt: str | None = None) -> Policy:
     for a tokenizer that does not fit the model or cannot carry that prompt.
     """
     folder = model_folder(path)
-    if not (folder / "config.json").is_file():
-        raise SteerError(f"model.path: {path} holds no config.json; give a Hugging Face model folder, or `embedded`")
     try:
         logging.disable_progress_bar()  # a bar for the 38 tensors of a small model says nothing
         model, loading = AutoModelForCausalLM.from_pretrained(
