@@ -33,7 +33,7 @@ class Arm:
 class Plan:
     """Which methods are compared, from which common settings, over which seeds."""
 
-    arms: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Arm] = Field(min_length=1)
+    arms: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Arm] = Field(min_length=1)
     """Methods by name; the name is the folder of its runs."""
     baseline: str
     """The arm that the others are compared with."""
@@ -96,7 +96,9 @@ def load_plan(path: Path, overrides: list[str] | tuple[str, ...] = (), seeds: li
     arms = data.get("arms")
     for name, arm in arms.items() if isinstance(arms, dict) else ():
         own = arm.get("overrides") if isinstance(arm, dict) else None
-        taken = {_key(override) for override in own or ()} & {_key(override) for override in overrides}
+        made = {_key(override) for override in own or ()}
+        asked = {_key(override) for override in overrides}
+        taken = {key for key in made if any(key == other or key.startswith(f"{other}.") for other in asked)}
         if taken:
             raise SteerError(
                 f"{min(taken)}: arm {name!r} of {path} sets it itself; copy the plan, edit the arm and its label there"
@@ -181,6 +183,17 @@ class Comparison:
         correct, samples, nan = self.base["correct"], self.base["samples"], float("nan")
         table = {f"pass@{k}": bootstrap_over_problems([pass_at_k(correct, samples, k)]) for k in self.ks}
         return table | {"entropy": Interval(self.base["policy_entropy"], nan, nan)}
+
+    def changes_from_base(self) -> dict[str, dict[str, Interval]]:
+        """At the last step, by arm: pass@k minus the base model's on the same problems, interval over problems."""
+        final, table = self.final(), {}
+        for arm in self.plan.arms if self.base else ():
+            rows = final[final.arm == arm]
+            for k in self.ks if len(rows) else ():
+                before = pass_at_k(self.base["correct"], self.base["samples"], k)
+                after = [pass_at_k(row.correct, row.samples, k) for row in rows.itertuples(index=False)]
+                table.setdefault(arm, {})[f"pass@{k}"] = bootstrap_over_problems(np.stack(after) - before)
+        return table
 
     def differences(self, against: str | None = None) -> dict[str, dict[str, Interval]]:
         """At the last step, arm minus `against` (default: the baseline), paired by seed: entropy and each pass@k."""

@@ -85,8 +85,14 @@ class RunFolder:
         return [json.loads(line) for line in lines[:-1]]
 
     def rewind(self, step: int) -> None:
-        """Drop what was logged or saved after `step`, and what a killed process left half done."""
+        """Drop what was saved or logged after `step`, and what a killed process left half done.
+
+        Checkpoints go first, the newest before the others: whatever is left has its logs in full.
+        """
         with self.writing():
+            for path in reversed(self.checkpoints()):
+                if step_of(path) > step:
+                    _remove(path)
             for name in _LOGS:
                 if (self.path / name).exists():
                     rows = [row for row in self.read(name) if row["step"] <= step]
@@ -94,9 +100,6 @@ class RunFolder:
             for path in (self.path / "rollouts").glob("step_*.jsonl"):
                 if step_of(path) > step:
                     path.unlink()
-            for path in self.checkpoints():
-                if step_of(path) > step:
-                    _remove(path)
             for path in (self.path / "checkpoints").glob(f"{_PARTIAL}*"):
                 shutil.rmtree(path)
 

@@ -64,7 +64,7 @@ def test_a_number_that_rounds_to_0_has_no_sign():
 def test_what_happened_is_made_from_the_numbers():
     text = " ".join(what_happened(comparison()))
     assert "held-out policy entropy fell from 0.400 to 0.210" in text
-    assert "pass@1 went from 0.050 to 0.400" in text
+    assert "pass@1 rose from 0.050 to 0.400 (+0.350 [" in text
     assert "entropy higher under STEER (+0.105 [+0.093 to +0.117])" in text
     assert "STEER against GRPO, slower" in text
 

@@ -1,5 +1,8 @@
 """The sampler draws from the policy that is scored, and says how each response ended."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -7,7 +10,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from steer_core.config import RolloutConfig
 from steer_core.errors import SteerError
-from steer_core.policy import Policy, Sequences, load_policy, score
+from steer_core.policy import EMBEDDED, Policy, Sequences, load_policy, score
 from steer_core.rollout import HuggingFaceEngine, generation_settings, response_mask
 from steer_core.tasks import Countdown
 from steer_core.tokenizer import character_tokenizer
@@ -125,6 +128,17 @@ def test_same_seed_same_responses_and_another_seed_others(embedded, prompts):
 def test_nucleus_below_one_is_passed_to_the_sampler():
     rollout = HuggingFaceEngine(tiny_policy()).generate(["ab="], 500, RolloutConfig(max_new_tokens=1, top_p=0.01), 0)
     assert len(rollout.response_ids_BT[:, 0].unique()) == 1
+
+
+def test_a_model_folders_own_generation_settings_do_not_reach_the_sampler(embedded, prompts, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED, folder)
+    own = {"repetition_penalty": 1.5, "top_k": 3, "temperature": 0.3, "do_sample": True, "eos_token_id": 1}
+    (folder / "generation_config.json").write_text(json.dumps(own))
+    policies = (embedded, load_policy(str(folder)))
+    plain, other = (HuggingFaceEngine(policy).generate(prompts, 4, RolloutConfig(), seed=0) for policy in policies)
+    assert other.texts == plain.texts
+    assert torch.equal(other.response_ids_BT, plain.response_ids_BT)
 
 
 def test_zero_prompts_are_refused(embedded):

@@ -122,3 +122,10 @@ def test_a_comparison_without_evaluations_has_empty_tables():
     empty = comparison(evaluated=False)
     assert empty.levels() == empty.differences() == empty.differences_at_equal_pass1() == empty.base_levels() == {}
     assert math.isnan(empty.common_level())
+
+
+def test_changes_from_the_base_are_paired_by_problem():
+    told = comparison().changes_from_base()["grpo"]["pass@1"]
+    assert told.mean == pytest.approx(0.35)
+    assert told.low > 0
+    assert told.verdict == "higher"

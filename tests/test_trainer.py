@@ -1,12 +1,17 @@
 """The training step: what changes it, what must not, and what it logs."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from small import small_trainer, without_time
 
 from steer_core.errors import SteerError
+from steer_core.loss import clipped_surrogate, denominator, reduce_loss
+from steer_core.policy import Sequences
+from steer_core.token_stats import token_stats
+from steer_core.trainer import Batch, make_optimizer
 from steer_core.weights import normaliser
 
 
@@ -118,6 +123,37 @@ def test_a_policy_that_turns_nan_is_refused_before_it_reaches_the_weights(tmp_pa
     assert_same_weights(before, weights_of(trainer))
 
 
+def test_log_probs_that_turn_nan_after_sampling_are_refused_before_the_loss(tmp_path):
+    trainer = small_trainer(tmp_path / "a")
+    rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
+    batches = list(trainer.batches(rollout, trainer.score_rollout(rollout), torch.linspace(-1, 1, 16)))
+    with torch.no_grad():
+        next(trainer.model.parameters())[5, 0] = float("nan")
+    with pytest.raises(SteerError, match=r"rollout 7: the log-probs are not finite .*learning_rate.*checkpoint"):
+        trainer.update(batches, step=7)
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("reduction", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
+def test_the_step_does_not_depend_on_the_order_of_sequences_within_a_mini_batch(tmp_path, reduction):
+    order = [*torch.randperm(8, generator=torch.Generator().manual_seed(1)).tolist(), *range(15, 7, -1)]
+    results = []
+    for name, rows in (("a", list(range(16))), ("b", order)):
+        overrides = (f"algorithm.reduction={reduction}", "steer.form=paper", "optimizer.micro_batch_sequences=3")
+        trainer = small_trainer(tmp_path / name, *overrides, "optimizer.name=sgd", "optimizer.learning_rate=0.1")
+        rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
+        tensors = {key: value[rows] for key, value in vars(rollout).items() if isinstance(value, torch.Tensor)}
+        rollout = replace(rollout, **tensors)
+        before = weights_of(trainer)
+        batches = list(trainer.batches(rollout, trainer.score_rollout(rollout), torch.linspace(-1, 1, 16)[rows]))
+        _, norms = trainer.update(batches, step=1)
+        results.append((weights_of(trainer), norms))
+        assert_same_weights(before, results[-1][0], equal=False)
+    for name, value in results[0][0].items():
+        torch.testing.assert_close(results[1][0][name], value, atol=2e-6, rtol=0)
+    assert results[1][1] == pytest.approx(results[0][1], rel=1e-4)
+
+
 def test_an_epoch_visits_every_problem_once_and_the_next_in_another_order(tmp_path):
     trainer = small_trainer(tmp_path / "a", "task.train_problems=10")
     stream = [problem.id for step in range(1, 6) for problem in trainer.problems_of(step)]
@@ -165,15 +201,38 @@ def test_quadrants_of_predicted_entropy_change_add_up_to_its_total(tmp_path):
         assert sum(parts) == pytest.approx(row["entropy_change/paper"], rel=1e-4, abs=1e-12)
 
 
-def test_predicted_change_of_a_tabular_policys_mean_entropy_has_the_scale_of_an_sgd_step(tmp_path):
-    """The logged number is eta x coefficient x change, averaged over states: checked on one token."""
-    trainer = small_trainer(tmp_path / "a", "optimizer.name=sgd", "optimizer.learning_rate=0.5")
-    rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
-    old = trainer.score_rollout(rollout)
-    batch = next(trainer.batches(rollout, old, torch.ones(16)))[0]
-    readings = trainer.readings(batch.old, batch, torch.full_like(batch.old.logprob, 0.25), count=40, states=80)
-    expected = 0.5 * 0.25 / 40 / 80 * trainer.change(batch.old, batch)[batch.mask_BT]
-    torch.testing.assert_close(readings["paper"], expected)
+@pytest.mark.parametrize("form", ["none", "paper"])
+@pytest.mark.parametrize("reduction", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
+def test_a_tabular_policys_mean_entropy_changes_by_the_sum_of_the_logged_exact_estimate(tmp_path, reduction, form):
+    """A free logit at every (state, token) and one SGD step: measured against the readings of `Trainer.update`."""
+    settings = ("optimizer.name=sgd", "optimizer.learning_rate=2e-3", "optimizer.learning_rate_factor=0.5")
+    trainer = small_trainer(tmp_path / "a", *settings, f"algorithm.reduction={reduction}", f"steer.form={form}")
+    generator = torch.Generator().manual_seed(0)
+    sequences, width, size = 6, 9, 12
+    logits = torch.nn.Parameter(torch.randn(sequences, width, size, generator=generator, dtype=torch.float64) * 2)
+    noise = torch.randn(logits.shape, generator=generator, dtype=torch.float64) * 0.2
+    tokens = torch.multinomial(logits.detach().softmax(-1).view(-1, size), 1, generator=generator).view(sequences, -1)
+    mask = torch.arange(width) < torch.tensor([9, 1, 4, 7, 3, 9])[:, None]
+    advantages = torch.randn(sequences, 1, generator=generator, dtype=torch.float64).expand(-1, width)
+    optimizer = make_optimizer(torch.nn.ParameterList([logits]), trainer.config.optimizer)
+
+    stats = token_stats(logits, tokens)
+    new, old = stats.detach(), token_stats(logits.detach() + noise, tokens)
+    prompts = torch.ones(sequences, 1, dtype=torch.long)
+    batch = Batch(Sequences(prompts, prompts, tokens, mask), old, advantages)
+    weights = trainer.weights(new, batch, None, None)
+    assert (float(weights[mask].min()) < 0.8) == (form == "paper")
+    count = denominator(mask, reduction)
+    losses = weights * clipped_surrogate(stats.logprob, old.logprob, advantages, trainer.clip)
+    reduce_loss(losses, mask, reduction, count).backward()
+    optimizer.step()
+
+    states = int(mask.sum())
+    measured = float((token_stats(logits.detach(), tokens).entropy - new.entropy)[mask].mean())
+    predicted = trainer.readings(new, batch, weights, count, states)
+    assert float(predicted["exact"].sum()) == pytest.approx(measured, rel=1e-3)
+    assert len(predicted["exact"]) == states
+    assert float(predicted["paper"].sum()) != pytest.approx(measured, rel=0.05)
 
 
 def test_every_promised_metric_is_logged_and_finite(tmp_path):

@@ -115,6 +115,7 @@ def summary(comparison: Comparison) -> dict[str, Any]:
             "interval": "95%; levels of pass@k: bootstrap over problems; all else: Student t over seeds",
             "base": comparison.base_levels(),
             "levels": comparison.levels(),
+            "changes_from_base": comparison.changes_from_base(),
             "differences_at_equal_steps": comparison.differences(),
             "common_pass1_level": comparison.common_level(),
             "at_equal_pass1": comparison.at_equal_pass1().to_dict("records"),
@@ -180,9 +181,9 @@ def what_happened(comparison: Comparison) -> list[str]:
     if base:
         parts = [say.movement("held-out policy entropy", base["entropy"].mean, level["entropy"], "nats a token")]
         parts += [
-            f"{name} went from {say.number(base[name].mean)} to {say.number(level[name].mean)}"
-            for name in level
-            if name.startswith("pass@")
+            f"{name} {say.moved(change)} from {say.number(base[name].mean)} to {say.number(level[name].mean)} "
+            f"({say.difference(change)})"
+            for name, change in comparison.changes_from_base()[plan.baseline].items()
         ]
         sentences.append(f"Over {say.count(steps, 'rollout')} of {baseline}, {say.listed(parts)}.")
     else:

@@ -64,11 +64,15 @@ def findings(table: Mapping[str, Interval]) -> str:
 def movement(name: str, start: float, end: Interval, unit: str = "") -> str:
     """Whether a level left its start, for example `entropy fell from 0.352 to 0.294 [0.281 to 0.307] nats a token`."""
     change = Interval(end.mean - start, end.low - start, end.high - start)
-    said = {"higher": "rose", "lower": "fell", "undecided": "went"}[change.verdict]
-    text = f"{name} {said} from {number(start)} to {level(end)}{unit and ' ' + unit}"
+    text = f"{name} {moved(change)} from {number(start)} to {level(end)}{unit and ' ' + unit}"
     if change.verdict == "undecided":
         text += ", a change these seeds leave undecided"
     return text
+
+
+def moved(change: Interval) -> str:
+    """`rose`, `fell`, or `went` where the interval leaves the direction open."""
+    return {"higher": "rose", "lower": "fell", "undecided": "went"}[change.verdict]
 
 
 def slower_learning(arm: str, control: str, primary: str, table: Mapping[str, Interval]) -> str:
