@@ -23,6 +23,8 @@ _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 @settings(config=_STRICT, kw_only=True, frozen=True)
 class Arm:
+    """One method of a comparison."""
+
     label: str
     """How tables and figures call it."""
     overrides: list[str] = Field(default_factory=list)

@@ -24,12 +24,16 @@ _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_na
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class ModelConfig:
+    """Which language model is trained."""
+
     path: str = "embedded"
     """`embedded` (the Countdown model shipped here) or a Hugging Face model folder."""
 
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class CountdownConfig:
+    """The Countdown task and its problems."""
+
     name: Literal["countdown"] = "countdown"
     """Which task."""
     numbers: int = Field(4, ge=2, le=6)
@@ -46,6 +50,8 @@ class CountdownConfig:
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class SamplingConfig:
+    """How responses are sampled."""
+
     max_new_tokens: int = Field(40, ge=1)
     """Longest response in tokens."""
     temperature: float = Field(1.0, gt=0)
@@ -58,6 +64,8 @@ class SamplingConfig:
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class RolloutConfig(SamplingConfig):
+    """What a rollout is made of."""
+
     engine: Literal["huggingface"] = "huggingface"
     """What generates: Hugging Face `generate`."""
     prompts: int = Field(64, ge=1)
@@ -68,6 +76,8 @@ class RolloutConfig(SamplingConfig):
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class AlgorithmConfig:
+    """From rewards to the loss: advantage, clip, reduction."""
+
     advantage: Literal["grpo"] = "grpo"
     """Advantage estimator."""
     clip_low: float = Field(0.2, ge=0, le=1)
@@ -82,6 +92,8 @@ class AlgorithmConfig:
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class SteerConfig:
+    """STEER's weights."""
+
     form: Literal["none", "paper", "released", "exact"] = "none"
     """Estimate of the entropy change that sets the weights; `none` is plain GRPO."""
     lambda_min: float = Field(0.7, gt=0, le=1)
@@ -96,6 +108,8 @@ class SteerConfig:
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class OptimizerConfig:
+    """The optimiser and its mini-batches."""
+
     name: Literal["adamw", "sgd"] = "adamw"
     """Which optimiser of torch.optim."""
     learning_rate: float = Field(1e-4, gt=0)
@@ -125,6 +139,8 @@ class OptimizerConfig:
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class EvaluationConfig(SamplingConfig):
+    """Evaluation on held-out problems during the run."""
+
     every: int = Field(12, ge=0)
     """Evaluate after every this many rollouts, and after the last; 0 never evaluates."""
     split: Literal["validation", "test"] = "test"
@@ -139,6 +155,8 @@ class EvaluationConfig(SamplingConfig):
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
 class TrainConfig:
+    """Length, seed and checkpoints of the run."""
+
     rollouts: int = Field(48, ge=1)
     """Rollouts of the run."""
     seed: int = Field(0, ge=0)

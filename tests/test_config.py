@@ -173,7 +173,8 @@ def test_settings_that_contradict_each_other_raise(overrides, message):
 
 
 def test_settings_at_the_edge_of_contradiction_are_kept():
-    load_config(None, ["task.train_problems=64", "task.smallest_target=99", "evaluation.pass_at=[32]"])
+    config = load_config(None, ["task.train_problems=64", "task.smallest_target=99", "evaluation.pass_at=[32]"])
+    assert (config.task.train_problems, config.task.smallest_target, config.evaluation.pass_at) == (64, 99, (32,))
 
 
 @pytest.mark.parametrize(
