@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -282,6 +283,7 @@ def comparison_of(paths: list[str | Path]) -> Comparison:
         settings_of_arm = to_dict(run.config)
         seed = settings_of_arm["train"].pop("seed")
         name = run.path.resolve().parent.name if run.path.name.startswith("seed_") else run.path.resolve().name
+        name = re.sub(r"^\W|[^\w.-]", "_", name)  # any folder's name as an arm's
         arm = arms.setdefault(
             json.dumps(settings_of_arm, sort_keys=True), name if name not in arms.values() else f"{name}-{len(arms)}"
         )

@@ -171,3 +171,9 @@ def test_a_shared_setting_reaches_every_arm_and_an_arms_own_wins():
     plan = Plan(arms=arms, baseline="a", seeds=[5], common={"steer": {"form": "paper", "lambda_min": 0.9}})
     assert [plan.config(arm, 5).steer.lambda_min for arm in arms] == [0.9, 0.4]
     assert {plan.config(arm, 5).steer.form for arm in arms} == {"paper"}
+
+
+@pytest.mark.parametrize("name", ["my run", ".hidden", "a=b, c"])
+def test_a_run_in_a_folder_of_any_name_can_be_reported(tmp_path, name):
+    RunFolder(tmp_path / name, small_config()).start()
+    assert len(comparison_of([tmp_path / name]).plan.arms) == 1
