@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from steer_core.errors import SteerError
@@ -28,6 +28,10 @@ class ModelConfig:
 
     path: str = "embedded"
     """`embedded` (the Countdown model shipped here) or a Hugging Face model folder."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where it runs."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of weights and arithmetic; float64 is for measuring estimates on small models."""
 
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
@@ -46,6 +50,33 @@ class CountdownConfig:
     """Largest target of a problem."""
     train_problems: int = Field(4096, ge=1)
     """How many distinct training problems there are; an epoch visits each once."""
+
+    def __post_init__(self) -> None:
+        if self.smallest_target > self.largest_target:
+            raise SteerError(
+                f"task.smallest_target: {self.smallest_target} is above "
+                f"task.largest_target ({self.largest_target}); lower it"
+            )
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class MathsConfig:
+    """Mathematics problems with a final answer, read from a parquet file in verl's format."""
+
+    name: Literal["maths"] = "maths"
+    """The other task: it has the settings that follow, and none of Countdown's but this."""
+    file: str = Field(min_length=1)
+    """Parquet file with the columns `prompt` (chat messages) and `reward_model` (with a `ground_truth`)."""
+    train_problems: int = Field(1024, ge=1)
+    """How many distinct training problems, the first of the file's training split; an epoch visits each once."""
+
+
+TaskConfig = CountdownConfig | MathsConfig
+
+
+def _named(task: Any) -> Any:
+    """Settings of a task, as those of Countdown where they name none."""
+    return {"name": "countdown", **task} if isinstance(task, dict) else task
 
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
@@ -94,7 +125,7 @@ class AlgorithmConfig:
 class SteerConfig:
     """STEER's weights."""
 
-    form: Literal["none", "paper", "released", "exact"] = "none"
+    form: Literal["none", "paper", "released", "exact", "covariance"] = "none"
     """Estimate of the entropy change that sets the weights; `none` is plain GRPO."""
     lambda_min: float = Field(0.7, gt=0, le=1)
     """Weight of the token at the normaliser; 1 is plain GRPO bit for bit."""
@@ -104,6 +135,20 @@ class SteerConfig:
     """Which quantile of the non-zero |Omega|, where normaliser is `quantile`; tokens above get lambda_min."""
     scope: Literal["step", "rollout", "micro"] = "step"
     """Tokens the normaliser is taken over: an optimiser step, a rollout, or a micro-batch."""
+
+
+@dataclass(config=_STRICT, kw_only=True, frozen=True)
+class QuadrantConfig:
+    """Factors on the loss of each quadrant: sign of the advantage x likely (ln p > -H) or not; 1 changes nothing."""
+
+    positive_likely: float = Field(1.0, ge=0)
+    """Tokens with A > 0 and ln p > -H: the theory says they lower entropy."""
+    positive_unlikely: float = Field(1.0, ge=0)
+    """Tokens with A > 0 and ln p <= -H: they raise it."""
+    negative_likely: float = Field(1.0, ge=0)
+    """Tokens with A < 0 and ln p > -H: they raise it."""
+    negative_unlikely: float = Field(1.0, ge=0)
+    """Tokens with A < 0 and ln p <= -H: they lower it."""
 
 
 @dataclass(config=_STRICT, kw_only=True, frozen=True)
@@ -167,6 +212,8 @@ class TrainConfig:
     """How many checkpoints stay; older ones go."""
     logged_responses: int = Field(8, ge=0)
     """Responses written to the run folder each rollout, one a problem."""
+    probe_sequences: int = Field(16, ge=0)
+    """Sequences on which predicted and measured entropy change of one optimiser step a rollout are logged; 0: none."""
     threads: int = Field(1, ge=1)
     """torch's threads; on a model this small one is faster than two."""
 
@@ -176,10 +223,13 @@ class Config:
     """One training run."""
 
     model: ModelConfig = Field(default_factory=ModelConfig)
-    task: CountdownConfig = Field(default_factory=CountdownConfig)
+    task: Annotated[TaskConfig, Field(discriminator="name"), BeforeValidator(_named)] = Field(
+        default_factory=CountdownConfig
+    )
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
     steer: SteerConfig = Field(default_factory=SteerConfig)
+    quadrants: QuadrantConfig = Field(default_factory=QuadrantConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
@@ -194,11 +244,6 @@ class Config:
             raise SteerError(
                 f"rollout.prompts: {prompts} is more than task.train_problems ({self.task.train_problems}); "
                 "lower the one or raise the other"
-            )
-        if self.task.smallest_target > self.task.largest_target:
-            raise SteerError(
-                f"task.smallest_target: {self.task.smallest_target} is above "
-                f"task.largest_target ({self.task.largest_target}); lower it"
             )
         for k in self.evaluation.pass_at:
             if not 1 <= k <= self.evaluation.samples:
@@ -259,16 +304,19 @@ def build(kind: type[T], data: dict[str, Any]) -> T:
         return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        path = [str(part) for part in first["loc"]]
+        path, section = _place(kind, first["loc"])
         name = ".".join(path)
         if first["type"] == "unexpected_keyword_argument":
-            known = _known_keys(kind, path[:-1])
+            known = [field.name for field in dataclasses.fields(section)]
             near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise SteerError(f"{name}: unknown key; {hint}") from error
         if first["type"] == "missing" and not isinstance(first["input"], list | tuple):
             raise SteerError(f"{name}: is missing; add `{path[-1]}:` with its value") from error
-        if first["type"].startswith("dataclass"):
+        if first["type"] == "union_tag_invalid":
+            value, known = first["input"]["name"], first["ctx"]["expected_tags"]
+            raise SteerError(f"{name}.name: {value!r} is not allowed; input should be one of {known}") from error
+        if first["type"].startswith(("dataclass", "model_attributes")):
             raise SteerError(f"{name}: {first['input']!r} is no section; write `key: value` below it") from error
         raise SteerError(f"{name}: {first['input']!r} is not allowed; {_lower(first['msg'])}") from error
 
@@ -283,11 +331,13 @@ def describe(kind: type, prefix: str = "") -> list[tuple[str, Any, str]]:
     rows = []
     hints = get_type_hints(kind)
     for name, field in kind.__pydantic_fields__.items():
-        if dataclasses.is_dataclass(hints[name]):
-            rows += describe(hints[name], f"{prefix}{name}.")
-        else:
+        sections = _sections(hints[name])
+        for section in sections:
+            rows += describe(section, f"{prefix}{name}.")
+        if not sections:
             own = next(k for k in reversed(kind.__mro__) if name in vars(k).get("__annotations__", {}))
-            rows.append((prefix + name, field.default, own.__pydantic_fields__[name].description or ""))
+            default = None if field.is_required() else field.default
+            rows.append((prefix + name, default, own.__pydantic_fields__[name].description or ""))
     return rows
 
 
@@ -300,11 +350,24 @@ def _refuse_booleans(value: Any, name: str = "") -> None:
         _refuse_booleans(part, f"{name}.{key}" if name else str(key))
 
 
-def _known_keys(kind: Any, path: list[str]) -> list[str]:
-    for part in path:
-        kind = get_type_hints(kind)[part]
-        kind = next((k for k in get_args(kind) if dataclasses.is_dataclass(k)), kind)
-    return [field.name for field in dataclasses.fields(kind)]
+def _sections(hint: Any) -> list[Any]:
+    """The settings dataclasses that a type holds: itself, the members of a union, the values of a mapping."""
+    return [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
+
+
+def _place(kind: Any, location: tuple[str | int, ...]) -> tuple[list[str], Any]:
+    """(key, section that the key lies in) of an error: its location without the tags of union members."""
+    path, section = [], kind
+    for part in location:
+        if len(_sections(kind)) > 1:
+            kind = next(member for member in _sections(kind) if member.name == part)
+            continue
+        path.append(str(part))
+        if dataclasses.is_dataclass(kind):
+            section, kind = kind, get_type_hints(kind).get(part)
+        else:
+            kind = next(iter(_sections(kind)), None)
+    return path, section
 
 
 def _lower(message: str) -> str:

@@ -1,21 +1,25 @@
 """How much one token's update changes the entropy at its own state: estimates behind one signature.
 
 Every form takes `(new, old, advantages, clip)`: the statistics of the policy being updated and of
-the policy that sampled, the advantages (..., same shape), and the clip range. It returns dH at unit
+the policy that sampled, the advantages (all of one shape), and the clip range. It returns dH at unit
 step, dH / (eta / L), in nats: positive where the update raises entropy. Multiply by the learning
-rate over the loss's denominator for the change of one SGD step. No form carries gradient.
+rate over the loss's denominator for the change of one SGD step. No form carries gradient. Pass
+response tokens only: the covariance form takes means over all it is given.
 
 With u_a = ln p_a + H and the surrogate pushing the logits along w (e_a - p), w = I_clip r A, the
-first-order change is dH = -w [p_a u_a - C], C = sum_j p_j^2 u_j, because dH/dz_j = -p_j u_j.
+first-order change is dH = -w [p_a u_a - C], C = sum_j p_j^2 u_j, because dH/dz_j = -p_j u_j. What a
+step does through shared parameters, no form of one state can see: `ladder.py` measures that.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from steer_core.errors import SteerError
 from steer_core.loss import LOG_RATIO_BOUND, ClipRange, clip_indicator, importance_ratio
 from steer_core.token_stats import TokenStats
 
@@ -32,7 +36,7 @@ def paper_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor, c
     Only the sampled token's own logit moves; the sum over the other tokens is dropped.
     """
     p = new.logprob.exp()
-    return -_push(new, old, advantages, clip) * p * (1 - p) * (new.logprob + new.entropy)
+    return -push(new, old, advantages, clip) * p * (1 - p) * (new.logprob + new.entropy)
 
 
 @torch.no_grad()
@@ -43,7 +47,7 @@ def exact_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor, c
     """
     p = new.logprob.exp()
     others = new.sum_p2_logp + new.entropy * new.sum_p2
-    return -_push(new, old, advantages, clip) * (p * (new.logprob + new.entropy) - others)
+    return -push(new, old, advantages, clip) * (p * (new.logprob + new.entropy) - others)
 
 
 @torch.no_grad()
@@ -59,11 +63,31 @@ def released_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor
     return torch.where(change.isfinite(), change, 0.0)
 
 
+@torch.no_grad()
+def covariance_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor, clip: ClipRange) -> Tensor:
+    """-(ln p_a - mean ln p)(A - mean A), the means over all tokens given: Cui et al., arXiv 2505.22617, eq. 10.
+
+    Its mean over the tokens is minus the covariance of ln p and A, the change of a policy that takes
+    natural gradient steps; per token it is what Clip-Cov and KL-Cov rank by. `old` and `clip` are not used.
+    """
+    return -(new.logprob - new.logprob.mean()) * (advantages - advantages.mean())
+
+
 ENTROPY_CHANGE: dict[str, EntropyChange] = {
     "paper": paper_entropy_change,
     "released": released_entropy_change,
     "exact": exact_entropy_change,
+    "covariance": covariance_entropy_change,
 }
+
+
+def entropy_change_form(name: str) -> EntropyChange:
+    """The form of that name. Raises SteerError naming the nearest one where there is none."""
+    if name not in ENTROPY_CHANGE:
+        near = difflib.get_close_matches(name, ENTROPY_CHANGE, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(ENTROPY_CHANGE)}"
+        raise SteerError(f"form: {name!r} is no estimate of the entropy change; {hint}")
+    return ENTROPY_CHANGE[name]
 
 
 def quadrants(new: TokenStats, advantages: Tensor) -> dict[str, Tensor]:
@@ -78,8 +102,9 @@ def quadrants(new: TokenStats, advantages: Tensor) -> dict[str, Tensor]:
     return dict(zip(QUADRANTS, masks, strict=True))
 
 
-def _push(new: TokenStats, old: TokenStats, advantages: Tensor, clip: ClipRange) -> Tensor:
-    """w = I_clip r A: how hard the surrogate pushes the sampled token's log-prob."""
+@torch.no_grad()
+def push(new: TokenStats, old: TokenStats, advantages: Tensor, clip: ClipRange) -> Tensor:
+    """w = I_clip r A: minus the derivative of each token's clipped surrogate by its log-prob. Shape of the inputs."""
     ratio = importance_ratio(new.logprob, old.logprob)
     bounded = (new.logprob - old.logprob).abs() <= LOG_RATIO_BOUND  # beyond it the surrogate has no gradient
     return clip_indicator(ratio, advantages, clip) * bounded * ratio * advantages

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -15,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import logging
 
 from steer_core.environment import sha256
@@ -121,16 +124,64 @@ def score(model: PreTrainedModel, sequences: Sequences, temperature: float) -> T
     Masked positions get logprob 0 and no gradient through it. Differentiable in `logprob` and
     `entropy`.
     """
-    response_ids_BT, response_mask_BT = sequences.response_ids_BT, sequences.response_mask_BT
-    mask = torch.cat([sequences.prompt_mask_BP, response_mask_BT.to(sequences.prompt_mask_BP.dtype)], dim=1)
-    width = response_ids_BT.shape[1]
-    logits = model(
-        input_ids=torch.cat([sequences.prompt_ids_BP, response_ids_BT], dim=1),
-        attention_mask=mask,
-        position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
-        logits_to_keep=width + 1,
-        use_cache=False,
-    ).logits
-    labels = response_ids_BT.masked_fill(~response_mask_BT.bool(), IGNORED_LABEL)
-    labels = torch.nn.functional.pad(labels, (0, 1), value=IGNORED_LABEL)  # the last row predicts nothing
+    width = sequences.response_ids_BT.shape[1]
+    logits = model(**_model_inputs(sequences), logits_to_keep=width + 1).logits
+    labels = torch.nn.functional.pad(_labels(sequences), (0, 1), value=IGNORED_LABEL)  # the last row predicts nothing
     return token_stats(logits, labels, temperature).map(lambda x: x[:, :width])
+
+
+def hidden_states(model: PreTrainedModel, sequences: Sequences) -> Tensor:
+    """The last hidden states (N, D) that predict the N response tokens, row by row: the body's half of a forward."""
+    width = sequences.response_ids_BT.shape[1]
+    with full_precision(model):
+        hidden = model.base_model(**_model_inputs(sequences)).last_hidden_state
+    return hidden[:, -width - 1 : -1][sequences.response_mask_BT.bool()]
+
+
+def logits_of(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
+    """The logits (N, V) of last hidden states: the output layer's half, with any cap or scale the model adds.
+
+    It is the model's own forward with the body set aside, so `hidden_states` then `logits_of` in
+    chunks of rows equals the forward pass, without all rows times V in memory. Not thread-safe.
+    """
+    body = model.base_model
+    body.forward = lambda *args, **kwargs: BaseModelOutputWithPast(last_hidden_state=hidden_ND[None])
+    try:
+        with full_precision(model):
+            return model(input_ids=hidden_ND.new_zeros(1, len(hidden_ND), dtype=torch.long), use_cache=False).logits[0]
+    finally:
+        del body.forward
+
+
+class _Float64(TorchFunctionMode):
+    """Gives float64 where model code asks for float32, as norms, softmaxes and rotary angles do."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.float:
+            func = Tensor.double
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        kwargs = {name: torch.float64 if a is torch.float32 else a for name, a in (kwargs or {}).items()}
+        return func(*args, **kwargs)
+
+
+def full_precision(model: PreTrainedModel) -> AbstractContextManager:
+    """For a float64 model, a context without its roundings to float32; for any other, no change."""
+    return _Float64() if model.dtype is torch.float64 else nullcontext()
+
+
+def _model_inputs(sequences: Sequences) -> dict[str, Tensor | bool]:
+    """Ids, mask, and positions that do not count the padding."""
+    prompt_mask, response_mask = sequences.prompt_mask_BP, sequences.response_mask_BT
+    mask = torch.cat([prompt_mask, response_mask.to(prompt_mask.dtype)], dim=1)
+    ids = torch.cat([sequences.prompt_ids_BP, sequences.response_ids_BT], dim=1)
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(-1) - 1).clamp_min(0),
+        "use_cache": False,
+    }
+
+
+def _labels(sequences: Sequences) -> Tensor:
+    """The response tokens (B, T), IGNORED_LABEL where masked."""
+    return sequences.response_ids_BT.masked_fill(~sequences.response_mask_BT.bool(), IGNORED_LABEL)

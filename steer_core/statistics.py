@@ -65,6 +65,27 @@ def interval_over_seeds(values_S: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def agreement(predicted_N: np.ndarray, measured_N: np.ndarray) -> dict[str, float]:
+    """How well predicted changes tell measured ones: mse, pearson, spearman, sign and slope; NaN where undefined.
+
+    mse: mean squared error, in the square of the inputs' unit. sign: share of equal signs where
+    neither is exactly 0. slope: the factor on the prediction that fits best in least squares, 1 for
+    the right scale. Raises ValueError for shapes that differ.
+    """
+    x, y = np.asarray(predicted_N, dtype=float), np.asarray(measured_N, dtype=float)
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"predicted: shape {x.shape} is not that of measured, {y.shape}, or not flat")
+    told = (x != 0) & (y != 0)
+    varied = len(x) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0
+    return {
+        "mse": float(np.mean((x - y) ** 2)) if len(x) else float("nan"),
+        "pearson": float(np.corrcoef(x, y)[0, 1]) if varied else float("nan"),
+        "spearman": float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1]) if varied else float("nan"),
+        "sign": float(np.mean((x > 0)[told] == (y > 0)[told])) if told.any() else float("nan"),
+        "slope": float(x @ y / (x @ x)) if x.any() else float("nan"),
+    }
+
+
 def at_first_crossing(x: Sequence[float], y: Sequence[float], level: float) -> float:
     """y where x first reaches `level` along the sequence, by linear interpolation; NaN where it never does."""
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)

@@ -7,6 +7,7 @@ _N rows (any leading shape, flattened).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import torch
@@ -39,6 +40,11 @@ class TokenStats:
     def detach(self) -> TokenStats:
         """The statistics cut from the graph."""
         return self.map(Tensor.detach)
+
+
+def concatenate(parts: Iterable[TokenStats]) -> TokenStats:
+    """The statistics of several batches behind one another, along the first axis."""
+    return TokenStats(*(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 def token_stats(logits: Tensor, labels: Tensor, temperature: float = 1.0, chunk_rows: int | None = None) -> TokenStats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,14 +16,16 @@ from steer_core.config import OptimizerConfig
 from steer_core.entropy_change import ENTROPY_CHANGE, quadrants
 from steer_core.errors import SteerError
 from steer_core.evaluation import evaluate
+from steer_core.ladder import Lens
 from steer_core.loss import ClipRange, clipped_surrogate, denominator, importance_ratio, reduce_loss, token_coefficients
 from steer_core.metrics import rollout_metrics, update_metrics
 from steer_core.policy import Sequences, load_policy, score
+from steer_core.probe import watched_step
 from steer_core.rollout import HuggingFaceEngine, Rollout, check_room
 from steer_core.run import RunFolder, step_of
 from steer_core.seeding import derive_seed
 from steer_core.tasks import Problem, make_task
-from steer_core.token_stats import TokenStats
+from steer_core.token_stats import TokenStats, concatenate
 from steer_core.weights import normaliser, steer_weights
 
 
@@ -38,6 +41,14 @@ class Batch:
     def mask_BT(self) -> Tensor:
         """True at response tokens."""
         return self.sequences.response_mask_BT.bool()
+
+
+def flatten(stats: list[TokenStats], parts: list[Batch]) -> tuple[TokenStats, TokenStats, Tensor]:
+    """(new, old, advantages) of the response tokens of some micro-batches, flat: what a form takes."""
+    new = [values.map(lambda x, part=part: x[part.mask_BT]) for values, part in zip(stats, parts, strict=True)]
+    old = [part.old.map(lambda x, part=part: x[part.mask_BT]) for part in parts]
+    advantages = torch.cat([part.advantages_BT[part.mask_BT] for part in parts])
+    return concatenate(new), concatenate(old), advantages
 
 
 class Trainer:
@@ -128,14 +139,14 @@ class Trainer:
         old = self.score_rollout(rollout)
         scored = time.perf_counter()
 
-        readings, norms = self.update(list(self.batches(rollout, old, advantages_B)), step)
+        readings, norms, probed = self.update(list(self.batches(rollout, old, advantages_B)), step)
         updated = time.perf_counter()
 
         metrics = rollout_metrics(rollout, old, rewards_PG, advantages_B)
         if metrics["reward/groups_without_signal"] == 1:
             note = "within every group all rewards were equal: no gradient (AdamW's momentum, if any, still moves)"
             self.run.log(step, {"note": note}, "notes.jsonl")
-        metrics |= update_metrics(readings, self.clip, list(ENTROPY_CHANGE), self.form)
+        metrics |= update_metrics(readings, self.clip, list(ENTROPY_CHANGE), self.form) | probed
         metrics["grad_norm/mean"], metrics["grad_norm/max"] = sum(norms) / len(norms), max(norms)
         tokens = int(rollout.response_mask_BT.sum())
         metrics |= {
@@ -168,7 +179,7 @@ class Trainer:
         for start in range(0, len(rollout.texts), size):
             stats = score(self.model, rollout.rows(slice(start, start + size)), self.config.rollout.temperature)
             parts.append(stats.map(lambda x: torch.nn.functional.pad(x, (0, width - x.shape[1]))))
-        return TokenStats(*(torch.cat(tensors) for tensors in zip(*(vars(p).values() for p in parts), strict=True)))
+        return concatenate(parts)
 
     def batches(self, rollout: Rollout, old: TokenStats, advantages_B: Tensor) -> Iterator[list[Batch]]:
         """The mini-batches of a rollout, one an optimiser step, each as a list of micro-batches."""
@@ -184,55 +195,77 @@ class Trainer:
                 parts.append(Batch(sequences, part_old, advantages_B[rows, None].expand(-1, width)))
             yield parts
 
-    def update(self, batches: list[list[Batch]], step: int) -> tuple[dict[str, Tensor], list[float]]:
-        """One optimiser step a mini-batch: per-token readings (see `update_metrics`) and gradient norms."""
-        steer, readings, norms = self.config.steer, [], []
+    def update(self, batches: list[list[Batch]], step: int) -> tuple[dict[str, Tensor], list[float], dict[str, float]]:
+        """One optimiser step a mini-batch: (per-token readings, see `update_metrics`; gradient norms; the probe's).
+
+        The probe watches one of the steps, another one each rollout.
+        """
+        steer, readings, norms, probed = self.config.steer, [], [], {}
         states, scale = sum(int(part.mask_BT.sum()) for batch in batches for part in batch), None
         if steer.form != "none" and steer.scope == "rollout":
             parts = [part for batch in batches for part in batch]
-            scale = self.normaliser_of(parts, [self.change(part.old, part) for part in parts])
-        for batch in batches:
-            norms.append(self.optimizer_step(batch, scale, states, readings, step))
-        return {name: torch.cat([part[name] for part in readings]) for name in readings[0]}, norms
+            scale = self.normaliser_of(parts, self.changes([part.old for part in parts], parts))
+        for i, batch in enumerate(batches):
+            watched = self.config.train.probe_sequences and i == (step - 1) % len(batches)
+            with watched_step(self.lens_on(batch)) if watched else nullcontext() as watch:
+                norm, reading = self.optimizer_step(batch, scale, states, step)
+            if watch is not None:  # the probe's tokens are the first of the mini-batch's
+                tokens = len(watch.measured)
+                probed = watch.metrics({form: states * reading[form][:tokens] for form in ENTROPY_CHANGE})
+            norms.append(norm)
+            readings.append(reading)
+        return {name: torch.cat([part[name] for part in readings]) for name in readings[0]}, norms, probed
+
+    def lens_on(self, batch: list[Batch]) -> Lens:
+        """The probe: the first sequences of a mini-batch."""
+        sequences = batch[0].sequences.rows(slice(0, self.config.train.probe_sequences))
+        size = self.config.optimizer.micro_batch_sequences
+        return Lens(self.model, sequences, self.config.rollout.temperature, micro_batch=size)
 
     def optimizer_step(
-        self, batch: list[Batch], scale: Tensor | None, states: int, readings: list[dict[str, Tensor]], step: int
-    ) -> float:
-        """One optimiser step over the micro-batches of a mini-batch; the gradient norm before clipping.
+        self, batch: list[Batch], scale: Tensor | None, states: int, step: int
+    ) -> tuple[float, dict[str, Tensor]]:
+        """One optimiser step over the micro-batches of a mini-batch: (gradient norm before clipping, readings).
 
-        Appends each micro-batch's per-token readings to `readings`. Scope `step` over several
-        micro-batches takes a values pass first (one more forward pass), so that the weights do not
-        depend on the split; over one micro-batch it costs no pass.
+        Scope `step` over several micro-batches takes a values pass first (one more forward pass), so
+        that the weights do not depend on the split; over one micro-batch it costs no pass.
         """
         steer, reduction = self.config.steer, self.config.algorithm.reduction
         count = sum(denominator(part.mask_BT, reduction) for part in batch)
         changes: list[Tensor | None] = [None] * len(batch)
         if steer.form != "none" and steer.scope == "step" and len(batch) > 1:
             with torch.no_grad():
-                changes = [self.change(self.score(part), part) for part in batch]
+                changes = self.changes([self.score(part) for part in batch], batch)
             scale = self.normaliser_of(batch, changes)
+        news, weights = [], []
         for part, change in zip(batch, changes, strict=True):
             stats = self.score(part)
             new = stats.detach()
             self.require_finite(new.logprob.sum(), "log-probs", step)
-            weights = self.weights(new, part, change, scale)
-            losses = weights * clipped_surrogate(stats.logprob, part.old.logprob, part.advantages_BT, self.clip)
-            reduce_loss(losses, part.mask_BT, reduction, count).backward()
-            readings.append(self.readings(new, part, weights, count, states))
+            weight = self.weights(new, part, change, scale)
+            losses = weight * clipped_surrogate(stats.logprob, part.old.logprob, part.advantages_BT, self.clip)
+            reduce_loss(losses * self.quadrant_factors(new, part), part.mask_BT, reduction, count).backward()
+            news.append(new)
+            weights.append(weight)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
         self.require_finite(norm, "gradients", step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return float(norm), self.readings(news, batch, weights, count, states)
 
     @property
     def form(self) -> str:
         """The estimate that sets the weights; without weights, the paper's, for the log."""
         return "paper" if self.config.steer.form == "none" else self.config.steer.form
 
-    def change(self, new: TokenStats, batch: Batch) -> Tensor:
-        """The estimate of each token's entropy change, (B, T)."""
-        return ENTROPY_CHANGE[self.form](new, batch.old, batch.advantages_BT, self.clip)
+    def changes(self, stats: list[TokenStats], parts: list[Batch]) -> list[Tensor]:
+        """The estimate of each token's entropy change in some micro-batches, (B, T) each; 0 at padding."""
+        flat = ENTROPY_CHANGE[self.form](*flatten(stats, parts), self.clip)
+        counts = [int(part.mask_BT.sum()) for part in parts]
+        return [
+            torch.zeros_like(part.old.entropy).masked_scatter_(part.mask_BT, values)
+            for part, values in zip(parts, flat.split(counts), strict=True)
+        ]
 
     def normaliser_of(self, batch: list[Batch], changes: list[Tensor]) -> Tensor:
         """The configured normaliser over the response tokens of some micro-batches."""
@@ -247,9 +280,16 @@ class Trainer:
         """
         if self.config.steer.form == "none":
             return torch.ones_like(new.logprob)
-        change = self.change(new, batch) if change is None else change
+        change = self.changes([new], [batch])[0] if change is None else change
         scale = self.normaliser_of([batch], [change]) if scale is None else scale
         return steer_weights(change, batch.mask_BT, self.config.steer.lambda_min, scale)
+
+    def quadrant_factors(self, new: TokenStats, batch: Batch) -> Tensor:
+        """The configured factor of each token's quadrant, (B, T)."""
+        factors = torch.ones_like(new.logprob)
+        for name, inside in quadrants(new, batch.advantages_BT).items():
+            factors[inside] = getattr(self.config.quadrants, name)
+        return factors
 
     def score(self, batch: Batch) -> TokenStats:
         """Statistics of the current policy at the batch's response tokens."""
@@ -264,28 +304,31 @@ class Trainer:
                 "every finished checkpoint is kept"
             )
 
-    def readings(self, new: TokenStats, batch: Batch, weights: Tensor, count: int, states: int) -> dict[str, Tensor]:
-        """Per-token readings of a micro-batch, flattened over its response tokens; see `update_metrics`.
+    def readings(
+        self, news: list[TokenStats], batch: list[Batch], weights: list[Tensor], count: int, states: int
+    ) -> dict[str, Tensor]:
+        """Per-token readings of a mini-batch, flat over its response tokens; see `update_metrics`.
 
         count: the loss's denominator. states: response tokens of the whole rollout, over which the
         policy's mean entropy is taken.
         """
-        coefficients = token_coefficients(batch.mask_BT, self.config.algorithm.reduction, count)
-        step_size = self.config.optimizer.step_size * coefficients / states
+        new, old, advantages = flatten(news, batch)
+        share, factor, lambdas = [], [], []
+        for part_new, part, weight in zip(news, batch, weights, strict=True):
+            share.append(token_coefficients(part.mask_BT, self.config.algorithm.reduction, count)[part.mask_BT])
+            factor.append(self.quadrant_factors(part_new, part)[part.mask_BT])
+            lambdas.append(weight[part.mask_BT])
+        scale = self.config.optimizer.step_size * torch.cat(share) * torch.cat(factor) * torch.cat(lambdas)
         quadrant = torch.full_like(new.logprob, -1)
-        for i, inside in enumerate(quadrants(new, batch.advantages_BT).values()):
+        for i, inside in enumerate(quadrants(new, advantages).values()):
             quadrant[inside] = i
-        readings = {
-            form: step_size * weights * estimate(new, batch.old, batch.advantages_BT, self.clip)
-            for form, estimate in ENTROPY_CHANGE.items()
-        }
-        readings |= {
-            "ratio": importance_ratio(new.logprob, batch.old.logprob),
-            "advantage": batch.advantages_BT,
-            "lambda": weights,
+        return {
+            **{f: scale / states * estimate(new, old, advantages, self.clip) for f, estimate in ENTROPY_CHANGE.items()},
+            "ratio": importance_ratio(new.logprob, old.logprob),
+            "advantage": advantages,
+            "lambda": torch.cat(lambdas),
             "quadrant": quadrant,
         }
-        return {name: value[batch.mask_BT] for name, value in readings.items()}
 
     def log_responses(
         self,
