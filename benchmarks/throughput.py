@@ -4,9 +4,10 @@
 
 Sampling and training are timed on the embedded model at the main job's settings. Each cost is a
 ratio: the same optimiser steps on the same rollout by two arms, taken in turn within one run, so
-that a noisy machine slows both. `bare` is GRPO without the readings that every arm logs (the three
-entropy-change forms, quadrants, ratios). With 4 micro-batches a step, scope `step` needs a values
-pass and scope `rollout` does not. About 3 minutes. Run it on a quiet machine.
+that a noisy machine slows both. `bare` is GRPO without the readings that every arm logs (the
+entropy-change forms, quadrants, ratios). The probe, which the other arms go without, watches one of
+the 16 optimiser steps. With 4 micro-batches a step, scope `step` needs a values pass and scope
+`rollout` does not. About 3 minutes. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -32,15 +33,18 @@ from steer_core.trainer import Trainer
 
 STEER = "steer.form=paper"
 SPLIT = "optimizer.micro_batch_sequences=8"
+UNWATCHED = "train.probe_sequences=0"
 ARMS = {
-    "bare": [],
-    "grpo": [],
-    "steer": [STEER],
-    "grpo, 4 micro-batches": [SPLIT],
-    "steer, 4 micro-batches, scope step": [STEER, SPLIT],
-    "steer, 4 micro-batches, scope rollout": [STEER, SPLIT, "steer.scope=rollout"],
+    "bare": [UNWATCHED],
+    "grpo": [UNWATCHED],
+    "grpo with the probe": [],
+    "steer": [STEER, UNWATCHED],
+    "grpo, 4 micro-batches": [SPLIT, UNWATCHED],
+    "steer, 4 micro-batches, scope step": [STEER, SPLIT, UNWATCHED],
+    "steer, 4 micro-batches, scope rollout": [STEER, SPLIT, "steer.scope=rollout", UNWATCHED],
 }
 RATIOS = {
+    "grpo with the probe over grpo": ("grpo with the probe", "grpo"),
     "steer over grpo": ("steer", "grpo"),
     "steer with all readings over bare grpo": ("steer", "bare"),
     "steer over grpo, 4 micro-batches, scope step": ("steer, 4 micro-batches, scope step", "grpo, 4 micro-batches"),

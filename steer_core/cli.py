@@ -1,4 +1,4 @@
-"""The `steer` command: compare, train, evaluate, report, doctor."""
+"""The `steer` command: compare, train, evaluate, estimate, report, doctor."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ import re
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from steer_core.config import Config, describe, load_config
 from steer_core.environment import cores
 from steer_core.errors import INTERRUPTED, SteerError
 
+if TYPE_CHECKING:
+    from steer_core.run import RunFolder
+
 CONFIGS = Path(__file__).parent / "configs"
 PLANS = Path(__file__).parent / "plans"
+DEFAULT_UPDATES = ("sgd:0.01", "adamw:1e-4")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -120,23 +125,19 @@ def evaluate(args: argparse.Namespace) -> int:
     from steer_core.evaluation import evaluation_table
     from steer_core.policy import load_policy
     from steer_core.rollout import HuggingFaceEngine
-    from steer_core.run import RunFolder, write_atomically
+    from steer_core.run import write_atomically
     from steer_core.seeding import derive_seed
     from steer_core.tasks import make_task
+    from steer_core.tokenizer import check_prompt
 
-    folder = args.model
-    if (Path(folder) / "config.yaml").is_file():
-        run = RunFolder.open(folder)
-        saved = run.checkpoints()
-        if not saved:
-            raise SteerError(f"MODEL: {folder} has no checkpoint yet; train on, or give a model folder")
-        run.check_checkpoint(saved[-1])
-        path, folder = path or run.path / "config.yaml", str(saved[-1])
+    folder, run = _trained(args.model)
+    path = path or (run.path / "config.yaml" if run else None)
     config = load_config(path, overrides)
     torch.set_num_threads(config.train.threads)
-    task, settings = make_task(config.task), config.evaluation
+    policy = load_policy(folder, config.model.device, getattr(torch, config.model.dtype))
+    task, settings = make_task(config.task, policy.tokenizer), config.evaluation
     problems = task.problems(settings.split, settings.problems)
-    policy = load_policy(folder, problems[0].prompt)
+    check_prompt(policy.tokenizer, problems[0].prompt)
     seed = derive_seed(config.train.seed, "evaluation")
     result = run_evaluation(policy, HuggingFaceEngine(policy), task, problems, settings, seed)
     title = f"{args.model} on {settings.problems} {settings.split} problems of {task.name}"
@@ -148,6 +149,32 @@ def evaluate(args: argparse.Namespace) -> int:
             write_atomically(args.out, json.dumps(row) + "\n")
         except OSError as error:
             raise SteerError(f"--out: {args.out} cannot be written ({error.strerror}); name another file") from error
+    return 0
+
+
+def estimate(args: argparse.Namespace) -> int:
+    """Measure how well every estimate tells the entropy change of real updates of a model."""
+    path, overrides = _file_and_settings([*([str(args.config)] if args.config else []), *args.settings], CONFIGS)
+    from rich.console import Console
+    from rich.progress import track
+
+    from steer_core.estimate import ESTIMATE_COLUMNS, Update, estimate_table
+    from steer_core.estimate import estimate as run_estimate
+
+    folder, run = _trained(args.model)
+    config = load_config(path or (run.path / "config.yaml" if run else None), overrides)
+    updates = [Update.parse(text) for text in args.update or DEFAULT_UPDATES]
+    live = sys.stdout.isatty() and "CI" not in os.environ
+
+    def progress(items, title):
+        return track(items, title, disable=not live)
+
+    result = run_estimate(folder, config, updates, args.with_signal, run, progress)
+    console = Console()
+    console = Console(width=max(console.width, ESTIMATE_COLUMNS))
+    for update in result.record["updates"]:
+        console.print(estimate_table(result.record, update))
+    print(f"written: {result.write(args.out)}, with estimate.png and every token's row beside it")
     return 0
 
 
@@ -202,6 +229,20 @@ class Progress:
         self.bar.update(self.task, completed=step, description=text)
         if not self.live:
             print(f"rollout {step}/{self.total}  {text}", flush=True)
+
+
+def _trained(model: str) -> tuple[str, RunFolder | None]:
+    """(folder of weights, the run they are the last checkpoint of or None) of a MODEL argument."""
+    from steer_core.run import RunFolder
+
+    if not (Path(model) / "config.yaml").is_file():
+        return model, None
+    run = RunFolder.open(model)
+    saved = run.checkpoints()
+    if not saved:
+        raise SteerError(f"MODEL: {model} has no checkpoint yet; train on, or give a model folder")
+    run.check_checkpoint(saved[-1])
+    return str(saved[-1]), run
 
 
 def _is_setting(word: str) -> bool:
@@ -293,6 +334,40 @@ def _parser() -> argparse.ArgumentParser:
         "--config", type=Path, help="a run's YAML file or shipped name (default: the run's own, or all defaults)"
     )
     command.add_argument("--out", type=Path, help="write the result to this JSON file too")
+
+    command = add(
+        "estimate",
+        estimate,
+        "examples:\n  steer estimate embedded --update sgd:0.01 adamw:1e-4 model.dtype=float64\n"
+        "  steer estimate runs/one rollout.prompts=32\n"
+        "  steer estimate models/smollm2-135m --with-signal --update sgd:0.01 task.name=maths "
+        f"task.file=gsm8k.parquet\n\n{settings}",
+    )
+    command.add_argument(
+        "model",
+        metavar="MODEL",
+        help="`embedded`, a Hugging Face model folder, or a run folder (its last checkpoint, with its moments)",
+    )
+    command.add_argument(
+        "settings", nargs="*", metavar="key=value", help="settings, for example rollout.prompts=16 model.dtype=float64"
+    )
+    command.add_argument(
+        "--update",
+        nargs="+",
+        metavar="NAME:ETA",
+        help=f"optimisers and step sizes, each measured from the same policy (default: {' '.join(DEFAULT_UPDATES)})",
+    )
+    command.add_argument(
+        "--with-signal",
+        action="store_true",
+        help="keep only groups whose rewards differ, sampling on until there are rollout.prompts of them",
+    )
+    command.add_argument(
+        "--config", type=Path, help="a run's YAML file or shipped name (default: the run's own, or all defaults)"
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("runs/estimate"), help="folder of the results (default: %(default)s)"
+    )
 
     command = add("report", report)
     command.add_argument(

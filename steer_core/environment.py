@@ -23,6 +23,7 @@ def environment() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": processor_name(),
         "cores": cores(),
+        "gpu": gpu_name(),
         "packages": {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "steer-core")},
         "git_commit": _git("rev-parse", "HEAD") if tracked else None,
         "git_modified": bool(_git("status", "--porcelain", "--", ".")) if tracked else None,
@@ -35,6 +36,12 @@ def processor_name() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def gpu_name() -> str | None:
+    """The GPU's name where this process has begun to use one."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_initialized() else None
 
 
 def cores() -> int:

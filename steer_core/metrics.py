@@ -9,9 +9,17 @@ entropy_change/...  change of the mean entropy over the rollout's response token
 quadrant/...        share of response tokens in each quadrant.
 lambda/...          STEER's weights: quantiles, mean, share within 1% of 1.
 clip/..., ratio/... share of tokens the clip stops, by side; tails of p_theta / p_old.
+probe/...           one watched optimiser step a rollout, over the tokens of a few of its sequences; absent
+                    with `train.probe_sequences=0`. `probe/change/measured` is the mean change of entropy
+                    in nats by the step really taken, `probe/change/first_order` the same along its
+                    update to first order, and `probe/change/<form>` each single-state form, scaled as in
+                    entropy_change/ but per token of the probe. `probe/pearson/...` and `probe/sign/...`
+                    are the agreement per token with the measured change (correlation; share of equal
+                    signs), absent where undefined: a constant estimate, no token with an advantage.
 reward/..., response/..., grad_norm/...  mean reward and share of groups whose rewards are all equal;
                     length in tokens and share cut off; norm before clipping, mean and largest.
 time/...            seconds and tokens per second: the only readings that differ between two runs.
+                    `time/update_seconds` includes `time/probe_seconds`.
 """
 
 from __future__ import annotations

@@ -55,18 +55,20 @@ def base_digest(path: str) -> str:
     return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
 
 
-def load_policy(path: str, prompt: str | None = None) -> Policy:
-    """The policy in a model folder, in float32; `embedded` is the Countdown model shipped here.
+def load_policy(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Policy:
+    """The policy in a model folder; `embedded` is the Countdown model shipped here.
 
     Raises SteerError for a folder that is missing, holds no causal language model, or holds weights
-    of another architecture (nothing is ever initialised at random in silence). With `prompt`, also
-    for a tokenizer that does not fit the model or cannot carry that prompt.
+    of another architecture (nothing is ever initialised at random in silence), for a tokenizer that
+    does not fit the model, and for a device that is not there.
     """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SteerError(f"model.device: {device} is asked for and torch finds no CUDA GPU; set model.device=cpu")
     folder = model_folder(path)
     try:
         logging.disable_progress_bar()  # a bar for the 38 tensors of a small model says nothing
         model, loading = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
     except Exception as error:  # whatever a broken or foreign folder makes the loaders raise
@@ -81,6 +83,7 @@ def load_policy(path: str, prompt: str | None = None) -> Policy:
             f"model.path: {path} holds weights that do not fit its config.json ({len(unfit)}, such as {unfit[0]}); "
             "use a folder whose weights and config.json belong together"
         )
+    check_tokenizer(tokenizer, model.config.vocab_size)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     # `generate` fills what a caller leaves open from here: a folder's own penalties would make the
@@ -88,9 +91,7 @@ def load_policy(path: str, prompt: str | None = None) -> Policy:
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
     )
-    if prompt is not None:
-        check_tokenizer(tokenizer, model.config.vocab_size, prompt)
-    return Policy(model.eval(), tokenizer)
+    return Policy(model.eval().to(device), tokenizer)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +24,35 @@ class Rollout(Sequences):
 
     texts: list[str]
     finish_reasons: list[str]
+
+    def take(self, rows: Sequence[int]) -> Rollout:
+        """Some of the responses, padding kept."""
+        rows = list(rows)
+        tensors = (self.prompt_ids_BP, self.prompt_mask_BP, self.response_ids_BT, self.response_mask_BT)
+        texts, reasons = ([values[i] for i in rows] for values in (self.texts, self.finish_reasons))
+        return Rollout(*(tensor[rows] for tensor in tensors), texts, reasons)
+
+
+def join(parts: Sequence[Rollout], pad_token_id: int) -> Rollout:
+    """Rollouts behind one another, padded to the widest: prompts on the left, responses on the right."""
+    width_P, width_T = (
+        max(getattr(part, name).shape[1] for part in parts) for name in ("prompt_ids_BP", "response_ids_BT")
+    )
+
+    def padded(name: str, value: int) -> Tensor:
+        tensors = [getattr(part, name) for part in parts]
+        sides = [(width_P - t.shape[1], 0) if name.endswith("BP") else (0, width_T - t.shape[1]) for t in tensors]
+        pad = torch.nn.functional.pad
+        return torch.cat([pad(t, side, value=value) for t, side in zip(tensors, sides, strict=True)])
+
+    return Rollout(
+        padded("prompt_ids_BP", pad_token_id),
+        padded("prompt_mask_BP", 0),
+        padded("response_ids_BT", pad_token_id),
+        padded("response_mask_BT", 0),
+        [text for part in parts for text in part.texts],
+        [reason for part in parts for reason in part.finish_reasons],
+    )
 
 
 class RolloutEngine(Protocol):

@@ -1,4 +1,4 @@
-"""A character tokenizer as a real `PreTrainedTokenizerFast`, and the check that a tokenizer fits a task."""
+"""A character tokenizer as a real `PreTrainedTokenizerFast`, and the checks that one fits a model and a task."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
     )
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, prompt: str) -> None:
-    """Raise SteerError unless the tokenizer fits the model and carries `prompt` there and back."""
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) -> None:
+    """Raise SteerError unless the tokenizer fits the model and can end a response."""
     if tokenizer.eos_token_id is None:
         raise SteerError("model.path: the tokenizer has no eos token; set eos_token in its tokenizer_config.json")
     if len(tokenizer) > vocabulary_size:
@@ -35,9 +35,13 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, pr
             f"model.path: the tokenizer has {len(tokenizer)} tokens and the model embeds {vocabulary_size}; "
             "use the tokenizer that was saved with this model"
         )
+
+
+def check_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
+    """Raise SteerError unless the tokenizer carries a task's prompt there and back."""
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if not ids or tokenizer.decode(ids) != prompt:
         raise SteerError(
-            f"model.path: the tokenizer turns the prompt {prompt!r} into {tokenizer.decode(ids)!r}; "
+            f"model.path: the tokenizer turns the prompt {prompt[:80]!r} into {tokenizer.decode(ids)[:80]!r}; "
             "use a tokenizer whose vocabulary covers the task's characters"
         )

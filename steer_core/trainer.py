@@ -26,6 +26,7 @@ from steer_core.run import RunFolder, step_of
 from steer_core.seeding import derive_seed
 from steer_core.tasks import Problem, make_task
 from steer_core.token_stats import TokenStats, concatenate
+from steer_core.tokenizer import check_prompt
 from steer_core.weights import normaliser, steer_weights
 
 
@@ -62,16 +63,18 @@ class Trainer:
         config = self.config = run.config
         torch.set_num_threads(config.train.threads)
         self.run = run
-        self.task = make_task(config.task)
+        self.policy = load_policy(config.model.path, config.model.device, getattr(torch, config.model.dtype))
+        self.model = self.policy.model
+        self.task = make_task(config.task, self.policy.tokenizer)
         self.problems = self.task.problems("train", config.task.train_problems)
         self.held_out = self.task.problems(config.evaluation.split, config.evaluation.problems)
-        self.policy = load_policy(config.model.path, self.problems[0].prompt)
-        self.model = self.policy.model
+        check_prompt(self.policy.tokenizer, self.problems[0].prompt)
         for problems, sampling, section in (
             (self.problems, config.rollout, "rollout"),
             (self.held_out, config.evaluation, "evaluation"),
         ):
-            longest = max(len(ids) for ids in self.policy.tokenizer([p.prompt for p in problems])["input_ids"])
+            encoded = self.policy.tokenizer([p.prompt for p in problems], add_special_tokens=False)
+            longest = max(map(len, encoded["input_ids"]))
             check_room(self.policy, longest, sampling.max_new_tokens, f"{section}.max_new_tokens")
         self.engine = HuggingFaceEngine(self.policy)
         self.optimizer = make_optimizer(self.model, config.optimizer)
@@ -134,7 +137,7 @@ class Trainer:
         sampled = time.perf_counter()
 
         rewards = [float(self.task.verify(problems[i // group], text)) for i, text in enumerate(rollout.texts)]
-        rewards_PG = torch.tensor(rewards).view(-1, group)
+        rewards_PG = torch.tensor(rewards, dtype=self.model.dtype, device=self.model.device).view(-1, group)
         advantages_B = ADVANTAGES[config.algorithm.advantage](rewards_PG).flatten()
         old = self.score_rollout(rollout)
         scored = time.perf_counter()

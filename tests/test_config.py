@@ -8,8 +8,11 @@ import pytest
 import yaml
 
 import steer_core
+from steer_core.comparison import Plan
 from steer_core.config import (
     Config,
+    CountdownConfig,
+    MathsConfig,
     apply_overrides,
     build,
     describe,
@@ -231,11 +234,50 @@ def test_settings_cannot_be_changed_afterwards():
 def test_every_setting_is_described_with_its_default():
     rows = describe(Config)
     names = [name for name, _, _ in rows]
-    flat = {f"{section}.{key}": value for section, part in to_dict(Config()).items() for key, value in part.items()}
-    assert sorted(names) == sorted(flat)
+    settings = [(f"{section}.{key}", v) for section, part in to_dict(Config()).items() for key, v in part.items()]
+    maths = [("task.name", "maths"), ("task.file", None), ("task.train_problems", MathsConfig(file="x").train_problems)]
+    assert sorted(names) == sorted(name for name, _ in [*settings, *maths])
     for name, default, meaning in rows:
         assert meaning.endswith("."), name
-        assert (list(default) if isinstance(default, tuple) else default) == flat[name]
+        assert (name, list(default) if isinstance(default, tuple) else default) in [*settings, *maths]
+
+
+def test_the_task_is_countdown_unless_it_is_named():
+    assert type(load_config(None, ["task.numbers=3"]).task) is CountdownConfig
+    assert load_config(None, ["task.name=countdown"]) == Config()
+    config = load_config(None, ["task.name=maths", "task.file=a.parquet"])
+    assert config.task == MathsConfig(file="a.parquet")
+    assert build(Config, to_dict(config)) == config == Config(task=MathsConfig(file="a.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task.number=3"], "task.number: unknown key; did you mean 'numbers'?"),
+        (["task.file=a.parquet"], "task.file: unknown key; known: name, numbers, largest_number"),
+        (["task.name=maths"], "task.file: is missing; add `file:` with its value"),
+        (["task.name=maths", "task.file=a", "task.fil=b"], "task.fil: unknown key; did you mean 'file'?"),
+        (["task.name=maths", "task.file=a", "task.zzz=3"], "task.zzz: unknown key; known: name, file, train_problems"),
+        (["task.name=maths", "task.file=3"], "task.file: 3 is not allowed"),
+        (["task.name=maths", "task.file=''"], "task.file: '' is not allowed"),
+        (["task.name=maths", "task.file=a", "task.train_problems=0"], "task.train_problems: 0 is not allowed"),
+        (["task.name=maths", "task.file=a", "task.train_problems=8"], "is more than task.train_problems (8)"),
+        (["task.name=math"], "task.name: 'math' is not allowed; input should be one of 'countdown', 'maths'"),
+        (["task.name=3"], "task.name: 3 is not allowed"),
+        (["task.name=[1]"], "task.name: [1] is not allowed"),
+        (["task.name=null"], "task.name: None is not allowed"),
+        (["task=3"], "task: 3 is no section"),
+        (["task=[1]"], "task: [1] is no section"),
+        (["task=maths"], "task: 'maths' is no section"),
+    ],
+)
+def test_settings_that_do_not_fit_the_named_task_raise(overrides, message):
+    assert message in refused(*overrides)
+
+
+def test_an_unknown_key_inside_a_mapping_of_sections_names_the_nearest_known_one():
+    with pytest.raises(SteerError, match=re.escape("arms.one.labl: unknown key; did you mean 'label'?")):
+        build(Plan, {"arms": {"one": {"label": "a", "labl": "b"}}, "baseline": "one", "seeds": [0]})
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)

@@ -13,6 +13,7 @@ from steer_core.config import CountdownConfig
 from steer_core.errors import SteerError
 from steer_core.tasks import Countdown, Problem, make_task, split_of
 from steer_core.tasks import countdown as module
+from steer_core.tokenizer import character_tokenizer
 
 TASK = Countdown()
 SMALL = CountdownConfig(numbers=3, largest_number=9)
@@ -268,7 +269,7 @@ def test_targets_that_cannot_be_reached_raise_and_do_not_loop_for_ever(monkeypat
 
 
 def test_make_task_passes_the_configuration_on():
-    task = make_task(SMALL)
+    task = make_task(SMALL, character_tokenizer(module.CHARACTERS))
     assert isinstance(task, Countdown)
     assert task.config is SMALL
     assert task.name == SMALL.name

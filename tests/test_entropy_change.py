@@ -13,11 +13,15 @@ from steer_core.config import SteerConfig
 from steer_core.entropy_change import (
     ENTROPY_CHANGE,
     QUADRANTS,
+    covariance_entropy_change,
+    entropy_change_form,
     exact_entropy_change,
     paper_entropy_change,
+    push,
     quadrants,
     released_entropy_change,
 )
+from steer_core.errors import SteerError
 from steer_core.loss import ClipRange, clipped_surrogate
 from steer_core.token_stats import TokenStats, token_stats
 
@@ -245,3 +249,118 @@ def test_no_advantage_means_no_change(form):
 
 def test_every_configurable_form_exists():
     assert set(get_args(get_type_hints(SteerConfig)["form"])) == {"none", *ENTROPY_CHANGE}
+
+
+def test_covariance_form_by_hand():
+    new, advantages = stats_with([-1.0, -2.0, -6.0], 99.0), torch.tensor([3.0, 0.0, 0.0], dtype=torch.float64)
+    old = stats_with([5.0, 6.0, 7.0], 98.0)  # neither the old policy nor the clip enters
+    change = covariance_entropy_change(new, old, advantages, ClipRange(0.0, 0.0, 1.0))
+    torch.testing.assert_close(change, torch.tensor([-4.0, 1.0, -3.0], dtype=torch.float64))
+
+
+@given(st.integers(2, 60), st.integers(0, 10**6))
+def test_mean_of_the_covariance_form_is_minus_the_population_covariance(count, seed):
+    _, _, new, old, advantages = batch(9, count=count, seed=seed)
+    mean = covariance_entropy_change(new, old, advantages, CLIP).mean()
+    both = torch.stack([new.logprob, advantages])
+    torch.testing.assert_close(mean, -torch.cov(both, correction=0)[0, 1], rtol=1e-9, atol=1e-12)
+
+
+@given(st.integers(0, 10**6), st.floats(-50, 50), st.floats(-50, 50))
+def test_covariance_form_ignores_what_all_tokens_share(seed, lift, bonus):
+    _, _, new, old, advantages = batch(9, seed=seed)
+    shifted = TokenStats(new.logprob + lift, new.entropy, new.sum_p2, new.sum_p2_logp)
+    change = covariance_entropy_change(new, old, advantages, CLIP)
+    torch.testing.assert_close(
+        covariance_entropy_change(shifted, old, advantages + bonus, CLIP), change, atol=1e-9, rtol=0
+    )
+
+
+@pytest.mark.parametrize("size", [3, 20, 300])
+def test_covariance_under_the_policy_is_the_change_of_a_natural_gradient_step(size):
+    """Natural policy gradient adds eta A_j to logit j: dH = -eta Cov_p(ln p, A) (arXiv 2505.22617, theorem 1)."""
+    generator = torch.Generator().manual_seed(size)
+    row, _ = states(size, 1, seed=size)
+    advantages = torch.randn(size, generator=generator, dtype=torch.float64)
+    step = 1e-7
+    measured = (entropy_of(row[0] + step * advantages) - entropy_of(row[0])) / step
+    draws = torch.multinomial(row[0].softmax(-1), 400_000, replacement=True, generator=generator)
+    new = token_stats(row, torch.zeros(1, dtype=torch.long)).map(lambda x: x.expand(len(draws)))
+    new = TokenStats(row[0].log_softmax(-1)[draws], new.entropy, new.sum_p2, new.sum_p2_logp)
+    predicted = covariance_entropy_change(new, new, advantages[draws], CLIP)
+    assert abs(predicted.mean() - measured) < 5 * predicted.std() / math.sqrt(len(draws))
+
+
+@pytest.mark.parametrize(
+    "clip", [CLIP, ClipRange(0.2, 0.28, None), ClipRange(0.99, 5.0, 1.5), ClipRange(0.0, 0.0, 1.1)]
+)
+@given(st.integers(0, 10**6), st.floats(0.05, 4))
+def test_push_is_minus_the_derivative_of_the_surrogate_by_the_log_prob(clip, seed, spread):
+    generator = torch.Generator().manual_seed(seed)
+    logp, noise, advantages = torch.randn(3, 64, generator=generator, dtype=torch.float64)
+    logp = -logp.abs() - 0.01
+    noise[::16] *= 30  # some beyond the bound of the log-ratio
+    new, old = stats_with(logp, 0.7), stats_with(logp - spread * noise, 0.7)
+    leaf = new.logprob.clone().requires_grad_()
+    clipped_surrogate(leaf, old.logprob, advantages, clip).sum().backward()
+    torch.testing.assert_close(push(new, old, advantages, clip), -leaf.grad, rtol=1e-12, atol=0)
+
+
+def test_push_by_hand():
+    ratios = torch.tensor([1.0, 1.2, 1.3, 1.3, 0.7, 0.7, 9.0, 11.0, 1e9, 1e9], dtype=torch.float64)
+    advantages = torch.tensor([2.0, 2.0, 2.0, -2.0, -2.0, 2.0, -1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
+    new = stats_with(torch.zeros(10), 1.0)
+    old = stats_with(-ratios.log(), 1.0)
+    wanted = [2.0, 2.4, 0.0, -2.6, 0.0, 1.4, -9.0, 0.0, 0.0, 0.0]
+    assert push(new, old, advantages, CLIP).tolist() == pytest.approx(wanted)
+    wanted[7] = -11.0  # without the dual clip it passes; past e^20 nothing does
+    assert push(new, old, advantages, ClipRange(dual=None)).tolist() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("form", ENTROPY_CHANGE.values(), ids=ENTROPY_CHANGE)
+def test_every_form_is_positive_where_the_update_raises_entropy(form):
+    """Tokens 0.7, 0.1 and eight of 0.025; rewarding the second and punishing the first flattens the policy."""
+    row = torch.tensor([0.7, 0.1, *[0.025] * 8], dtype=torch.float64).log()
+    logits, labels = row.expand(2, 10), torch.tensor([0, 1])
+    new, advantages = token_stats(logits, labels), torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    stepped = logits - ETA * surrogate_gradient(logits, labels, new, advantages)
+    assert (entropy_of(stepped) > entropy_of(logits)).all()
+    assert (form(new, new, advantages, CLIP) > 0).all()
+    assert (form(new, new, -advantages, CLIP) < 0).all()
+
+
+@pytest.mark.parametrize("form", ENTROPY_CHANGE.values(), ids=ENTROPY_CHANGE)
+def test_every_form_gives_the_same_values_whatever_the_shape_of_its_tokens(form):
+    _, _, new, old, advantages = batch(9, count=24)
+    flat = form(new, old, advantages, CLIP)
+    assert flat.shape == (24,)
+    square = form(*(x.map(lambda v: v.view(4, 6)) for x in (new, old)), advantages.view(4, 6), CLIP)
+    assert torch.equal(square, flat.view(4, 6))
+
+
+@pytest.mark.parametrize("form", [paper_entropy_change, exact_entropy_change, released_entropy_change])
+def test_forms_of_one_state_do_not_look_at_other_tokens_and_the_covariance_form_does(form):
+    _, _, new, old, advantages = batch(9, count=24)
+    some = slice(3, 11)
+    part = [x.map(lambda v: v[some]) for x in (new, old)]
+    assert torch.equal(form(*part, advantages[some], CLIP), form(new, old, advantages, CLIP)[some])
+    whole = covariance_entropy_change(new, old, advantages, CLIP)[some]
+    assert not torch.allclose(covariance_entropy_change(*part, advantages[some], CLIP), whole)
+
+
+@pytest.mark.parametrize("name", list(ENTROPY_CHANGE))
+def test_a_form_is_found_by_its_name(name):
+    assert entropy_change_form(name) is ENTROPY_CHANGE[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("exat", "did you mean 'exact'"),
+        ("covar", "did you mean 'covariance'"),
+        ("zzz", "known: paper, released, exact"),
+    ],
+)
+def test_an_unknown_form_is_refused_with_the_nearest_name(name, hint):
+    with pytest.raises(SteerError, match=f"'{name}' is no estimate.*{hint}"):
+        entropy_change_form(name)

@@ -5,13 +5,23 @@ import re
 from dataclasses import replace
 
 import matplotlib
+import pandas as pd
 import pytest
 from rich.console import Console
-from synthetic import comparison
+from synthetic import AGREEMENT, comparison
 
+from steer_core.entropy_change import ENTROPY_CHANGE
 from steer_core.errors import SteerError
-from steer_core.report import figures, wording
-from steer_core.report.page import banners, changed_settings, summary, summary_table, what_happened, write_report
+from steer_core.report import captions, figures, probes, wording
+from steer_core.report.page import (
+    banners,
+    changed_settings,
+    render,
+    summary,
+    summary_table,
+    what_happened,
+    write_report,
+)
 from steer_core.statistics import Interval
 
 NAN = float("nan")
@@ -22,6 +32,12 @@ HOSTILE = '<script>alert("x")</script> $\\frac{ & [bold]'
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     return write_report(comparison(), tmp_path_factory.mktemp("report")).read_text(encoding="utf-8")
+
+
+def without(made, *prefixes):
+    """A comparison whose logs lack the columns of these prefixes."""
+    gone = [name for name in made.metrics if name.startswith(prefixes)]
+    return replace(made, metrics=made.metrics.drop(columns=gone))
 
 
 def lines(axis):
@@ -85,7 +101,7 @@ def test_html_needs_nothing_from_another_place(page):
     assert "@import" not in page
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
     assert re.findall(r"url\((?!data:)", page) == []
-    assert page.count("data:image/svg+xml;base64,") == 5
+    assert page.count("data:image/svg+xml;base64,") == 6
 
 
 def test_html_states_numbers_setting_and_limits(page):
@@ -152,6 +168,111 @@ def test_weights_figure_draws_weighted_arms_and_the_share_near_1():
     assert drawn["steer"].get_ydata() == pytest.approx([0, 0.1, 0.5, 1])
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["STEER: 90% within 1% of 1", "all weights 1: GRPO; GRPO, slower"]
+
+
+def test_estimates_figure_pools_runs_and_rollouts_near_each_other():
+    pearson, sign, means = figures.FIGURES["estimates"](comparison()).axes
+    assert lines(pearson)["first_order"].get_ydata() == pytest.approx([0.95] * 4)
+    assert lines(pearson)["paper"].get_xdata() == pytest.approx([1, 2, 4])  # undefined at rollout 3
+    assert lines(sign)["covariance"].get_ydata() == pytest.approx([0.4] * 3)
+    assert lines(sign)["_chance"].get_ydata() == pytest.approx([0.5, 0.5])
+    assert lines(means)["first_order"].get_ydata() == pytest.approx([-1e-3, -2e-3, -3e-3, -4e-3] * 9)
+    assert lines(means)["first_order"].get_xdata() == pytest.approx([-0.9e-3, -1.8e-3, -2.7e-3, -3.6e-3] * 9)
+
+
+def test_a_running_mean_reaches_two_rollouts_to_each_side():
+    metrics = pd.DataFrame({"step": [1, 2, 4, 9, 9], "x": [1.0, 2.0, 6.0, 4.0, 8.0]})
+    pooled = probes.running(metrics, "x")
+    assert list(pooled.index) == [1, 2, 4, 9]
+    assert pooled["mean"].tolist() == pytest.approx([1.5, 3, 4, 6])
+    assert pooled["low"].tolist() == pytest.approx([1.25, 1.5, 3, 5])
+
+
+def test_every_estimate_that_the_probe_logs_has_a_name_in_the_report():
+    assert set(probes.ESTIMATES) == {"first_order", *ENTROPY_CHANGE} == set(AGREEMENT)
+
+
+def test_quality_is_the_mean_over_rollouts_then_methods_with_an_interval_over_seeds():
+    told = probes.quality(comparison())
+    paper, half = told["by_estimate"]["paper"], 4.302653 * 0.01 / 3**0.5
+    assert (paper["pearson"].mean, paper["sign"].mean) == (pytest.approx(0.05), pytest.approx(0.5))
+    assert (paper["sign"].low, paper["sign"].high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
+    assert told["by_estimate"]["first_order"]["change"].mean == pytest.approx(-2.25e-3)
+    assert told["measured_change"].mean == pytest.approx(-2.5e-3)
+    assert told["watched_steps"] == 36
+    assert (told["probe_seconds"], told["share_of_training_time"]) == (pytest.approx(0.1), pytest.approx(0.02))
+    assert told["by_arm"]["steer"]["exact"]["pearson"].mean == pytest.approx(0.2)
+    assert summary(comparison())["estimates"]["by_estimate"]["paper"]["sign"]["low"] == pytest.approx(0.5 - half)
+
+
+def test_a_method_with_more_rollouts_or_seeds_does_not_weigh_more_within_a_seed():
+    whole = comparison(seeds=(0, 1))
+    metrics = whole.metrics.copy()
+    metrics.loc[metrics.arm == "steer", "probe/pearson/exact"] = 0.8
+    metrics = metrics[(metrics.arm == "grpo") | ((metrics.arm == "steer") & (metrics.step == 1))]
+    exact = probes.quality(replace(whole, metrics=metrics))["by_estimate"]["exact"]["pearson"]
+    assert exact.mean == pytest.approx((0.195 + 0.8) / 2)
+
+
+def test_a_coin_is_beaten_only_where_the_whole_interval_lies_above_a_half():
+    told = probes.better_than_a_coin(probes.quality(comparison())["by_estimate"])
+    assert told == {
+        "higher": ["first order", "exact (one state)", "released code"],
+        "lower": ["covariance"],
+        "undecided": ["paper (STEER)"],
+    }
+
+
+def test_the_caption_of_the_estimates_tells_their_numbers(page):
+    text = captions.CAPTIONS["estimates"].numbers(comparison())
+    assert "paper (STEER) 0.050 [0.025 to 0.075] and 0.500 [0.475 to 0.525] of signs" in text
+    assert "more often than a coin: first order, exact (one state) and released code; less" in text
+    assert "\u22122.5\N{MULTIPLICATION SIGN}10⁻³ measured" in text
+    assert "0.10 seconds a rollout, 2.0% of sampling, scoring and updates" in text
+    assert "How good the estimates were.</b>" in page
+    assert "is not shown" not in page
+    alone = captions.CAPTIONS["estimates"].numbers(comparison(seeds=(1,)))
+    assert "(one seed: no interval): first order 0.950 and 0.900 of signs" in alone
+    assert "coin" not in alone
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (comparison(probed=False), "the probe was switched off (train.probe_sequences=0)"),
+        (without(comparison(), "probe/"), "no watched step has been logged"),
+        (without(comparison(), "probe/pearson", "probe/sign"), "at no watched step was an agreement defined"),
+    ],
+    ids=["off", "older runs", "undefined"],
+)
+def test_a_report_without_estimates_says_why(made, why):
+    assert f"the estimates of the entropy change were is not shown: {why}." in render(made, {})
+    assert f"is not known here: {why}." in captions.CAPTIONS["quadrants"].shows(made)
+    assert summary(made)["estimates"] == {}
+    with pytest.raises(SteerError, match="nothing to draw"):
+        probes.estimates_figure(made)
+
+
+def test_an_estimate_that_is_nowhere_defined_is_left_out_and_the_others_stay():
+    made = comparison()
+    made.metrics[["probe/pearson/paper", "probe/sign/paper", "probe/pearson/exact"]] = NAN
+    figure = probes.estimates_figure(made)
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["first order", "exact (one state)", "released code", "covariance"]
+    assert "exact" not in lines(figure.axes[0])
+    assert set(probes.quality(made)["by_estimate"]["exact"]) == {"sign", "change"}
+    assert f"exact (one state) {wording.MISSING} and 0.600 [" in captions.estimates_numbers(made)
+    assert "nan" not in captions.estimates_numbers(made)
+
+
+def test_methods_without_a_probe_are_not_counted_and_the_others_are_named():
+    made = comparison()
+    made.metrics.loc[made.metrics.arm != "steer", [name for name in made.metrics if name.startswith("probe/")]] = NAN
+    assert probes.watched_arms(made) == ["steer"]
+    assert list(probes.quality(made)["by_arm"]) == ["steer"]
+    assert captions.estimates_shows(made).startswith("At every rollout of STEER one optimiser step")
+    without_times = probes.quality(without(made, "time/"))
+    assert without_times["probe_seconds"] != without_times["probe_seconds"]
 
 
 def test_an_arm_keeps_its_colour_when_others_are_missing():

@@ -141,6 +141,22 @@ def test_a_model_folders_own_generation_settings_do_not_reach_the_sampler(embedd
     assert torch.equal(other.response_ids_BT, plain.response_ids_BT)
 
 
+def test_a_float64_policy_samples_and_scores_in_float64(embedded, prompts):
+    policy = load_policy("embedded", dtype=torch.float64)
+    rollout = HuggingFaceEngine(policy).generate(prompts, 2, RolloutConfig(), seed=0)
+    with torch.no_grad():
+        fine, coarse = score(policy.model, rollout, 1.0), score(embedded.model, rollout, 1.0)
+    assert fine.logprob.dtype == policy.model.dtype == torch.float64
+    torch.testing.assert_close(fine.logprob, coarse.logprob.double(), atol=1e-4, rtol=0)
+    assert not torch.equal(fine.logprob, coarse.logprob.double())
+
+
+def test_cuda_without_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SteerError, match=r"model.device: cuda is asked for .* set model.device=cpu"):
+        load_policy("embedded", device="cuda")
+
+
 def test_zero_prompts_are_refused(embedded):
     with pytest.raises(SteerError, match="zero prompts"):
         HuggingFaceEngine(embedded).generate([], 4, RolloutConfig(), seed=0)

@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 from synthetic import comparison
 
-from steer_core.statistics import Interval, at_first_crossing, bootstrap_over_problems, interval_over_seeds
+from steer_core.statistics import Interval, agreement, at_first_crossing, bootstrap_over_problems, interval_over_seeds
 
 
 def test_interval_over_seeds_equals_the_t_interval_by_hand():
@@ -129,3 +131,80 @@ def test_changes_from_the_base_are_paired_by_problem():
     assert told.mean == pytest.approx(0.35)
     assert told.low > 0
     assert told.verdict == "higher"
+
+
+def test_agreement_by_hand():
+    scores = agreement([1.0, 2.0, 3.0, -2.0], [2.0, 3.0, 1.0, -6.0])
+    assert scores == pytest.approx(
+        {
+            "mse": (1 + 1 + 4 + 16) / 4,
+            "pearson": 23 / math.sqrt(14 * 50),
+            "spearman": 0.4,
+            "sign": 1.0,
+            "slope": 23 / 18,
+        }
+    )
+
+
+@given(st.integers(3, 200), st.integers(0, 10**6), st.floats(0.01, 100))
+def test_agreement_is_that_of_scipy_ties_included(count, seed, noise):
+    random = np.random.default_rng(seed)
+    x = random.normal(size=count).round(1)
+    y = (x + noise * random.normal(size=count)).round(1)
+    x[0], x[1], y[0], y[1] = 0.0, 1.0, 0.0, 1.0
+    scores = agreement(x, y)
+    assert scores["pearson"] == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-9)
+    assert scores["spearman"] == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-9)
+    assert scores["slope"] == pytest.approx(np.linalg.lstsq(x[:, None], y, rcond=None)[0][0], abs=1e-9)
+    assert scores["mse"] == pytest.approx(np.square(x - y).mean())
+
+
+@pytest.mark.parametrize("scale", [1e-9, 0.5, 3.0, -2.0])
+def test_slope_of_agreement_recovers_a_scale_that_correlations_do_not_see(scale):
+    x = np.random.default_rng(0).normal(size=50)
+    scores = agreement(x, scale * x)
+    assert scores["slope"] == pytest.approx(scale)
+    assert scores["pearson"] == pytest.approx(math.copysign(1, scale))
+    assert scores["spearman"] == pytest.approx(math.copysign(1, scale))
+    assert scores["sign"] == (scale > 0)
+
+
+def test_correlations_of_agreement_ignore_a_shift_and_its_slope_does_not():
+    x = np.array([1.0, 2.0, 4.0])
+    scores = agreement(x, x + 10)
+    assert (scores["pearson"], scores["spearman"]) == pytest.approx((1, 1))
+    assert scores["slope"] == pytest.approx(1 + 10 * 7 / 21)
+
+
+def test_sign_of_agreement_leaves_out_exact_zeros_on_either_side():
+    assert agreement([1.0, -1.0, 0.0, 2.0, 0.0], [3.0, 1.0, 5.0, 0.0, 0.0])["sign"] == 0.5
+    assert agreement([-1.0, -0.0, 1e-300], [-3.0, 1.0, 1e-300])["sign"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("predicted", "measured", "defined"),
+    [
+        ([], [], set()),
+        ([1.0], [2.0], {"mse", "sign", "slope"}),
+        ([0.0, 0.0], [1.0, 2.0], {"mse"}),
+        ([1.0, 2.0], [0.0, 0.0], {"mse", "slope"}),
+        ([0.1] * 7, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], {"mse", "sign", "slope"}),
+        ([1.0, 2.0, 3.0], [0.1 + 0.2] * 3, {"mse", "sign", "slope"}),
+        ([1.0, 2.0], [1.0, 3.0], {"mse", "pearson", "spearman", "sign", "slope"}),
+        ([1e-9, 2e-9], [1e-12, 3e-12], {"mse", "pearson", "spearman", "sign", "slope"}),
+    ],
+)
+def test_agreement_is_nan_where_it_is_undefined_and_only_there(predicted, measured, defined):
+    scores = agreement(np.array(predicted), np.array(measured))
+    assert set(scores) == {"mse", "pearson", "spearman", "sign", "slope"}
+    assert {name for name, value in scores.items() if not math.isnan(value)} == defined
+    assert all(isinstance(value, float) for value in scores.values())
+
+
+@pytest.mark.parametrize(
+    ("predicted", "measured"),
+    [(np.zeros(3), np.zeros(4)), (np.zeros((2, 2)), np.zeros((2, 2))), (np.zeros(3), np.zeros((3, 1)))],
+)
+def test_agreement_refuses_shapes_that_differ_or_are_not_flat(predicted, measured):
+    with pytest.raises(ValueError, match="predicted: shape"):
+        agreement(predicted, measured)

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from steer_core.errors import SteerError
 from steer_core.tasks.countdown import CHARACTERS
-from steer_core.tokenizer import SPECIAL_TOKENS, character_tokenizer, check_tokenizer
+from steer_core.tokenizer import SPECIAL_TOKENS, character_tokenizer, check_prompt, check_tokenizer
 
 TOKENIZER = character_tokenizer(CHARACTERS)
 PROMPT = "3,7,8,21=24:"
@@ -55,23 +55,24 @@ def test_saved_tokenizer_loads_as_the_same(tmp_path):
 
 
 def test_a_fitting_tokenizer_passes():
-    check_tokenizer(TOKENIZER, len(TOKENIZER), PROMPT)
-    check_tokenizer(TOKENIZER, len(TOKENIZER) + 12, PROMPT)
+    check_tokenizer(TOKENIZER, len(TOKENIZER))
+    check_tokenizer(TOKENIZER, len(TOKENIZER) + 12)
+    check_prompt(TOKENIZER, PROMPT)
 
 
 def test_a_tokenizer_larger_than_the_model_raises():
     with pytest.raises(SteerError, match="has 20 tokens and the model embeds 19"):
-        check_tokenizer(TOKENIZER, len(TOKENIZER) - 1, PROMPT)
+        check_tokenizer(TOKENIZER, len(TOKENIZER) - 1)
 
 
 def test_a_tokenizer_without_an_end_raises():
     endless = character_tokenizer(CHARACTERS)
     endless.eos_token = None
     with pytest.raises(SteerError, match="no eos token"):
-        check_tokenizer(endless, 100, PROMPT)
+        check_tokenizer(endless, 100)
 
 
 @pytest.mark.parametrize("prompt", ["What is 1+1?", "3,7,8,21=24: ", ""])
 def test_a_prompt_that_does_not_come_back_raises(prompt):
     with pytest.raises(SteerError, match="into"):
-        check_tokenizer(TOKENIZER, len(TOKENIZER), prompt)
+        check_prompt(TOKENIZER, prompt)

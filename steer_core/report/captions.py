@@ -11,6 +11,7 @@ from steer_core.comparison import Comparison
 from steer_core.entropy_change import QUADRANTS
 from steer_core.report import wording as say
 from steer_core.report.figures import QUADRANT_NAMES, lambda_quantiles, quadrant_form
+from steer_core.report.probes import ESTIMATES, NEAR, absence, better_than_a_coin, quality, watched_arms
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,49 @@ def quadrants_numbers(comparison: Comparison) -> str:
     return f"Predicted over all rollouts: {'; '.join(parts)}."
 
 
+def estimates_shows(comparison: Comparison) -> str:
+    """What the probe did, and how to read its three panels."""
+    some, arms = watched_arms(comparison), comparison.plan.arms
+    of = "" if len(some) == len(arms) else f" of {say.listed([comparison.label(arm) for arm in some])}"
+    return (
+        f"At every rollout{of} one optimiser step is watched on a few of its own sequences: each token's entropy is "
+        "read before and after, and compared with what each estimate says of that token. First order is the derivative "
+        "of entropy along the step really taken, through all parameters; the other estimates leave out what tokens do "
+        f"to each other through them. Lines: mean over all runs and the rollouts at most {NEAR} away; bands: the "
+        "middle half of those readings. Dashed: no agreement, a coin, equality. Each point is one watched step."
+    )
+
+
+def estimates_numbers(comparison: Comparison) -> str:
+    """Pearson and sign share by estimate, which of them beat a coin, mean changes, and what the probe cost."""
+    told = quality(comparison)
+    table = told["by_estimate"]
+    scores = [interval for row in table.values() for name, interval in row.items() if name != "change"]
+    bounded = any(np.isfinite(interval.low) for interval in scores)
+    value = say.level if bounded else lambda interval: say.number(interval.mean)
+    parts = []
+    for name, row in table.items():
+        pair = [value(row["pearson"]) if "pearson" in row else say.MISSING]
+        pair.append(f"{value(row['sign'])} of signs" if "sign" in row else f"signs {say.MISSING}")
+        parts.append(f"{ESTIMATES[name]} {' and '.join(pair)}")
+    over = "rollouts and seeds" if bounded else "rollouts (one seed: no interval)"
+    text = [f"Pearson and right signs, mean over {over}: {'; '.join(parts)}."]
+    if bounded:
+        verdicts = better_than_a_coin(table)
+        told_of = {"higher": "more often than a coin", "lower": "less often than a coin", "undecided": "undecided"}
+        outcome = [f"{words}: {say.listed(verdicts[key])}" for key, words in told_of.items() if verdicts[key]]
+        if outcome:
+            text.append(f"Right over these seeds, {'; '.join(outcome)}.")
+    changes = [f"{_power(told['measured_change'].mean)} measured"]
+    changes += [f"{_power(row['change'].mean)} by {ESTIMATES[name]}" for name, row in table.items() if "change" in row]
+    text.append(f"Mean change of a step, nats a token: {', '.join(changes)}.")
+    if np.isfinite(told["share_of_training_time"]):
+        cost = f"{say.number(told['probe_seconds'], digits=2)} seconds a rollout"
+        share = f"{told['share_of_training_time']:.1%} of sampling, scoring and updates"
+        text.append(f"The probe took {cost}, {share}.")
+    return " ".join(text)
+
+
 def weights_numbers(comparison: Comparison) -> str:
     """Mean weight, share within 1% of 1 and smallest weight of every weighted arm."""
     parts = []
@@ -99,6 +143,16 @@ def weights_numbers(comparison: Comparison) -> str:
                 f"within 1% of 1, one in ten at or below {say.number(quantiles.get(0.1, float('nan')))}"
             )
     return f"{'; '.join(parts)}."
+
+
+def _how_good(comparison: Comparison) -> str:
+    """Where the report says how far a predicted change can be believed."""
+    why = absence(comparison)
+    return (
+        f"How often it is right is not known here: {why}."
+        if why
+        else 'How often it is right is said below, under "How good the estimates were".'
+    )
 
 
 _LINES = "Thin lines are seeds, thick lines their mean."
@@ -129,11 +183,12 @@ CAPTIONS = {
         lambda c: (
             "Predicted change of the mean entropy at each rollout by sign of the advantage and by whether the token "
             "is likely (ln p above minus the entropy). The single-state form counts a token's effect at its own state "
-            "only and for plain gradient steps, so its scale is no forecast of the measured change: "
-            "read the shares and signs."
+            "only and for plain gradient steps, so its scale is no forecast of the measured change: it says which "
+            f"tokens the form names, not what entropy will do. {_how_good(c)}"
         ),
         quadrants_numbers,
     ),
+    "estimates": Caption("How good the estimates were", estimates_shows, estimates_numbers),
     "weights": Caption(
         "How much STEER damps",
         lambda c: (

@@ -21,6 +21,7 @@ from matplotlib.ticker import FuncFormatter
 from steer_core.comparison import Comparison
 from steer_core.entropy_change import QUADRANTS
 from steer_core.errors import SteerError
+from steer_core.report.probes import estimates_figure
 from steer_core.report.style import (
     ARM_COLOURS,
     MUTED,
@@ -222,6 +223,7 @@ FIGURES: dict[str, Callable[[Comparison], Figure]] = {
     "heldout": heldout_figure,
     "trade": trade_figure,
     "quadrants": quadrants_figure,
+    "estimates": estimates_figure,
     "weights": weights_figure,
 }
 """Every figure by name, in the order of the report."""

@@ -19,6 +19,7 @@ from steer_core.errors import SteerError
 from steer_core.report import wording as say
 from steer_core.report.captions import CAPTIONS
 from steer_core.report.figures import arm_colour, save_figures
+from steer_core.report.probes import absence, quality
 from steer_core.run import write_atomically
 from steer_core.statistics import Interval
 
@@ -94,6 +95,7 @@ def render(comparison: Comparison, figures: dict[str, bytes]) -> str:
             }
             for name, image in figures.items()
         ],
+        no_estimates=absence(comparison),
         config=plan.config(plan.baseline, plan.seeds[0]),
         changed=changed_settings(to_dict(Config()), _settings(plan, plan.baseline)),
         overrides={arm: changed_settings(_settings(plan, plan.baseline), _settings(plan, arm)) for arm in plan.arms},
@@ -127,6 +129,7 @@ def summary(comparison: Comparison) -> dict[str, Any]:
                 }
                 for control in plan.controls
             },
+            "estimates": quality(comparison),
             "evaluations": comparison.curves().drop(columns=hidden, errors="ignore").to_dict("records"),
             "environment": comparison.environment,
             "notes": comparison.notes,

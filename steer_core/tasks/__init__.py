@@ -1,12 +1,15 @@
 """Verifiable tasks: prompts, splits and exact verification. `make_task` is the one way to get one."""
 
-from steer_core.config import CountdownConfig
+from transformers import PreTrainedTokenizerBase
+
+from steer_core.config import MathsConfig, TaskConfig
 from steer_core.tasks.base import Problem, Split, Task, split_of
 from steer_core.tasks.countdown import Countdown
+from steer_core.tasks.maths import Maths
 
-__all__ = ["Countdown", "Problem", "Split", "Task", "make_task", "split_of"]
+__all__ = ["Countdown", "Maths", "Problem", "Split", "Task", "make_task", "split_of"]
 
 
-def make_task(config: CountdownConfig) -> Task:
-    """The task that a configuration's `task` section describes."""
-    return {"countdown": Countdown}[config.name](config)
+def make_task(config: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
+    """The task that a configuration's `task` section describes, its prompts written for the tokenizer's model."""
+    return Maths(config, tokenizer) if isinstance(config, MathsConfig) else Countdown(config)

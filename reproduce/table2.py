@@ -1,0 +1,226 @@
+"""Which of the four factors of the entropy change each known method touches, as data and checked by code.
+
+    python reproduce/table2.py
+
+Prints the table of table2.yaml and puts every cell to the test: in a batch of tokens one factor is changed at a time
+(the ratio across the clip's bound; the advantage; the probability at fixed entropy; the entropy at fixed probability),
+and what the method does to the token beyond plain GRPO responds, or it does not. Exits 1 where a cell says otherwise
+and names it. A few seconds on one CPU core; the tokens come from seed 0.
+
+Every method is a function of (new, old, advantages): its departure from plain GRPO at each token, either a factor on
+the token's loss or a term beside it. `METHODS` names them as table2.yaml does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from steer_core.config import read_yaml
+from steer_core.entropy_change import covariance_entropy_change, paper_entropy_change
+from steer_core.errors import SteerError
+from steer_core.loss import ClipRange, clip_indicator, importance_ratio
+from steer_core.token_stats import TokenStats
+from steer_core.weights import normaliser, steer_weights
+
+DATA = Path(__file__).with_suffix(".yaml")
+FACTORS = ("clipping", "advantage", "probability", "entropy")
+CLIP = ClipRange(low=0.2, high=0.2, dual=None)
+"""The clip of plain GRPO here."""
+TOKENS, SEED, TOLERANCE = 64, 0, 1e-6
+
+Departure = Callable[[TokenStats, TokenStats, Tensor], Tensor]
+
+
+def clip_higher(new: TokenStats, old: TokenStats, advantages: Tensor) -> Tensor:
+    """I_clip with the upper bound 1.28, minus plain GRPO's (DAPO, arXiv 2503.14476)."""
+    ratio = importance_ratio(new.logprob, old.logprob)
+    return clip_indicator(ratio, advantages, replace(CLIP, high=0.28)) - clip_indicator(ratio, advantages, CLIP)
+
+
+def entropy_loss(new: TokenStats, old: TokenStats, advantages: Tensor, coefficient: float = 0.01) -> Tensor:
+    """Term: coefficient dH/dz_a = -coefficient p (ln p + H), on the sampled token's logit (arXiv 1602.01783)."""
+    return -coefficient * new.logprob.exp() * (new.logprob + new.entropy)
+
+
+def fork_tokens(new: TokenStats, old: TokenStats, advantages: Tensor, share: float = 0.2) -> Tensor:
+    """Factor: 1 for the `share` of the tokens with the highest entropy, else 0 (arXiv 2506.01939)."""
+    return (new.entropy >= new.entropy.quantile(1 - share)).to(new.entropy.dtype)
+
+
+def w_reinforce(new: TokenStats, old: TokenStats, advantages: Tensor, positive: float = 0.1) -> Tensor:
+    """Factor: `positive` where A > 0, else 1 (arXiv 2506.01347)."""
+    return torch.where(advantages > 0, positive, 1.0)
+
+
+def entropy_advantage(
+    new: TokenStats, old: TokenStats, advantages: Tensor, alpha: float = 0.4, kappa: float = 2.0
+) -> Tensor:
+    """Term in the advantage: min(alpha H, |A| / kappa) (arXiv 2506.14758)."""
+    return torch.minimum(alpha * new.entropy, advantages.abs() / kappa)
+
+
+def clip_cov(new: TokenStats, old: TokenStats, advantages: Tensor, low: float = 1.0, high: float = 5.0) -> Tensor:
+    """Factor: 0 for candidates, low < covariance < high and not clipped, else 1; all are chosen (arXiv 2505.22617)."""
+    covariance = -covariance_entropy_change(new, old, advantages, CLIP)
+    passes = clip_indicator(importance_ratio(new.logprob, old.logprob), advantages, CLIP) > 0
+    return 1.0 - ((covariance > low) & (covariance < high) & passes).to(covariance.dtype)
+
+
+def kl_cov(
+    new: TokenStats, old: TokenStats, advantages: Tensor, share: float = 0.02, coefficient: float = 1.0
+) -> Tensor:
+    """Term in the push: what the clip stops, minus the penalty's part on the top covariances (arXiv 2505.22617)."""
+    covariance = -covariance_entropy_change(new, old, advantages, CLIP)
+    ratio = importance_ratio(new.logprob, old.logprob)
+    unclipped = (1 - clip_indicator(ratio, advantages, CLIP)) * ratio * advantages
+    top = covariance >= covariance.quantile(1 - share)
+    return unclipped - coefficient * top * (new.logprob - old.logprob).sign()
+
+
+def steer(new: TokenStats, old: TokenStats, advantages: Tensor, lambda_min: float = 0.7) -> Tensor:
+    """Factor: lambda, of the paper's form and its maximum over the batch (arXiv 2510.10150)."""
+    change = paper_entropy_change(new, old, advantages, CLIP)
+    everywhere = torch.ones_like(change)
+    return steer_weights(change, everywhere, lambda_min, normaliser(change, everywhere))
+
+
+METHODS: dict[str, Departure] = {
+    "clip-higher": clip_higher,
+    "entropy-loss": entropy_loss,
+    "fork-tokens": fork_tokens,
+    "w-reinforce": w_reinforce,
+    "entropy-advantage": entropy_advantage,
+    "clip-cov": clip_cov,
+    "kl-cov": kl_cov,
+    "steer": steer,
+}
+
+
+def batch() -> tuple[TokenStats, Tensor, Tensor]:
+    """(new, log-ratios, advantages) of tokens like a rollout's: float64, ratios within the clip and none of them 1."""
+    draw = torch.Generator().manual_seed(SEED)
+    entropy, surprise, size, side = torch.rand(4, TOKENS, generator=draw, dtype=torch.float64)
+    logprob = -(0.02 + 3 * surprise)
+    advantages = (0.3 + 1.7 * size) * torch.where(side < 0.5, -1.0, 1.0)
+    log_ratio = torch.linspace(-0.15, 0.15, TOKENS, dtype=torch.float64)  # an even number: 0 is left out
+    nothing = torch.zeros_like(logprob)
+    return TokenStats(logprob, 0.05 + 1.5 * entropy, nothing, nothing), log_ratio, advantages
+
+
+def perturbed(factor: str, i: int) -> list[tuple[TokenStats, TokenStats, Tensor]]:
+    """The batch with one factor of token i at several values; the other three factors stay what they are.
+
+    Clipping: the ratio just within and just beyond the bound that the token's sign of A brings into play.
+    Where p moves, the old log-prob moves along, so that the ratio stays.
+    """
+    new, log_ratio, advantages = batch()
+    bound = 1 + CLIP.high if advantages[i] > 0 else 1 - CLIP.low
+    values = {
+        "clipping": [torch.tensor(bound * x).log() for x in (0.99, 1.01)],
+        "advantage": [-2.0, -0.5, -0.1, 0.1, 0.5, 2.0],
+        "probability": torch.tensor([0.01, 0.1, 0.3, 0.6, 0.9]).log(),
+        "entropy": [0.01, 0.3, 0.6, 1.0, 1.7],
+    }[factor]
+    changed = {"clipping": log_ratio, "advantage": advantages, "probability": new.logprob, "entropy": new.entropy}
+    made = []
+    for value in values:
+        parts = changed | {factor: changed[factor].clone()}
+        parts[factor][i] = value
+        stats = replace(new, logprob=parts["probability"], entropy=parts["entropy"])
+        made.append((stats, replace(stats, logprob=stats.logprob - parts["clipping"]), parts["advantage"]))
+    return made
+
+
+def responds(method: Departure, factor: str) -> bool:
+    """Whether what a method does beyond plain GRPO to some token depends on that factor of the token."""
+    for i in range(TOKENS):
+        at_token = torch.stack([method(*tokens)[i] for tokens in perturbed(factor, i)])
+        if float(at_token.max() - at_token.min()) > TOLERANCE:
+            return True
+    return False
+
+
+def load(path: Path = DATA) -> dict[str, Any]:
+    """The table's data. Raises SteerError where a method has no function and no reason, or misses a factor."""
+    data = read_yaml(path)
+    for name, row in data["methods"].items():
+        if name not in METHODS and "unchecked" not in row:
+            raise SteerError(f"methods.{name}: no function of table2.py; add it to METHODS, or say `unchecked: why`")
+        if not isinstance(row.get("touched"), dict) or set(row["touched"]) != set(FACTORS):
+            wanted = ", ".join(FACTORS)
+            raise SteerError(f"methods.{name}.touched: {row.get('touched')}; give true or false to {wanted}")
+    return data
+
+
+def check(data: dict[str, Any]) -> dict[str, dict[str, bool]]:
+    """By method and factor, what the check found; methods that cannot be checked are left out."""
+    return {
+        name: {factor: responds(METHODS[name], factor) for factor in FACTORS}
+        for name in data["methods"]
+        if name in METHODS
+    }
+
+
+def disagreements(data: dict[str, Any], found: dict[str, dict[str, bool]]) -> list[str]:
+    """The cells whose claim the check contradicts, in words."""
+    words = {True: "touched", False: "not touched"}
+    return [
+        f"{name}, {factor}: the table says {words[data['methods'][name]['touched'][factor]]}, the check {words[value]}"
+        for name, row in found.items()
+        for factor, value in row.items()
+        if value is not data["methods"][name]["touched"][factor]
+    ]
+
+
+def table(data: dict[str, Any], found: dict[str, dict[str, bool]]) -> Table:
+    """The table, a row a method: touched or not, and a star where that is not checked."""
+    drawn = Table(title="Which factor of the entropy change each method touches", caption="every cell is checked but *")
+    for name in ("method", *FACTORS):
+        drawn.add_column(name)
+    for name, row in data["methods"].items():
+        mark = "" if name in found else " *"
+        drawn.add_row(row["label"], *(("touched" if row["touched"][factor] else "-") + mark for factor in FACTORS))
+    return drawn
+
+
+def remarks(row: dict[str, Any]) -> str:
+    """What a method does, where it comes from, and what a reader of its row should know."""
+    lines = [f"{row['label']} [{row['source']}]: {row['does']}.", row.get("note")]
+    lines += [f"* Not checked: {row['unchecked']}."] if "unchecked" in row else []
+    return "\n  ".join(line for line in lines if line)
+
+
+def main() -> None:
+    """Print the table and what the check says; see --help."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA, help="the table (default: table2.yaml beside this file)")
+    args = parser.parse_args()
+    try:
+        data = load(args.data)
+    except SteerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    found = check(data)
+    Console().print(table(data, found))
+    for row in data["methods"].values():
+        print(remarks(row))
+    wrong = disagreements(data, found)
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    cells = sum(map(len, found.values()))
+    print(f"{cells - len(wrong)} of {cells} checked cells hold")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

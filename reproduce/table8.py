@@ -1,0 +1,34 @@
+"""Table 8: every estimate on every model, from one state to the exact first order, against the measured change.
+
+    python reproduce/table8.py                          the embedded cases, minutes
+    python reproduce/table8.py --cases smollm2-gsm8k smollm2-math500
+    python reproduce/table8.py --cases qwen2.5-math-7b qwen2.5-14b llama-3.2-3b    the paper's, on GPUs
+
+Cases are in estimators.yaml; those that table1.py measured are not measured again. `state`: against the change at
+the token's own state, as in the paper. `mean`: against the token's influence on the batch's mean entropy.
+Prints and writes results/table8.md.
+"""
+
+from __future__ import annotations
+
+from estimators import cases_of, interval, measured_cases, print_table
+
+COLUMNS = ("case", "update", "against", "estimate", "MSE", "Pearson", "Spearman", "right sign", "factor")
+
+
+def main() -> None:
+    """Measure what is not measured yet and print the table."""
+    rows = []
+    for case, update, summary in measured_cases(cases_of(__doc__)):
+        for question, about in (("target", "state"), ("source", "mean")):
+            for form, scores in summary.get(question, {}).items():
+                bounded = [interval(scores[name]) for name in ("pearson", "spearman", "sign")]
+                label = form.removesuffix("_influence").replace("_", " ")
+                rows.append(
+                    [case, update, about, label, f"{scores['mse'][0]:.1e}", *bounded, f"{scores['slope'][0]:.2g}"]
+                )
+    print_table("Table 8: every estimate on every model", COLUMNS, rows, "table8.md")
+
+
+if __name__ == "__main__":
+    main()
