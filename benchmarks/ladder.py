@@ -28,7 +28,7 @@ from rich.progress import track
 from throughput import interval
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
-from steer_core.attribution import influence, step_of_output_layer
+from steer_core.attribution import influence, mean_entropy_gradient, step_of_output_layer
 from steer_core.entropy_change import ENTROPY_CHANGE
 from steer_core.environment import environment
 from steer_core.ladder import Lens, derivative, gradient, statistics, taken_step
@@ -101,10 +101,10 @@ def works(lens: Lens, optimizer: torch.optim.Optimizer) -> dict[str, Callable[[]
     return {
         "training step": training_step,
         "forms of one state, all four": lambda: [f(new, new, advantages_N, clip) for f in ENTROPY_CHANGE.values()],
-        "output layer": lambda: derivative(head, step_of_output_layer(head, step, pushed_N).update),
+        "output layer": lambda: derivative(head, step_of_output_layer(head, step, gradient(head, pushed_N)).update),
         "first order": lambda: derivative(lens, step.update),
         "measured": measured,
-        "influence": lambda: influence(lens, pushed_N, step),
+        "influence": lambda: influence(lens, pushed_N, step, mean_entropy_gradient(lens)),
     }
 
 

@@ -65,7 +65,7 @@ class Attribution:
     the predicted change at its state by every rung of RUNGS and the measured one (nats); and, as a
     source, its influence and its output-layer influence on the batch's mean entropy (nats).
     totals: changes of the mean entropy, and the residuals of the sums; see `attribute`.
-    seconds: of each rung, and of the training step (forward, backward, step) that they describe.
+    seconds: of each piece of work.
     """
 
     tokens: pd.DataFrame
@@ -73,16 +73,18 @@ class Attribution:
     seconds: dict[str, float]
 
 
-def attribute(batch: UpdateBatch, optimizer: torch.optim.Optimizer) -> Attribution:
-    """Take the optimiser's step on the batch, read every rung of the ladder, put everything back.
+def attribute(batch: UpdateBatch, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Attribution]:
+    """For each optimiser: take its step on the batch, read every rung of the ladder, put everything back.
 
+    What does not depend on the optimiser (values and gradients at the point of departure) is made once.
     totals: `measured`, `first_order` and `output_layer` (mean over targets), `influence` and
     `output_layer_influence` (sum over sources), `carried`, and what is left: `residual` =
     first_order - influence - carried and `output_layer_residual` (both rounding), `higher_order` =
-    measured - first_order. Raises SteerError for logits that are not finite and for a step that does
-    not move (every advantage 0).
+    measured - first_order. Raises SteerError for logits that are not finite and for a batch that
+    teaches nothing (every advantage 0).
     """
     lens, clock = batch.lens, _Clock()
+    head = replace(lens, output_layer=True)
     new = clock("values", lambda: require_finite(statistics(lens)))
     old = batch.old or new
     pushed_N = batch.coefficient_N * push(new, old, batch.advantages_N, batch.clip)
@@ -91,72 +93,73 @@ def attribute(batch: UpdateBatch, optimizer: torch.optim.Optimizer) -> Attributi
     ascent = clock("backward", lambda: gradient(lens, pushed_N))
     scale = _clip_scale(ascent, batch.max_grad_norm)
     ascent, pushed_N = {name: scale * g for name, g in ascent.items()}, scale * pushed_N
-
-    began = time.perf_counter()
-    with taken_step(lens.model, optimizer, ascent) as step:
-        clock.seconds["step"] = time.perf_counter() - began
-        measured_N = clock("measured", lambda: statistics(lens)).entropy - new.entropy
-    first_N = clock("first_order", lambda: derivative(lens, step.update)[1])
-    influence_N, entropy_gradient = clock("influence", lambda: influence(lens, pushed_N, step))
-    head = replace(lens, output_layer=True)
-    head_step = step_of_output_layer(head, step, pushed_N)
-    head_N = clock("output_layer", lambda: derivative(head, head_step.update)[1])
-    head_influence_N, _ = influence(head, pushed_N, head_step)
-
-    forms = {}
-    rate = optimizer.param_groups[0]["lr"] * scale * batch.coefficient_N
-    for name, form in ENTROPY_CHANGE.items():
-        values = clock(name, lambda form=form: form(new, old, batch.advantages_N, batch.clip))
-        forms[name] = rate * values
-    carried = float(sum((entropy_gradient[name] * step.carried[name]).sum() for name in step.carried))
-    columns = {
-        **_places(batch, new),
-        **forms,
-        "output_layer": head_N,
-        "first_order": first_N,
-        "measured": measured_N,
-        "influence": influence_N,
-        "output_layer_influence": head_influence_N,
+    entropy_gradient = clock("entropy_gradient", lambda: mean_entropy_gradient(lens))
+    head_ascent = clock("output_layer_backward", lambda: gradient(head, pushed_N))
+    head_entropy_gradient = mean_entropy_gradient(head)
+    forms = {
+        name: clock(name, lambda form=form: form(new, old, batch.advantages_N, batch.clip))
+        for name, form in ENTROPY_CHANGE.items()
     }
-    tokens = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
-    tokens["quadrant"] = tokens["quadrant"].map(dict(enumerate(QUADRANTS)) | {-1: "no_signal"})
-    totals = {
-        "measured": float(measured_N.mean()),
-        "first_order": float(first_N.mean()),
-        "influence": float(influence_N.sum()),
-        "carried": carried,
-        "output_layer": float(head_N.mean()),
-        "output_layer_influence": float(head_influence_N.sum()),
-        "gradient_scale": scale,
-    }
+    results = {}
+    for label, optimizer in optimizers.items():
+        own = _Clock(clock.seconds)
+        began = time.perf_counter()
+        with taken_step(lens.model, optimizer, ascent) as step:
+            own.seconds["step"] = time.perf_counter() - began
+            measured_N = own("measured", lambda: statistics(lens)).entropy - new.entropy
+        head_step = step_of_output_layer(head, step, head_ascent)
+        rate = optimizer.param_groups[0]["lr"] * scale * batch.coefficient_N
+        columns = {
+            **_places(batch, new),
+            **{name: rate * values for name, values in forms.items()},
+            "output_layer": own("output_layer", lambda s=head_step: derivative(head, s.update)[1]),
+            "first_order": own("first_order", lambda s=step: derivative(lens, s.update)[1]),
+            "measured": measured_N,
+            "influence": own("influence", lambda s=step: influence(lens, pushed_N, s, entropy_gradient)),
+            "output_layer_influence": influence(head, pushed_N, head_step, head_entropy_gradient),
+        }
+        tokens = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+        tokens["quadrant"] = tokens["quadrant"].map(dict(enumerate(QUADRANTS)) | {-1: "no_signal"})
+        carried = float(sum((entropy_gradient[name] * g).sum() for name, g in step.carried.items()))
+        results[label] = Attribution(tokens, _totals(tokens, carried, scale), own.seconds)
+    return results
+
+
+def _totals(tokens: pd.DataFrame, carried: float, scale: float) -> dict[str, float]:
+    means, sums = tokens[["measured", "first_order", "output_layer"]].mean(), tokens.filter(like="influence").sum()
+    totals = {**means, **sums, "carried": carried, "gradient_scale": scale}
     totals["residual"] = totals["first_order"] - totals["influence"] - carried
     totals["output_layer_residual"] = totals["output_layer"] - totals["output_layer_influence"]
     totals["higher_order"] = totals["measured"] - totals["first_order"]
-    return Attribution(tokens, totals, clock.seconds)
+    return {name: float(value) for name, value in totals.items()}
 
 
-def influence(lens: Lens, pushed_N: Tensor, step: Step) -> tuple[Tensor, Direction]:
-    """(each token's share of the step's first-order effect on the batch's mean entropy (N,); its gradient).
+def mean_entropy_gradient(lens: Lens) -> Direction:
+    """The gradient of the mean entropy over the lens's response tokens, nats per unit of each parameter."""
+    count = len(lens.labels_N)
+    return gradient(
+        lens, on_entropy_N=torch.full((count,), 1 / count, device=lens.model.device, dtype=lens.model.dtype)
+    )
+
+
+def influence(lens: Lens, pushed_N: Tensor, step: Step, entropy_gradient: Direction) -> Tensor:
+    """Each token's share (N,) of the step's first-order effect on the batch's mean entropy, nats.
 
     pushed_N: each token's factor in the ascent direction, gradient clipping included. The shares add
-    up to that effect less what the step carried. Cost: one backward and one forward-mode pass.
+    up to that effect less what the step carried. Cost, beside the gradient: one forward-mode pass.
     """
-    states = len(pushed_N)
-    uniform_N = torch.full_like(pushed_N, 1 / states)
-    entropy_gradient = gradient(lens, on_entropy_N=uniform_N)
     direction = {name: step.preconditioner[name] * g for name, g in entropy_gradient.items()}
-    return pushed_N * derivative(lens, direction)[0], entropy_gradient
+    return pushed_N * derivative(lens, direction)[0]
 
 
-def step_of_output_layer(head: Lens, step: Step, pushed_N: Tensor) -> Step:
+def step_of_output_layer(head: Lens, step: Step, head_ascent: Direction) -> Step:
     """The part of a step that the output layer takes by its own gradient, the preconditioner kept (rung b).
 
-    A layer tied to the embedding moves by the output layer's share of the gradient alone.
+    head_ascent: `gradient` of the output layer alone. A layer tied to the embedding moves by this share only.
     """
     names = {id(p): name for name, p in head.model.named_parameters()}
     preconditioner = {name: step.preconditioner[names[id(p)]] for name, p in head.parameters().items()}
-    ascent = gradient(head, pushed_N)
-    update = {name: preconditioner[name] * g for name, g in ascent.items()}
+    update = {name: preconditioner[name] * g for name, g in head_ascent.items()}
     return Step(update, preconditioner, {name: torch.zeros_like(g) for name, g in update.items()})
 
 
@@ -204,8 +207,8 @@ def _clip_scale(ascent: Direction, max_norm: float | None) -> float:
 class _Clock:
     """Seconds of each named piece of work, the device waited for."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, seconds: dict[str, float] | None = None) -> None:
+        self.seconds = dict(seconds or {})
 
     def __call__(self, name: str, work: Callable):
         began = time.perf_counter()

@@ -13,7 +13,6 @@ The second is what a method that weights tokens relies on. Intervals are 95% per
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +25,7 @@ import pandas as pd
 import torch
 from rich import box
 from rich.table import Table
+from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
 from steer_core.advantages import ADVANTAGES
@@ -125,28 +125,31 @@ def sample(
     )
 
 
-def attributions(
-    policy: Policy,
-    drawn: Sample,
-    config: Config,
-    update: Update,
-    prepare: Callable[[torch.optim.Optimizer], object] | None = None,
-) -> Iterator[Attribution | None]:
-    """What the update did to each mini-batch of the sample; None where no reward differs within a group.
+def optimizers_of(
+    policy: Policy, config: Config, updates: Iterable[Update], run: RunFolder | None
+) -> dict[str, Optimizer]:
+    """A fresh optimiser for every update; one of the run's own kind holds the moments of its last checkpoint."""
+    found = {}
+    for update in updates:
+        settings = {"name": update.optimizer, "learning_rate": update.eta, "learning_rate_factor": 1.0}
+        optimizer = make_optimizer(policy.model, dataclasses.replace(config.optimizer, **settings))
+        if run is not None and run.config.optimizer.name == update.optimizer:
+            run.restore(run.checkpoints()[-1], policy.model, optimizer)
+            for group in optimizer.param_groups:
+                group["lr"] = update.eta
+        found[str(update)] = optimizer
+    return found
 
-    prepare: gets each fresh optimiser, to load moments into it. Indices of groups and sequences count
-    through the whole sample.
+
+def attributions(
+    policy: Policy, drawn: Sample, config: Config, optimizers: dict[str, Optimizer]
+) -> Iterator[dict[str, Attribution]]:
+    """What each optimiser's step did to each mini-batch of the sample; empty where no reward differs within a group.
+
+    Indices of groups and sequences count through the whole sample.
     """
-    algorithm, group = config.algorithm, config.rollout.responses
-    model, size = policy.model, config.optimizer.mini_batch_prompts
-    settings = dataclasses.replace(
-        config.optimizer, name=update.optimizer, learning_rate=update.eta, learning_rate_factor=1.0
-    )
-    optimizer = make_optimizer(model, settings)
-    if prepare is not None:
-        prepare(optimizer)
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = update.eta
+    algorithm, group, model = config.algorithm, config.rollout.responses, policy.model
+    size = config.optimizer.mini_batch_prompts
     advantages_PG = ADVANTAGES[algorithm.advantage](drawn.rewards_PG.to(model.device, model.dtype))
     for first in range(0, len(advantages_PG), size):
         sequences = drawn.rollout.rows(slice(first * group, (first + size) * group))
@@ -154,7 +157,7 @@ def attributions(
         rows = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)[mask]
         advantages_N = advantages_PG[first : first + size].flatten()[rows]
         if not advantages_N.any():
-            yield None
+            yield {}
             continue
         count = denominator(mask, algorithm.reduction)
         batch = UpdateBatch(
@@ -166,10 +169,11 @@ def attributions(
             ClipRange(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip),
             config.optimizer.max_grad_norm,
         )
-        result = attribute(batch, optimizer)
-        result.tokens["group"] += first
-        result.tokens["sequence"] += first * group
-        yield result
+        results = attribute(batch, optimizers)
+        for result in results.values():
+            result.tokens["group"] += first
+            result.tokens["sequence"] += first * group
+        yield results
 
 
 def accuracy(tokens: pd.DataFrame, truth: str, estimates: Iterable[str]) -> dict[str, dict[str, list[float]]]:
@@ -267,23 +271,21 @@ def estimate(
         },
         "updates": {},
     }
+    optimizers = optimizers_of(policy, config, updates, run)
+    starts = range(0, len(drawn.rewards_PG), config.optimizer.mini_batch_prompts)
+    found = list(progress(attributions(policy, drawn, config, optimizers), f"{len(starts)} mini-batches"))
+    results = [result for result in found if result]
+    if not results:
+        raise SteerError(
+            "rewards: equal within every group, so nothing is learnt and nothing changes; raise rollout.prompts "
+            "or rollout.responses, or sample until rewards differ (--with-signal)"
+        )
     tables = {}
-    for update in updates:
-        moments = None
-        if run is not None and run.config.optimizer.name == update.optimizer:
-            moments = functools.partial(run.restore, run.checkpoints()[-1], policy.model)
-        steps = range(0, len(drawn.rewards_PG), config.optimizer.mini_batch_prompts)
-        found = progress(attributions(policy, drawn, config, update, moments), f"{update}, {len(steps)} mini-batches")
-        results = [result for result in found if result is not None]
-        if not results:
-            raise SteerError(
-                "rewards: equal within every group, so nothing is learnt and nothing changes; raise rollout.prompts "
-                "or rollout.responses, or sample until rewards differ (--with-signal)"
-            )
-        summary, tables[str(update)] = summarise(results, policy.tokenizer)
-        summary |= {"moments": moments is not None, "mini_batches_without_signal": len(steps) - len(results)}
-        record["updates"][str(update)] = summary
-    record["sample"]["entropy"] = float(tables[str(update)]["entropy"].mean())
+    for update, optimizer in optimizers.items():
+        summary, tables[update] = summarise([result[update] for result in results], policy.tokenizer)
+        summary |= {"moments": bool(optimizer.state), "mini_batches_without_signal": len(found) - len(results)}
+        record["updates"][update] = summary
+    record["sample"]["entropy"] = float(tables[update]["entropy"].mean())
     return Estimate(_without_nan(record), tables)
 
 
