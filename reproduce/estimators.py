@@ -45,9 +45,9 @@ def measure(name: str, again: bool = False, results: Path = RESULTS) -> dict[str
     path, case = results / f"{name}.json", CASES[name]
     if path.exists() and not again:
         return json.loads(path.read_text(encoding="utf-8"))
-    record = _tabular(case) if "tabular" in case else _model(name, case)
+    record = {"label": case["label"]} | (_tabular(case) if "tabular" in case else _model(name, case))
     results.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps({"label": case["label"], **record}, indent=1, allow_nan=False) + "\n")
+    write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
     return record
 
 
@@ -120,12 +120,6 @@ def measured_cases(names: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]
         record = measure(name)
         for update, summary in record["updates"].items():
             yield record["label"], update, summary
-
-
-def interval(scores: list[float | None]) -> str:
-    """A value with its 95% interval over prompts."""
-    value, low, high = (float("nan") if score is None else score for score in scores)
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def print_table(title: str, columns: Sequence[str], rows: list[list[str]], name: str) -> None:

@@ -4,8 +4,8 @@
     python reproduce/quadrants.py --quick   # 2 seeds x 6 rollouts in runs/quadrants-quick: shows the machinery
 
 GRPO, and GRPO with the loss of one of the four quadrants times 0.5 or times 2: 9 arms x 3 seeds x 32 rollouts
-(steer_core/plans/quadrants.yaml), and results.json, entropy.png and a table from them. About 15 minutes on 2 quiet
-CPU cores, 2 minutes with --quick. Interrupted at any moment, the same command goes on where it was.
+(steer_core/plans/quadrants.yaml), and results.json, entropy.png and a table from them. 50 minutes on 2 CPU cores
+that had other work beside it. Interrupted at any moment, the same command goes on where it was.
 
 Under the paper's form (arXiv 2510.10150, section 4) likely tokens (ln p > -H) with A > 0 and unlikely ones with A < 0
 lower entropy, and the other two quadrants raise it: weakening a quadrant should take its effect away, strengthening
@@ -47,10 +47,10 @@ QUICK = ("train.rollouts=6", "evaluation.every=6", "evaluation.problems=50")
 
 TOKENS_MOVE = dict(zip(QUADRANTS, (-1, 1, 1, -1), strict=True))
 """Which way a quadrant's own tokens move entropy under the paper's form: -sign(A) sign(ln p + H)."""
-KINDS = {0.5: ("weakened", "#0072b2"), 1.0: ("GRPO", "#1f2a36"), 2.0: ("strengthened", "#d55e00")}
+KINDS = {0.5: ("weakened (x 0.5)", "#0072b2"), 1.0: ("GRPO", "#1f2a36"), 2.0: ("strengthened (x 2)", "#d55e00")}
 NOTES = [
     "Intervals cover the training seeds: Student t over 3 seeds, paired by seed for differences, 95%, not corrected "
-    "for their number (8 arms x 2 measures of entropy).",
+    "for their number (8 arms x 3 measures of entropy).",
     "A factor also changes the step: AdamW divides by the size of recent gradients, so strengthening a quadrant is "
     "much like weakening the other three, and steps above optimizer.max_grad_norm are scaled down.",
 ]

@@ -80,8 +80,8 @@ def attribute(batch: UpdateBatch, optimizers: dict[str, torch.optim.Optimizer]) 
     totals: `measured`, `first_order` and `output_layer` (mean over targets), `influence` and
     `output_layer_influence` (sum over sources), `carried`, and what is left: `residual` =
     first_order - influence - carried and `output_layer_residual` (both rounding), `higher_order` =
-    measured - first_order. Raises SteerError for logits that are not finite and for a batch that
-    teaches nothing (every advantage 0).
+    measured - first_order. Raises SteerError for logits that are not finite, before a step or after
+    it, and for a batch that teaches nothing (every advantage 0).
     """
     lens, clock = batch.lens, _Clock()
     head = replace(lens, output_layer=True)
@@ -106,7 +106,9 @@ def attribute(batch: UpdateBatch, optimizers: dict[str, torch.optim.Optimizer]) 
         began = time.perf_counter()
         with taken_step(lens.model, optimizer, ascent) as step:
             own.seconds["step"] = time.perf_counter() - began
-            measured_N = own("measured", lambda: statistics(lens)).entropy - new.entropy
+            after = own("measured", lambda: statistics(lens))
+        if not after.entropy.isfinite().all():
+            raise SteerError(f"update {label}: its step leads to NaN or infinite logits; take a smaller step size")
         head_step = step_of_output_layer(head, step, head_ascent)
         rate = optimizer.param_groups[0]["lr"] * scale * batch.coefficient_N
         columns = {
@@ -114,7 +116,7 @@ def attribute(batch: UpdateBatch, optimizers: dict[str, torch.optim.Optimizer]) 
             **{name: rate * values for name, values in forms.items()},
             "output_layer": own("output_layer", lambda s=head_step: derivative(head, s.update)[1]),
             "first_order": own("first_order", lambda s=step: derivative(lens, s.update)[1]),
-            "measured": measured_N,
+            "measured": after.entropy - new.entropy,
             "influence": own("influence", lambda s=step: influence(lens, pushed_N, s, entropy_gradient)),
             "output_layer_influence": influence(head, pushed_N, head_step, head_entropy_gradient),
         }

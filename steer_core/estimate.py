@@ -134,9 +134,10 @@ def optimizers_of(
         settings = {"name": update.optimizer, "learning_rate": update.eta, "learning_rate_factor": 1.0}
         optimizer = make_optimizer(policy.model, dataclasses.replace(config.optimizer, **settings))
         if run is not None and run.config.optimizer.name == update.optimizer:
+            (group,) = optimizer.param_groups
+            asked = {name: value for name, value in group.items() if name != "params"}
             run.restore(run.checkpoints()[-1], policy.model, optimizer)
-            for group in optimizer.param_groups:
-                group["lr"] = update.eta
+            optimizer.param_groups[0].update(asked)  # the checkpoint's moments, the settings asked for here
         found[str(update)] = optimizer
     return found
 
@@ -304,11 +305,20 @@ def estimate_table(record: dict[str, Any], update: str) -> Table:
     for question, about in (("target", "state"), ("source", "mean")):
         table.add_row(f"[italic]{about}")
         for name, scores in summary[question].items():
-            bounded = [f"{v:.2f} [{low:.2f}, {high:.2f}]" for v, low, high in (scores[m] for m in _BOUNDED)]
+            bounded = [with_interval(scores[measure]) for measure in _BOUNDED]
             label = name.removesuffix("_influence").replace("_", " ")
-            table.add_row(label, f"{scores['mse'][0]:.0e}", *bounded, f"{scores['slope'][0]:.2g}")
+            mse, factor = (
+                math.nan if scores[measure][0] is None else scores[measure][0] for measure in ("mse", "slope")
+            )
+            table.add_row(label, f"{mse:.0e}", *bounded, f"{factor:.2g}")
         table.add_section()
     return table
+
+
+def with_interval(scores: list[float | None]) -> str:
+    """A value with its 95% interval over prompts; - for what is undefined."""
+    value, low, high = ("-" if score is None else f"{score:.2f}" for score in scores)
+    return f"{value} [{low}, {high}]"
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -316,9 +326,9 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON knows no NaN: null."""
+    """JSON knows neither NaN nor infinity: null."""
     if isinstance(value, dict):
         return {key: _without_nan(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,6 +6,8 @@ another's update, so this is the setting that the forms of one state are derived
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import torch
 from torch import Tensor
@@ -45,8 +47,8 @@ def tabular_tokens(
     for name, value, least in (("states", states, 2), ("vocabulary", vocabulary, 2)):
         if value < least:
             raise SteerError(f"{name}: {value} is below {least}; give at least {least}")
-    if not eta > 0:
-        raise SteerError(f"eta: {eta} is not above 0; give a positive step size")
+    if not 0 < eta < math.inf:
+        raise SteerError(f"eta: {eta} is not above 0 and finite; give a positive step size")
     generator, clip = torch.Generator().manual_seed(seed), clip or ClipRange()
     size, parts, measured, advantages, old = max(1, _CHUNK_ELEMENTS // vocabulary), [], [], [], []
     for start in range(0, states, size):

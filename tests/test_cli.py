@@ -213,5 +213,60 @@ def test_a_comparison_with_another_plan_is_not_continued(capsys, tmp_path):
     assert "holds a comparison with another plan" in error
 
 
+ESTIMATE = (*SMALL, "model.dtype=float64", "rollout.max_new_tokens=24", "rollout.prompts=2")
+
+
+def test_estimate_prints_a_table_an_update_and_writes_its_folder(tmp_path):
+    out = tmp_path / "estimate"
+    done = steer("estimate", "embedded", *ESTIMATE, "--with-signal", "--out", out)
+    assert done.returncode == 0, done.stderr
+    for update in ("sgd:0.01", "adamw:0.0001"):
+        assert f"embedded, {update}, " in done.stdout
+    assert done.stdout.count("first order") == 2
+    assert done.stdout.count("output layer") == 4
+    assert f"written: {out / 'estimate.json'}" in done.stdout
+    record = json.loads((out / "estimate.json").read_text())
+    assert list(record["updates"]) == ["sgd:0.01", "adamw:0.0001"]
+    tables = ["tokens_adamw_0.0001.csv.gz", "tokens_sgd_0.01.csv.gz"]
+    assert sorted(path.name for path in out.iterdir()) == ["estimate.json", "estimate.png", *tables]
+
+
+def test_estimate_of_one_prompt_has_no_interval_and_comes_to_its_end(capsys, tmp_path):
+    one = ("rollout.prompts=1", "optimizer.mini_batch_prompts=1")
+    words = ["estimate", "embedded", *ESTIMATE, *one, "--with-signal", "--update", "sgd:0.01", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit) as exit:
+        main(words)
+    assert exit.value.code == 0
+    assert capsys.readouterr().out.count("[-, -]") > 20
+    assert json.loads((tmp_path / "estimate.json").read_text())["sample"]["prompts"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["embedded", "--update", "sgd:0"], "update 'sgd:0': the step size 0.0 is not above 0"),
+        (["embedded", "--update", "sgd:0.1", "rmsprop:1"], "update 'rmsprop:1': the optimiser 'rmsprop' is neither"),
+        (["models/none"], "model.path: models/none holds no config.json"),
+        (["embedded", "rollout.promts=2"], "rollout.promts: unknown key; did you mean 'prompts'?"),
+        (["embedded", *ESTIMATE, "--with-signal", "--update", "sgd:1e300"], "update sgd:1e+300: its step leads to NaN"),
+    ],
+)
+def test_estimate_tells_what_is_wrong_in_one_line(capsys, tmp_path, words, message):
+    assert message in error_of(capsys, "estimate", *words, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_lists_estimate_and_its_own_help_every_option(capsys):
+    for words, told in (
+        (["--help"], ["estimate", "Measure how well every estimate tells"]),
+        (["estimate", "--help"], ["--update", "sgd:0.01 adamw:1e-4", "--with-signal", "--config", "--out"]),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            main(words)
+        assert exit.value.code == 0
+        text = capsys.readouterr().out
+        assert all(word in text for word in told)
+
+
 def _weights(run: Path) -> bytes:
     return (run / "checkpoints" / "step_000020" / "model.safetensors").read_bytes()

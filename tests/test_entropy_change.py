@@ -181,8 +181,13 @@ def test_released_form_is_the_paper_form_over_the_probability_on_policy():
 
 @pytest.mark.parametrize(
     ("logp", "old_logp", "p", "p_old"),
-    [(0.0, -1.0, 1 - 1e-8, math.exp(-1)), (-50.0, -1.0, 1e-8, math.exp(-1)), (-1.0, -50.0, math.exp(-1), 1e-8)],
-    ids=["p below 1", "p above 0", "old p above 0"],
+    [
+        (0.0, -1.0, 1 - 1e-8, math.exp(-1)),
+        (-50.0, -1.0, 1e-8, math.exp(-1)),
+        (-1.0, -50.0, math.exp(-1), 1e-8),
+        (-1.0, 0.5, math.exp(-1), 1.0),
+    ],
+    ids=["p below 1", "p above 0", "old p above 0", "old p at most 1"],
 )
 def test_released_form_clamps_probabilities(logp, old_logp, p, p_old):
     actual = released_entropy_change(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small import small_trainer
 
-from steer_core.attribution import influence
+from steer_core.attribution import influence, mean_entropy_gradient
 from steer_core.config import RolloutConfig
 from steer_core.entropy_change import push
 from steer_core.errors import SteerError
@@ -317,7 +317,8 @@ def test_influences_and_what_is_carried_add_up_to_the_first_order_change(lens, p
     optimizer = warmed(OPTIMIZERS[name], lens)
     with taken_step(lens.model, optimizer, gradient(lens, pushed)) as step:
         pass
-    shares, slope = influence(lens, pushed, step)
+    slope = mean_entropy_gradient(lens)
+    shares = influence(lens, pushed, step, slope)
     carried = sum(float((slope[n] * c).sum()) for n, c in step.carried.items())
     total = float(derivative(lens, step.update)[1].mean())
     assert float(shares.sum()) + carried == pytest.approx(total, rel=1e-9)
@@ -330,7 +331,7 @@ def test_a_tokens_influence_is_what_its_own_push_does_to_the_mean_entropy(lens, 
     optimizer = warmed(OPTIMIZERS[name], lens)
     with taken_step(lens.model, optimizer, gradient(lens, pushed)) as step:
         pass
-    shares, _ = influence(lens, pushed, step)
+    shares = influence(lens, pushed, step, mean_entropy_gradient(lens))
     for s in pushed.abs().topk(3).indices.tolist():
         alone = gradient(lens, torch.zeros_like(pushed).index_fill(0, torch.tensor(s), float(pushed[s])))
         moved = {n: step.preconditioner[n] * g for n, g in alone.items()}
@@ -373,11 +374,12 @@ def test_weights_that_are_not_finite_are_told_from_the_statistics(rollout, value
         require_finite(statistics(lens))
 
 
-def test_one_statistic_that_is_not_finite_is_enough(lens):
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+def test_one_statistic_that_is_not_finite_is_enough(lens, value):
     stats = statistics(lens)
     for name in ("entropy", "logprob"):
         spoilt = vars(stats)[name].clone()
-        spoilt[3] = float("nan")
+        spoilt[3] = value
         with pytest.raises(SteerError, match=f"at 1 of {len(spoilt)} response"):
             require_finite(replace(stats, **{name: spoilt}))
 

@@ -10,8 +10,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from steer_core.config import RolloutConfig
 from steer_core.errors import SteerError
-from steer_core.policy import EMBEDDED, Policy, Sequences, load_policy, score
-from steer_core.rollout import HuggingFaceEngine, generation_settings, response_mask
+from steer_core.policy import EMBEDDED, Policy, Sequences, full_precision, load_policy, score
+from steer_core.rollout import HuggingFaceEngine, generation_settings, join, response_mask
 from steer_core.tasks import Countdown
 from steer_core.tokenizer import character_tokenizer
 
@@ -172,3 +172,50 @@ def test_response_mask_ends_at_the_first_end_token():
     mask, stopped = response_mask(torch.tensor([[5, 1, 1, 4], [5, 6, 7, 4], [1, 5, 5, 5]]), eos_token_id=1)
     assert mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
     assert stopped.tolist() == [True, False, True]
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Rollouts of one prompt each, their prompts and responses of other widths, and the policy that sampled them."""
+    policy = load_policy("embedded", dtype=torch.float64)
+    found = {len(problem.prompt): problem.prompt for problem in Countdown().problems("test", 60)}
+    widths, engine = (min(found), max(found), sorted(found)[1]), HuggingFaceEngine(policy)
+    settings = [RolloutConfig(max_new_tokens=longest) for longest in (5, 24, 12)]
+    rollouts = [engine.generate([found[w]], 3, s, seed=1) for w, s in zip(widths, settings, strict=True)]
+    assert len({part.prompt_ids_BP.shape[1] for part in rollouts}) == 3
+    return policy, rollouts
+
+
+def scored(policy, sequences):
+    """(ln p, H) of every response token, flat."""
+    with torch.no_grad(), full_precision(policy.model):
+        stats, mask = score(policy.model, sequences, 1.0), sequences.response_mask_BT
+    return torch.stack([stats.logprob[mask], stats.entropy[mask]])
+
+
+def test_joined_rollouts_score_as_each_part_alone(parts):
+    policy, rollouts = parts
+    joined = join(rollouts, policy.tokenizer.pad_token_id)
+    alone = torch.cat([scored(policy, part) for part in rollouts], dim=1)
+    torch.testing.assert_close(scored(policy, joined), alone, rtol=0, atol=1e-12)
+    assert joined.texts == [text for part in rollouts for text in part.texts]
+    assert joined.finish_reasons == [reason for part in rollouts for reason in part.finish_reasons]
+    assert joined.response_mask_BT.dtype is torch.bool
+    for i, row in enumerate(joined.prompt_ids_BP):
+        part = rollouts[i // 3]
+        assert torch.equal(row[joined.prompt_mask_BP[i].bool()], part.prompt_ids_BP[i % 3])
+        padding = joined.response_ids_BT[i][~joined.response_mask_BT[i]]
+        assert (padding == policy.tokenizer.pad_token_id).all()
+
+
+def test_taking_rows_of_a_joined_rollout_and_joining_them_again_changes_nothing(parts):
+    policy, rollouts = parts
+    joined = join(rollouts, policy.tokenizer.pad_token_id)
+    taken = joined.take([4, 0, 8])
+    assert taken.texts == [joined.texts[i] for i in (4, 0, 8)]
+    assert taken.finish_reasons == [joined.finish_reasons[i] for i in (4, 0, 8)]
+    alone = torch.cat([scored(policy, joined.take([i])) for i in (4, 0, 8)], dim=1)
+    torch.testing.assert_close(scored(policy, taken), alone, rtol=0, atol=1e-12)
+    again = join([joined.take(range(i, i + 1)) for i in range(9)], policy.tokenizer.pad_token_id)
+    for name, value in vars(joined).items():
+        assert torch.equal(vars(again)[name], value) if torch.is_tensor(value) else vars(again)[name] == value, name

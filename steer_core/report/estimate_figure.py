@@ -43,7 +43,9 @@ def estimate_figure(tables: dict[str, pd.DataFrame], record: dict) -> Figure:
             for axis, name in zip(row, RUNGS, strict=True):
                 _panel(axis, tokens[name].to_numpy(), tokens["measured"].to_numpy())
                 scores = record["updates"][update]["target"][name]
-                text = f"r = {scores['pearson'][0]:.2f}\nrank r = {scores['spearman'][0]:.2f}"
+                found = [scores[measure][0] for measure in ("pearson", "spearman")]
+                r, rank_r = ("-" if value is None else f"{value:.2f}" for value in found)
+                text = f"r = {r}\nrank r = {rank_r}"
                 axis.text(
                     0.04, 0.96, text, transform=axis.transAxes, va="top", fontsize=7.5, color=STYLE["axes.labelcolor"]
                 )

@@ -1,0 +1,399 @@
+"""`steer estimate` as a library: what is sampled, what is asked of each estimate, what is written."""
+
+import io
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+from small import small_config, small_trainer
+
+from steer_core import estimate as module
+from steer_core.attribution import RUNGS
+from steer_core.errors import SteerError
+from steer_core.estimate import (
+    ESTIMATE_COLUMNS,
+    SOURCE_ESTIMATES,
+    Sample,
+    Update,
+    accuracy,
+    attributions,
+    estimate,
+    estimate_table,
+    optimizers_of,
+    sample,
+)
+from steer_core.policy import load_policy
+from steer_core.report.estimate_figure import estimate_figure
+from steer_core.rollout import HuggingFaceEngine, Rollout
+from steer_core.run import RunFolder
+from steer_core.statistics import agreement
+from steer_core.tasks import Countdown
+
+DOUBLE = ("model.dtype=float64", "rollout.max_new_tokens=20")
+PLACES = ["group", "sequence", "position", "token", "text", "advantage", "logprob", "entropy", "quadrant"]
+MEASURES = {"mse", "pearson", "spearman", "sign", "slope"}
+UPDATES = [Update("sgd", 0.001), Update("adamw", 1e-5)]
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy("embedded", dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """An estimate on four groups with signal, in two mini-batches."""
+    return estimate("embedded", small_config(*DOUBLE), UPDATES, with_signal=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two rollouts with AdamW, and its checkpoint."""
+    trainer = small_trainer(tmp_path_factory.mktemp("run") / "one", "train.rollouts=2", "evaluation.every=0")
+    trainer.fit()
+    return trainer.run
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "eta", "label"),
+    [("sgd:0.01", "sgd", 0.01, "sgd:0.01"), ("adamw:1e-4", "adamw", 1e-4, "adamw:0.0001")],
+)
+def test_an_update_is_an_optimiser_and_a_step_size(text, name, eta, label):
+    assert Update.parse(text) == Update(name, eta)
+    assert str(Update(name, eta)) == label
+    assert Update.parse(label) == Update.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rmsprop:1", "update 'rmsprop:1': the optimiser 'rmsprop' is neither sgd nor adamw; write sgd:0.01"),
+        (":0.1", "the optimiser '' is neither"),
+        ("sgd", "the step size '' is no number; write sgd:0.01"),
+        ("adamw:fast", "the step size 'fast' is no number; write adamw:0.01"),
+        ("sgd:1:2", "the step size '1:2' is no number"),
+        ("sgd:0", "the step size 0.0 is not above 0"),
+        ("sgd:-0.1", "the step size -0.1 is not above 0"),
+        ("adamw:nan", "the step size nan is not above 0"),
+        ("sgd:inf", "the step size inf is not above 0"),
+    ],
+)
+def test_another_update_is_refused_with_what_to_write(text, message):
+    with pytest.raises(SteerError) as error:
+        Update.parse(text)
+    assert message in str(error.value)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """`sample` of a policy that solves the k-th problem it is given k % 5 times of 4, at most 4; what it was given."""
+    asked = []
+
+    class Engine:
+        def __init__(self, policy):
+            pass
+
+        def generate(self, prompts, responses, sampling, seed):
+            texts = []
+            for prompt in prompts:
+                solved = len(asked) % 5
+                texts += ["right"] * solved + ["wrong"] * (responses - solved)
+                asked.append(prompt)
+            ids = torch.arange(len(texts))[:, None] + 100 * len(asked)
+            ones = torch.ones_like(ids)
+            return Rollout(ids, ones, ids, ones.bool(), texts, ["stop"] * len(texts))
+
+    monkeypatch.setattr(module, "HuggingFaceEngine", Engine)
+    task = Countdown()
+    monkeypatch.setattr(task, "verify", lambda problem, text: text == "right")
+    policy = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
+    return lambda *settings, **options: (sample(policy, task, small_config(*settings), **options), asked)
+
+
+def test_a_sample_keeps_every_group_as_it_comes(scripted):
+    drawn, asked = scripted()
+    assert drawn.rewards_PG.sum(1).tolist() == [0, 1, 2, 3]
+    assert len(asked) == drawn.prompts_sampled == 4
+    assert set(asked) <= {problem.prompt for problem in Countdown().problems("train", 64)}
+
+
+def test_a_sample_with_signal_keeps_only_groups_whose_rewards_differ_and_counts_the_rest(scripted):
+    drawn, asked = scripted(with_signal=True)
+    assert drawn.rewards_PG.sum(1).tolist() == [1, 2, 3, 1]
+    assert len(asked) == drawn.prompts_sampled == 8
+    assert len(set(asked)) == 8
+    assert drawn.rollout.texts == [t for n in (1, 2, 3, 1) for t in ["right"] * n + ["wrong"] * (4 - n)]
+    assert drawn.rollout.response_ids_BT.flatten().tolist() == [*range(404, 416), *range(808, 812)]
+
+
+def test_a_sample_with_signal_that_runs_out_of_problems_tells_how_many_it_found(scripted):
+    with pytest.raises(SteerError, match=r"rollout.prompts: 4 groups .* and 3 were found among 6 problems; lower it"):
+        scripted("task.train_problems=6", "rollout.responses=4", with_signal=True)
+
+
+def test_the_same_seed_gives_the_same_sample_and_another_another(policy):
+    task = Countdown()
+    first, again, other = (sample(policy, task, small_config(f"train.seed={seed}")) for seed in (5, 5, 6))
+    assert first.rollout.texts == again.rollout.texts
+    assert torch.equal(first.rollout.response_ids_BT, again.rollout.response_ids_BT)
+    assert torch.equal(first.rewards_PG, again.rewards_PG)
+    assert not torch.equal(first.rollout.prompt_ids_BP, other.rollout.prompt_ids_BP)
+
+
+def test_rewards_of_a_sample_are_the_tasks_own_group_by_group(policy):
+    task, config = Countdown(), small_config("rollout.prompts=8", "rollout.responses=8")
+    drawn = sample(policy, task, config)
+    problems = {problem.prompt: problem for problem in task.problems("train", 64)}
+    prompts = policy.tokenizer.batch_decode(drawn.rollout.prompt_ids_BP, skip_special_tokens=True)
+    expected = [float(task.verify(problems[p], t)) for p, t in zip(prompts, drawn.rollout.texts, strict=True)]
+    assert drawn.rewards_PG.flatten().tolist() == expected
+    assert 0 < sum(expected) < len(expected)
+    assert [len(set(prompts[i : i + 8])) for i in range(0, 64, 8)] == [1] * 8
+
+
+def test_mini_batches_without_signal_are_left_out_and_groups_count_through(policy):
+    config = small_config(*DOUBLE, "rollout.prompts=6")
+    rollout = sample(policy, Countdown(), config).rollout
+    rewards = torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 1.0]])
+    optimizers = optimizers_of(policy, config, [Update("sgd", 0.01)], None)
+    first, silent, last = attributions(policy, Sample(rollout, rewards, 6), config, optimizers)
+    assert silent == {}
+    for tokens, groups in ((first["sgd:0.01"].tokens, (0, 1)), (last["sgd:0.01"].tokens, (4, 5))):
+        assert set(tokens["group"]) == set(groups)
+        assert set(tokens["sequence"]) == {4 * group + i for group in groups for i in range(4)}
+        assert (tokens["group"] == tokens["sequence"] // 4).all()
+        for row in tokens.itertuples():
+            assert row.token == int(rollout.response_ids_BT[row.sequence, row.position])
+            right = rewards[row.group, row.sequence % 4] > rewards[row.group].mean()
+            assert np.sign(row.advantage) == (0 if row.group == 0 else 1 if right else -1)
+
+
+def test_the_loss_of_a_mini_batch_is_that_of_training(policy):
+    """Reduction, clip range, temperature and gradient clipping of the settings reach the step."""
+    settings = ("rollout.temperature=0.8", "algorithm.reduction=seq-mean-token-mean", "optimizer.max_grad_norm=1e-3")
+    config = small_config(*DOUBLE, *settings, "rollout.prompts=2")
+    rollout = sample(policy, Countdown(), config).rollout
+    rewards = torch.tensor([[0, 0, 1, 0], [1, 0, 0, 1.0]])
+    (told,) = attributions(policy, Sample(rollout, rewards, 2), config, optimizers_of(policy, config, UPDATES, None))
+    result = told["sgd:0.001"]
+    tokens, scale = result.tokens, result.totals["gradient_scale"]
+    assert scale < 1
+    lengths = tokens.groupby("sequence")["token"].transform("size")
+    share = scale * 0.001 / (8 * lengths)
+    covariance = -(tokens["logprob"] - tokens["logprob"].mean()) * (tokens["advantage"] - tokens["advantage"].mean())
+    np.testing.assert_allclose(tokens["covariance"], share * covariance, rtol=1e-6)
+    p = np.exp(tokens["logprob"])
+    paper = -tokens["advantage"] * p * (1 - p) * (tokens["logprob"] + tokens["entropy"])
+    np.testing.assert_allclose(tokens["paper"], share * paper, rtol=1e-6, atol=1e-15)
+    with torch.no_grad():
+        logits = policy.model(rollout.prompt_ids_BP[:1][:, rollout.prompt_mask_BP[0].bool()]).logits[0, -1] / 0.8
+    assert tokens["entropy"][0] == pytest.approx(float(torch.special.entr(logits.softmax(-1)).sum()), rel=1e-4)
+
+
+def token_table(groups, size, seed=0):
+    random = np.random.default_rng(seed)
+    shared = random.normal(size=(groups, 1))
+    truth = (shared + random.normal(size=(groups, size))).flatten()
+    guess = truth + random.normal(size=groups * size)
+    return pd.DataFrame({"group": np.repeat(np.arange(groups), size), "measured": truth, "guess": guess})
+
+
+def test_accuracy_is_the_agreement_of_all_tokens_within_its_interval():
+    table = token_table(30, 5)
+    scores = accuracy(table, "measured", ["guess", "measured"])
+    assert set(scores) == {"guess", "measured"}
+    assert {m: v[0] for m, v in scores["guess"].items()} == pytest.approx(agreement(table.guess, table.measured))
+    for value, low, high in scores["guess"].values():
+        assert low < value < high
+    assert scores["measured"]["pearson"] == pytest.approx([1, 1, 1])
+    shuffled = accuracy(table.sample(frac=1, random_state=1), "measured", ["guess"])["guess"]
+    assert all(shuffled[m] == pytest.approx(v) for m, v in scores["guess"].items())
+
+
+def test_accuracys_interval_is_over_prompts_so_that_repeating_their_tokens_tells_nothing_new():
+    table = token_table(20, 3)
+    scores, repeated = (accuracy(t, "measured", ["guess"])["guess"] for t in (table, table.loc[table.index.repeat(10)]))
+    assert all(repeated[m] == pytest.approx(v) for m, v in scores.items())
+    by_token = accuracy(table.loc[table.index.repeat(10)].assign(group=range(600)), "measured", ["guess"])["guess"]
+    for measure in MEASURES:
+        assert np.diff(by_token[measure][1:]) < 0.5 * np.diff(scores[measure][1:])
+
+
+def test_one_prompt_has_scores_without_an_interval():
+    scores = accuracy(token_table(1, 9), "measured", ["guess"])["guess"]
+    assert set(scores) == MEASURES
+    for value, low, high in scores.values():
+        assert math.isfinite(value)
+        assert math.isnan(low)
+        assert math.isnan(high)
+
+
+def test_intervals_over_groups_cover_the_true_correlation_and_intervals_over_tokens_do_not():
+    """x = 2 a + e, y = 2 b + f by group: corr(a, b) = 0.8 and corr(e, f) = 0, so corr(x, y) = 0.64."""
+    random, groups, size, times = np.random.default_rng(0), 40, 5, 150
+    covered = {"group": 0, "token": 0}
+    for _ in range(times):
+        a = random.normal(size=(groups, 1))
+        b = 0.8 * a + 0.6 * random.normal(size=(groups, 1))
+        x, y = ((2 * shared + random.normal(size=(groups, size))).flatten() for shared in (a, b))
+        for name, group in (("group", np.repeat(np.arange(groups), size)), ("token", np.arange(groups * size))):
+            interval = module.agreement_intervals(x, y, group, draws=300)["pearson"]
+            covered[name] += interval.low <= 0.64 <= interval.high
+    assert 0.89 <= covered["group"] / times <= 0.985
+    assert covered["token"] / times < 0.8
+
+
+def test_the_record_is_json_without_nan_and_answers_both_questions_for_every_update(whole):
+    record = json.loads(json.dumps(whole.record, allow_nan=False))
+    assert list(record["updates"]) == list(whole.tokens) == ["sgd:0.001", "adamw:1e-05"]
+    assert (record["model"], record["run"]) == ("embedded", None)
+    assert record["config"]["model"]["dtype"] == "float64"
+    assert record["sample"]["prompts"] == 4 <= record["sample"]["prompts_sampled"]
+    for update, summary in record["updates"].items():
+        assert summary["mini_batches"] + summary["mini_batches_without_signal"] == 2
+        assert summary["tokens"] == len(whole.tokens[update]) == record["sample"]["response_tokens"]
+        assert set(summary["target"]) == set(RUNGS)
+        assert set(summary["source"]) == set(SOURCE_ESTIMATES)
+        for scores in (*summary["target"].values(), *summary["source"].values()):
+            assert set(scores) == MEASURES
+        assert summary["moments"] is False
+
+
+def test_scores_are_against_the_measured_change_and_against_the_influence(whole):
+    for update, tokens in whole.tokens.items():
+        summary = whole.record["updates"][update]
+        for question, truth in (("target", "measured"), ("source", "influence")):
+            for name, scores in summary[question].items():
+                expected = agreement(tokens[name], tokens[truth])
+                assert {m: v[0] for m, v in scores.items()} == pytest.approx(expected, rel=1e-9), (question, name)
+        assert summary["target"]["first_order"]["pearson"][0] > 0.99
+
+
+def test_totals_and_contributions_are_means_over_the_mini_batches(whole):
+    for update, tokens in whole.tokens.items():
+        summary = whole.record["updates"][update]
+        batches = [rows for _, rows in tokens.groupby(tokens["group"] // 2)]
+        assert len(batches) == 2
+        totals = summary["totals"]
+        assert totals["measured"] == pytest.approx(np.mean([rows["measured"].mean() for rows in batches]))
+        assert totals["influence"] == pytest.approx(np.mean([rows["influence"].sum() for rows in batches]))
+        for column in ("quadrant", "group"):
+            rows = summary["contributions"][column]
+            assert {row[column] for row in rows} == set(tokens[column])
+            assert sum(row["tokens"] for row in rows) == len(tokens)
+            for name in ("measured", "influence", "output_layer"):
+                assert sum(row[name] for row in rows) == pytest.approx(totals[name], rel=1e-9)
+
+
+def test_contributions_by_text_rank_tokens_by_influence(whole, policy):
+    for update, tokens in whole.tokens.items():
+        rows = whole.record["updates"][update]["contributions"]["text"]
+        influences = [row["influence"] for row in rows]
+        assert influences == sorted(influences)
+        assert {row["text"] for row in rows} <= set(tokens["text"])
+        assert tokens["text"].tolist() == [policy.tokenizer.decode([i]) for i in tokens["token"]]
+        for row in rows:
+            alike = tokens[tokens["text"] == row["text"]]
+            assert row["influence"] == pytest.approx(alike["influence"].sum() / 2)
+
+
+def test_the_written_folder_holds_the_record_the_figure_and_every_tokens_row(whole, tmp_path):
+    assert whole.write(tmp_path / "new" / "folder") == tmp_path / "new" / "folder" / "estimate.json"
+    names = ["estimate.json", "estimate.png", "tokens_adamw_1e-05.csv.gz", "tokens_sgd_0.001.csv.gz"]
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == names
+    assert json.loads((tmp_path / "new" / "folder" / "estimate.json").read_text()) == whole.record
+    assert (tmp_path / "new" / "folder" / "estimate.png").read_bytes().startswith(b"\x89PNG")
+    for update, tokens in whole.tokens.items():
+        table = pd.read_csv(tmp_path / "new" / "folder" / f"tokens_{update.replace(':', '_')}.csv.gz")
+        assert list(table) == [*PLACES, *RUNGS, "measured", "influence", "output_layer_influence"]
+        np.testing.assert_allclose(table["influence"], tokens["influence"], rtol=1e-5)
+        assert table["text"].tolist() == tokens["text"].tolist()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SteerError, match=r"--out: .*file cannot be written .*; name another folder"):
+        whole.write(tmp_path / "file")
+
+
+def test_the_figure_shows_every_estimate_of_every_update_with_its_correlations(whole):
+    figure = estimate_figure(whole.tokens, whole.record)
+    assert len(figure.axes) == len(RUNGS) * len(UPDATES)
+    for axis, (update, name) in zip(figure.axes, [(u, n) for u in whole.tokens for n in RUNGS], strict=True):
+        scores = whole.record["updates"][update]["target"][name]
+        (text,) = axis.texts
+        assert text.get_text() == f"r = {scores['pearson'][0]:.2f}\nrank r = {scores['spearman'][0]:.2f}"
+        assert len(axis.collections[0].get_offsets()) == len(whole.tokens[update])
+
+
+def test_a_score_that_is_undefined_is_shown_as_such_and_stops_nothing(whole):
+    """One prompt has no interval; JSON holds null there."""
+    (update, tokens), *_ = whole.tokens.items()
+    summary = json.loads(json.dumps(whole.record["updates"][update]))
+    for scores in (*summary["target"].values(), *summary["source"].values()):
+        scores.update(pearson=[None] * 3, sign=[0.5, None, None])
+    record = {**whole.record, "updates": {update: summary}}
+    console = Console(width=ESTIMATE_COLUMNS, record=True, file=io.StringIO())
+    console.print(estimate_table(record, update))
+    assert console.export_text().count("0.50 [-, -]") == len(RUNGS) + len(SOURCE_ESTIMATES)
+    figure = estimate_figure({update: tokens}, record)
+    assert all(axis.texts[0].get_text().startswith("r = -\n") for axis in figure.axes)
+
+
+def test_rewards_that_are_equal_within_every_group_are_told_with_what_to_do(monkeypatch):
+    monkeypatch.setattr(Countdown, "verify", lambda self, problem, text: True)
+    with pytest.raises(SteerError, match=r"rewards: equal within every group.*raise rollout.prompts.*--with-signal"):
+        estimate("embedded", small_config("rollout.prompts=2"), [Update("sgd", 0.01)])
+
+
+def test_a_runs_own_optimiser_starts_from_its_moments_and_first_order_tells_what_it_does(run):
+    checkpoint = run.checkpoints()[-1]
+    config = small_config(*DOUBLE)
+    told = estimate(str(checkpoint), config, [Update("adamw", 1e-6), Update("sgd", 1e-4)], True, run)
+    adamw, sgd = told.record["updates"].values()
+    assert (adamw["moments"], sgd["moments"]) == (True, False)
+    assert (told.record["model"], told.record["run"]) == ("embedded", run.path.name)
+    for summary in (adamw, sgd):
+        scores = summary["target"]["first_order"]
+        assert scores["pearson"][0] > 0.999
+        assert scores["slope"][0] == pytest.approx(1, abs=0.02)
+        assert abs(summary["totals"]["higher_order"]) < 0.05 * abs(summary["totals"]["first_order"])
+    assert abs(adamw["totals"]["carried"]) > 0.1 * abs(adamw["totals"]["first_order"])
+    assert abs(sgd["totals"]["carried"]) < 1e-9 * abs(sgd["totals"]["first_order"])
+
+
+def test_a_runs_optimiser_takes_its_moments_from_the_checkpoint_and_its_settings_from_those_asked_for(run):
+    config = small_config(*DOUBLE, "optimizer.weight_decay=0.3", "optimizer.betas=[0.5, 0.9]")
+    policy = load_policy(str(run.checkpoints()[-1]), dtype=torch.float64)
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    updates = [Update("adamw", 1e-6), Update("adamw", 1e-5), Update("sgd", 0.1)]
+    small, large, sgd = optimizers_of(policy, config, updates, RunFolder.open(run.path)).values()
+    assert all(torch.equal(p, old) for p, old in zip(policy.model.parameters(), before, strict=True))
+    for optimizer, rate in ((small, 1e-6), (large, 1e-5)):
+        (group,) = optimizer.param_groups
+        assert (group["lr"], group["weight_decay"], tuple(group["betas"])) == (rate, 0.3, (0.5, 0.9))
+        states = [optimizer.state[p] for p in policy.model.parameters()]
+        assert {float(state["step"]) for state in states} == {4.0}
+        assert any(state["exp_avg"].abs().max() > 0 for state in states)
+    assert not sgd.state
+    assert sgd.param_groups[0]["lr"] == 0.1
+    fresh = optimizers_of(policy, config, updates[:1], None)["adamw:1e-06"]
+    assert not fresh.state
+
+
+def test_a_sample_of_more_mini_batches_measures_each_from_the_same_policy(policy):
+    """No step is kept: the second mini-batch's outcome is that of the second mini-batch alone."""
+    config = small_config(*DOUBLE)
+    rollout = HuggingFaceEngine(policy).generate(
+        [p.prompt for p in Countdown().problems("train", 4)], 4, config.rollout, seed=3
+    )
+    rewards = torch.tensor([[1.0, 0, 0, 0]] * 4)
+    optimizers = optimizers_of(policy, config, [Update("adamw", 1e-4)], None)
+    _, second = attributions(policy, Sample(rollout, rewards, 4), config, optimizers)
+    alone = Sample(rollout.take(range(8, 16)), rewards[2:], 2)
+    (expected,) = attributions(policy, alone, config, optimizers)
+    a, b = (told["adamw:0.0001"] for told in (second, expected))
+    np.testing.assert_array_equal(a.tokens["measured"], b.tokens["measured"])
+    assert a.totals == b.totals
