@@ -9,7 +9,9 @@ Cases are in estimators.yaml. Prints and writes results/table1.md, the published
 
 from __future__ import annotations
 
-from estimators import PUBLISHED, cases_of, interval, measured_cases, print_table
+from estimators import PUBLISHED, cases_of, measured_cases, print_table
+
+from steer_core.estimate import with_interval
 
 FORMS = {"paper": "paper (STEER)", "covariance": "covariance"}
 COLUMNS = ("case", "update", "estimate", "MSE", "Pearson", "Spearman", "right sign")
@@ -21,7 +23,7 @@ def main() -> None:
     for case, update, summary in measured_cases(cases_of(__doc__)):
         for form, label in FORMS.items():
             scores = summary["target"][form]
-            bounded = [interval(scores[name]) for name in ("pearson", "spearman", "sign")]
+            bounded = [with_interval(scores[name]) for name in ("pearson", "spearman", "sign")]
             rows.append([case, update, label, f"{scores['mse'][0]:.1e}", *bounded])
     published = PUBLISHED["paper"]
     rows.append(["published", "", FORMS["paper"], published["mse"], published["pearson"], published["spearman"], ""])

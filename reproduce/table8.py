@@ -11,7 +11,9 @@ Prints and writes results/table8.md.
 
 from __future__ import annotations
 
-from estimators import cases_of, interval, measured_cases, print_table
+from estimators import cases_of, measured_cases, print_table
+
+from steer_core.estimate import with_interval
 
 COLUMNS = ("case", "update", "against", "estimate", "MSE", "Pearson", "Spearman", "right sign", "factor")
 
@@ -22,7 +24,7 @@ def main() -> None:
     for case, update, summary in measured_cases(cases_of(__doc__)):
         for question, about in (("target", "state"), ("source", "mean")):
             for form, scores in summary.get(question, {}).items():
-                bounded = [interval(scores[name]) for name in ("pearson", "spearman", "sign")]
+                bounded = [with_interval(scores[name]) for name in ("pearson", "spearman", "sign")]
                 label = form.removesuffix("_influence").replace("_", " ")
                 rows.append(
                     [case, update, about, label, f"{scores['mse'][0]:.1e}", *bounded, f"{scores['slope'][0]:.2g}"]
