@@ -12,7 +12,7 @@ from steer_core.attribution import RUNGS, UpdateBatch, attribute, contributions
 from steer_core.config import RolloutConfig
 from steer_core.entropy_change import ENTROPY_CHANGE, push
 from steer_core.errors import SteerError
-from steer_core.ladder import Lens, statistics
+from steer_core.ladder import Lens, derivative, gradient, statistics
 from steer_core.loss import ClipRange, clipped_surrogate, reduce_loss, token_coefficients
 from steer_core.policy import full_precision, hidden_states, load_policy, score
 from steer_core.rollout import HuggingFaceEngine
@@ -106,6 +106,11 @@ def fresh_sgd(batch):
     return {"sgd": torch.optim.SGD(batch.lens.model.parameters(), lr=1e-3)}
 
 
+def inputs_of(batch):
+    """What `push` and the forms of one state take beside the statistics of the policy as it is."""
+    return batch.old, batch.advantages_N, batch.clip
+
+
 def scale_by_hand(batch):
     """max_norm / norm of the gradient of the batch's loss, by plain autograd."""
     model = copy.deepcopy(batch.lens.model)
@@ -125,7 +130,7 @@ def loss_of(model, batch):
 
 def test_the_batch_holds_stopped_tokens_silent_ones_and_every_quadrant(scene):
     tokens = scene.off["sgd"].tokens
-    pushed = push(statistics(scene.batch.lens), scene.batch.old, scene.batch.advantages_N, scene.batch.clip).numpy()
+    pushed = push(statistics(scene.batch.lens), *inputs_of(scene.batch)).numpy()
     assert ((pushed == 0) & (tokens["advantage"] != 0)).sum() > 5
     assert (tokens["advantage"] == 0).sum() > 10
     assert tokens["quadrant"].nunique() == 5
@@ -239,7 +244,7 @@ def test_a_tokens_influence_is_what_the_mean_entropy_loses_without_its_push(scen
 
 def test_tokens_without_advantage_or_stopped_by_the_clip_have_no_influence_and_are_moved_all_the_same(scene):
     batch = scene.batch
-    pushed = push(statistics(batch.lens), batch.old, batch.advantages_N, batch.clip).numpy()
+    pushed = push(statistics(batch.lens), *inputs_of(batch)).numpy()
     for result in (*scene.off.values(), *scene.on.values()):
         tokens = result.tokens
         assert (tokens["advantage"] == 0).any()
@@ -251,7 +256,7 @@ def test_tokens_without_advantage_or_stopped_by_the_clip_have_no_influence_and_a
 @pytest.mark.parametrize("clipping", [False, True])
 def test_forms_of_one_state_are_in_nats_of_the_step(scene, clipping):
     batch, coefficient = scene.batch, float(scene.batch.coefficient_N[0])
-    inputs = (statistics(batch.lens), batch.old, batch.advantages_N, batch.clip)
+    inputs = (statistics(batch.lens), *inputs_of(batch))
     for name, optimizer in scene.optimizers.items():
         result = found(scene, clipping, name)
         rate = optimizer.param_groups[0]["lr"] * coefficient * result.totals["gradient_scale"]
@@ -301,6 +306,15 @@ def test_output_layer_at_a_tokens_own_state_is_the_exact_form_times_the_squared_
         assert tokens["output_layer"][t] == pytest.approx(1e-3 * 0.02 * exact * float(squares[t]), rel=1e-9)
         assert tokens["exact"][t] == pytest.approx(1e-3 * 0.02 * exact, rel=1e-12)
         assert (tokens["exact"].drop(t) == 0).all()
+
+
+def test_output_layer_takes_its_own_gradient_with_the_step_sizes_that_the_whole_gradient_set(scene):
+    """By hand for a fresh AdamW, whose entries move by eta g / (|g| + eps), g of the whole model; weights are tied."""
+    lens, batch = scene.batch.lens, scene.batch
+    pushed, head = batch.coefficient_N * push(statistics(lens), *inputs_of(batch)), replace(lens, output_layer=True)
+    whole, own = gradient(lens, pushed)["model.embed_tokens.weight"], gradient(head, pushed)["lm_head.weight"]
+    expected = derivative(head, {"lm_head.weight": 1e-4 * own / (whole.abs() + 1e-8)})[1]
+    np.testing.assert_allclose(scene.off["adamw"].tokens["output_layer"], expected, rtol=1e-7, atol=1e-15)
 
 
 def test_a_batch_that_teaches_nothing_is_refused(batch):
