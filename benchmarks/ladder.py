@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import random
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.progress import track
-from throughput import interval
+from throughput import interval, show
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from steer_core.attribution import influence, mean_entropy_gradient, step_of_output_layer
@@ -175,10 +174,7 @@ def main() -> None:
             + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in vars(args).items() if k != "out"),
         },
     }
-    print(json.dumps(result, indent=2))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    show(result, args.out)
 
 
 if __name__ == "__main__":

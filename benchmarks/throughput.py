@@ -70,6 +70,14 @@ def interval(ratios: np.ndarray) -> dict[str, float]:
     return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
 
 
+def show(result: dict, out: Path | None) -> None:
+    """Print a benchmark's figures, and write them to a JSON file where one is named."""
+    print(json.dumps(result, indent=2))
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Measure and print; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,10 +117,7 @@ def main() -> None:
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "environment": environment() | {"command": "OMP_NUM_THREADS=1 python benchmarks/throughput.py"},
     }
-    print(json.dumps(result, indent=2))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    show(result, args.out)
 
 
 if __name__ == "__main__":
