@@ -93,6 +93,8 @@ def _model(name: str, case: dict[str, Any]) -> dict[str, Any]:
     result.write(Path("runs") / "estimators" / f"{name}-tokens")
     record = result.record
     record["environment"]["command"] = shlex.join(["python", *sys.argv])
+    if "file" in record["config"]["task"]:
+        record["config"]["task"]["file"] = Path(record["config"]["task"]["file"]).name  # wherever it lay
     return record
 
 
