@@ -135,14 +135,14 @@ def test_where_all_advantages_are_zero_undefined_agreements_are_left_out(tmp_pat
 
 
 def test_metrics_of_a_watch_by_hand():
-    watch = Watch(torch.tensor([1.0, -2.0, 0.0, 4.0]), torch.tensor([2.0, -4.0, 0.0, 8.0]), seconds=0.25)
+    watch = Watch(torch.tensor([1.0, -2.0, 0.0, 4.0]), torch.tensor([2.0, -4.0, 1.0, 8.0]), seconds=0.25)
     told = watch.metrics({"paper": torch.tensor([1.0, 1.0, -1.0, 0.0]), "exact": torch.zeros(4)})
     expected = {
         "probe/change/measured": 0.75,
-        "probe/change/first_order": 1.5,
+        "probe/change/first_order": 1.75,
         "probe/change/paper": 0.25,
         "probe/change/exact": 0.0,
-        "probe/pearson/first_order": 1.0,
+        "probe/pearson/first_order": 36.75 / math.sqrt(72.75 * 18.75),
         "probe/sign/first_order": 1.0,
         "probe/pearson/paper": -1.75 / math.sqrt(2.75 * 18.75),
         "probe/sign/paper": 0.5,

@@ -180,9 +180,10 @@ def parts():
     policy = load_policy("embedded", dtype=torch.float64)
     found = {len(problem.prompt): problem.prompt for problem in Countdown().problems("test", 60)}
     widths, engine = (min(found), max(found), sorted(found)[1]), HuggingFaceEngine(policy)
-    settings = [RolloutConfig(max_new_tokens=longest) for longest in (5, 24, 12)]
+    settings = [RolloutConfig(max_new_tokens=longest) for longest in (5, 30, 24)]
     rollouts = [engine.generate([found[w]], 3, s, seed=1) for w, s in zip(widths, settings, strict=True)]
     assert len({part.prompt_ids_BP.shape[1] for part in rollouts}) == 3
+    assert [part.finish_reasons[0] for part in rollouts] == ["length", "stop", "stop"]
     return policy, rollouts
 
 
