@@ -12,19 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steer_core.attribution import RUNGS
+from steer_core.report.probes import ESTIMATES
 from steer_core.report.style import MUTED, STYLE
 
 if TYPE_CHECKING:
     from steer_core.estimate import Estimate
 
-TITLES = {
-    "paper": "paper (STEER)",
-    "released": "released code",
-    "exact": "exact, one state",
-    "covariance": "covariance",
-    "output_layer": "output layer",
-    "first_order": "first order",
-}
+TITLES = {**ESTIMATES, "output_layer": "output layer"}
 _INK, _FIT = "#0072b2", "#d55e00"
 _CUT = 0.99
 
