@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).parent / "configs"
 PLANS = Path(__file__).parent / "plans"
-DEFAULT_UPDATES = ("sgd:0.01", "adamw:1e-4")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -154,16 +153,22 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def estimate(args: argparse.Namespace) -> int:
     """Measure how well every estimate tells the entropy change of real updates of a model."""
-    path, overrides = _file_and_settings([*([str(args.config)] if args.config else []), *args.settings], CONFIGS)
+    words = args.update or []  # which takes the settings behind it too
+    settings = [*([str(args.config)] if args.config else []), *args.settings, *filter(_is_setting, words)]
+    path, overrides = _file_and_settings(settings, CONFIGS)
     from rich.console import Console
     from rich.progress import track
 
-    from steer_core.estimate import ESTIMATE_COLUMNS, Update, estimate_table
+    from steer_core.estimate import DEFAULT_UPDATES, ESTIMATE_COLUMNS, Update, estimate_table
     from steer_core.estimate import estimate as run_estimate
 
     folder, run = _trained(args.model)
     config = load_config(path or (run.path / "config.yaml" if run else None), overrides)
-    updates = [Update.parse(text) for text in args.update or DEFAULT_UPDATES]
+    updates = [Update.parse(text) for text in words if not _is_setting(text)] or DEFAULT_UPDATES
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    except OSError as error:
+        raise SteerError(f"--out: {args.out} cannot be written ({error.strerror}); name another folder") from error
     live = sys.stdout.isatty() and "CI" not in os.environ
 
     def progress(items, title):
@@ -338,9 +343,9 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         "estimate",
         estimate,
-        "examples:\n  steer estimate embedded --update sgd:0.01 adamw:1e-4 model.dtype=float64\n"
+        "examples:\n  steer estimate embedded --update sgd:0.001 adamw:1e-4 model.dtype=float64\n"
         "  steer estimate runs/one rollout.prompts=32\n"
-        "  steer estimate models/smollm2-135m --with-signal --update sgd:0.01 task.name=maths "
+        "  steer estimate models/smollm2-135m --with-signal --update sgd:0.001 task.name=maths "
         f"task.file=gsm8k.parquet\n\n{settings}",
     )
     command.add_argument(
@@ -355,7 +360,7 @@ def _parser() -> argparse.ArgumentParser:
         "--update",
         nargs="+",
         metavar="NAME:ETA",
-        help=f"optimisers and step sizes, each measured from the same policy (default: {' '.join(DEFAULT_UPDATES)})",
+        help="optimisers and step sizes, each measured from the same policy (default: sgd:0.001 adamw:1e-4)",
     )
     command.add_argument(
         "--with-signal",

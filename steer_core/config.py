@@ -213,7 +213,7 @@ class TrainConfig:
     logged_responses: int = Field(8, ge=0)
     """Responses written to the run folder each rollout, one a problem."""
     probe_sequences: int = Field(16, ge=0)
-    """Sequences on which predicted and measured entropy change of one optimiser step a rollout are logged; 0: none."""
+    """Sequences (of one micro-batch at most) on which a rollout logs predicted and measured entropy change; 0: none."""
     threads: int = Field(1, ge=1)
     """torch's threads; on a model this small one is faster than two."""
 

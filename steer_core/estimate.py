@@ -78,6 +78,10 @@ class Update:
         return f"{self.optimizer}:{self.eta:g}"
 
 
+DEFAULT_UPDATES = [Update("sgd", 1e-3), Update("adamw", 1e-4)]
+"""What `steer estimate` measures where nothing else is asked."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """Sampled groups with their rewards (prompts, responses), and how many prompts were sampled to get them."""
@@ -254,6 +258,9 @@ def estimate(
     update by the run's own optimiser then starts from its moments. progress(items, title) shows
     progress. Raises SteerError where model, task and settings do not fit, or nothing is learnt.
     """
+    updates = list(updates)
+    if not updates:
+        raise SteerError("update: none is given; name at least one, such as sgd:0.001")
     torch.set_num_threads(config.train.threads)
     policy = load_policy(model, config.model.device, getattr(torch, config.model.dtype))
     task = make_task(config.task, policy.tokenizer)

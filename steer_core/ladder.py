@@ -169,7 +169,8 @@ def derivative(lens: Lens, direction: Direction, at: Direction | None = None) ->
             except NotImplementedError as error:
                 raise SteerError(
                     f"model: {type(lens.model).__name__} uses an operator without a forward derivative "
-                    f"({' '.join(str(error).split())[:160]}); load it with attn_implementation='eager'"
+                    f"({' '.join(str(error).split())[:160]}); load it with attn_implementation='eager' "
+                    "(a mixture of experts with experts_implementation='eager')"
                 ) from error
             for rows in lens.chunks(len(hidden)):
                 logits = functional_call(head, dual, (hidden[rows],))
@@ -224,6 +225,11 @@ def taken_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, ascent:
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     _check_optimizer(optimizer)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, p in parameters.items():
+        if id(p) not in held or name not in ascent:
+            lacking = "the optimiser" if id(p) not in held else "the ascent direction"
+            raise SteerError(f"optimizer: {lacking} lacks the trainable parameter {name}; make it from all of them")
     before = {name: p.detach().clone() for name, p in parameters.items()}
     gradients = {name: p.grad for name, p in parameters.items()}
     state = copy.deepcopy(optimizer.state_dict())

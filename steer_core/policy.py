@@ -126,7 +126,8 @@ def score(model: PreTrainedModel, sequences: Sequences, temperature: float) -> T
     `entropy`.
     """
     width = sequences.response_ids_BT.shape[1]
-    logits = model(**_model_inputs(sequences), logits_to_keep=width + 1).logits
+    with full_precision(model):
+        logits = model(**_model_inputs(sequences), logits_to_keep=width + 1).logits
     labels = torch.nn.functional.pad(_labels(sequences), (0, 1), value=IGNORED_LABEL)  # the last row predicts nothing
     return token_stats(logits, labels, temperature).map(lambda x: x[:, :width])
 
@@ -144,14 +145,36 @@ def logits_of(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
 
     It is the model's own forward with the body set aside, so `hidden_states` then `logits_of` in
     chunks of rows equals the forward pass, without all rows times V in memory. Not thread-safe.
+    Raises SteerError for a model whose forward goes past its `base_model`.
     """
-    body = model.base_model
-    body.forward = lambda *args, **kwargs: BaseModelOutputWithPast(last_hidden_state=hidden_ND[None])
+    body, asked = model.base_model, []
+
+    def forward(*args, **kwargs) -> _Hidden:
+        asked.append(True)
+        return _Hidden(last_hidden_state=hidden_ND[None])
+
+    body.forward = forward
     try:
         with full_precision(model):
-            return model(input_ids=hidden_ND.new_zeros(1, len(hidden_ND), dtype=torch.long), use_cache=False).logits[0]
+            ids = hidden_ND.new_zeros(1, len(hidden_ND), dtype=torch.long)
+            logits = model(input_ids=ids, use_cache=False).logits[0]
     finally:
         del body.forward
+    if not asked:
+        raise SteerError(
+            f"model: {type(model).__name__} does not take its logits from the output of its base model; "
+            "the ladder cannot read it, use another model"
+        )
+    return logits
+
+
+@dataclass
+class _Hidden(BaseModelOutputWithPast):
+    """A body's output that holds hidden states alone; what else a model reads of it is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 class _Float64(TorchFunctionMode):

@@ -88,7 +88,8 @@ def agreement_intervals(
     moments = _moments(predicted_N, measured_N, group_N)
     values, groups = _scores(moments.sum(0)), len(moments)
     picks = np.random.default_rng(seed).integers(groups, size=(draws, groups))
-    drawn = _scores(moments[picks].sum(1))
+    counts = np.stack([np.bincount(pick, minlength=groups) for pick in picks])
+    drawn = _scores(counts @ moments)
     bounds = {
         name: np.nanquantile(drawn[name], [0.025, 0.975])
         if groups > 1 and np.isfinite(drawn[name]).any()

@@ -14,6 +14,7 @@ from small import SMALL
 from transformers import AutoTokenizer
 
 from steer_core.cli import main
+from steer_core.errors import SteerError
 from steer_core.policy import EMBEDDED
 from steer_core.tokenizer import character_tokenizer
 
@@ -270,3 +271,37 @@ def test_help_lists_estimate_and_its_own_help_every_option(capsys):
 
 def _weights(run: Path) -> bytes:
     return (run / "checkpoints" / "step_000020" / "model.safetensors").read_bytes()
+
+
+def test_estimate_takes_settings_behind_its_updates_as_the_help_shows(tmp_path, monkeypatch):
+    import steer_core.estimate as estimate
+
+    seen = {}
+
+    def note(model, config, updates, *rest):
+        seen.update(config=config, updates=[str(update) for update in updates])
+        raise SteerError("seen")
+
+    monkeypatch.setattr(estimate, "estimate", note)
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "estimate",
+                "embedded",
+                "--out",
+                str(tmp_path),
+                "--update",
+                "sgd:0.01",
+                "adamw:1e-4",
+                "model.dtype=float64",
+            ]
+        )
+    assert seen["updates"] == ["sgd:0.01", "adamw:0.0001"]
+    assert seen["config"].model.dtype == "float64"
+
+
+def test_estimate_refuses_an_unwritable_folder_before_it_measures(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="2"):
+        main(["estimate", "embedded", "--out", str(tmp_path / "file" / "out")])
+    assert "--out" in capsys.readouterr().err

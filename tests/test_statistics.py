@@ -188,8 +188,8 @@ def test_sign_of_agreement_leaves_out_exact_zeros_on_either_side():
         ([1.0], [2.0], {"mse", "sign", "slope"}),
         ([0.0, 0.0], [1.0, 2.0], {"mse"}),
         ([1.0, 2.0], [0.0, 0.0], {"mse", "slope"}),
-        ([0.1] * 44, range(44), {"mse", "sign", "slope"}),  # the mean of these 44 rounds to another number
-        (range(44), [0.1] * 44, {"mse", "sign", "slope"}),
+        ([0.1] * 7, range(1, 8), {"mse", "sign", "slope"}),
+        ([1.0, 2.0, 3.0], [0.1 + 0.2] * 3, {"mse", "sign", "slope"}),
         ([1.0, 2.0], [1.0, 3.0], {"mse", "pearson", "spearman", "sign", "slope"}),
         ([1e-9, 2e-9], [1e-12, 3e-12], {"mse", "pearson", "spearman", "sign", "slope"}),
     ],
@@ -199,6 +199,16 @@ def test_agreement_is_nan_where_it_is_undefined_and_only_there(predicted, measur
     assert set(scores) == {"mse", "pearson", "spearman", "sign", "slope"}
     assert {name for name, value in scores.items() if not math.isnan(value)} == defined
     assert all(isinstance(value, float) for value in scores.values())
+
+
+def test_a_constant_correlates_with_nothing_even_where_its_mean_rounds_to_another_number():
+    random = np.random.default_rng(0)
+    for count in range(2, 60):
+        for constant in (0.1, 1 / 3, -0.7):
+            flat, varied = np.full(count, constant), random.normal(size=count)
+            for scores in (agreement(flat, varied), agreement(varied, flat)):
+                assert math.isnan(scores["pearson"])
+                assert math.isnan(scores["spearman"])
 
 
 @pytest.mark.parametrize(
