@@ -2,13 +2,13 @@
 
     OMP_NUM_THREADS=1 python benchmarks/ladder.py --out benchmarks/results/ladder_cpu.json
     python benchmarks/ladder.py --model models/smollm2-135m --sequences 4 --tokens 128
-    python benchmarks/ladder.py --model qwen2.5-1.5b --device cuda --sequences 8 --tokens 512
+    python benchmarks/ladder.py --model qwen2.5-0.5b --device cuda --sequences 8 --tokens 512
 
 The training step is a forward pass, a backward pass and an AdamW step over the same sequences. All are
 run in turn within one process, in another order each repeat; a rung's cost is the median of its ratios to
 the step of the same repeat, with a 95% bootstrap interval. Memory is what a piece of work adds to the
 peak (CUDA: allocated; CPU: resident, Linux only). Tokens are random: cost does not depend on them.
-`qwen2.5-1.5b` and `qwen2.5-7b` are made on the spot with random weights at those shapes.
+`qwen2.5-0.5b` to `qwen2.5-7b` are made on the spot with random weights at those shapes.
 """
 
 from __future__ import annotations
@@ -35,6 +35,15 @@ from steer_core.loss import ClipRange
 from steer_core.policy import Sequences, load_policy, score
 
 SHAPES = {
+    "qwen2.5-0.5b": Qwen2Config(
+        vocab_size=151936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    ),
     "qwen2.5-1.5b": Qwen2Config(
         vocab_size=151936,
         hidden_size=1536,

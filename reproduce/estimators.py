@@ -111,7 +111,7 @@ def cases_of(description: str) -> list[str]:
     try:
         for name in args.cases or EMBEDDED_CASES:
             measure(name, args.again)
-    except SteerError as error:
+    except (SteerError, subprocess.CalledProcessError) as error:
         parser.exit(2, f"error: {error}\n")
     return [name for name in CASES if (RESULTS / f"{name}.json").exists()]
 

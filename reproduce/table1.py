@@ -1,7 +1,7 @@
 """Table 1: how well the paper's estimate and the covariance estimate tell the measured entropy change.
 
     python reproduce/table1.py                          the embedded cases, minutes
-    python reproduce/table1.py --cases smollm2-gsm8k    a real language model, an hour on one core
+    python reproduce/table1.py --cases smollm2-gsm8k    a real language model, half an hour on one core
     python reproduce/table1.py --cases qwen2.5-math-7b  the paper's own, on a GPU
 
 Cases are in estimators.yaml. Prints and writes results/table1.md, the published figures beside those obtained.

@@ -5,7 +5,8 @@
     python reproduce/table8.py --cases qwen2.5-math-7b qwen2.5-14b llama-3.2-3b    the paper's, on GPUs
 
 Cases are in estimators.yaml; those that table1.py measured are not measured again. `state`: against the change at
-the token's own state, as in the paper. `mean`: against the token's influence on the batch's mean entropy.
+the token's own state, as in the paper. `influence`: against its effect on the batch's mean entropy. `size`: absolute
+values of both. `baseline` is -A (1 - p), which looks at no entropy.
 Prints and writes results/table8.md.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from estimators import cases_of, measured_cases, print_table
 
-from steer_core.estimate import with_interval
+from steer_core.estimate import QUESTIONS, label_of, with_interval
 
 COLUMNS = ("case", "update", "against", "estimate", "MSE", "Pearson", "Spearman", "right sign", "factor")
 
@@ -22,12 +23,19 @@ def main() -> None:
     """Measure what is not measured yet and print the table."""
     rows = []
     for case, update, summary in measured_cases(cases_of(__doc__)):
-        for question, about in (("target", "state"), ("source", "mean")):
+        for question, about in QUESTIONS.items():
             for form, scores in summary.get(question, {}).items():
                 bounded = [with_interval(scores[name]) for name in ("pearson", "spearman", "sign")]
-                label = form.removesuffix("_influence").replace("_", " ")
                 rows.append(
-                    [case, update, about, label, f"{scores['mse'][0]:.1e}", *bounded, f"{scores['slope'][0]:.2g}"]
+                    [
+                        case,
+                        update,
+                        about,
+                        label_of(form),
+                        f"{scores['mse'][0]:.1e}",
+                        *bounded,
+                        f"{scores['slope'][0]:.2g}",
+                    ]
                 )
     print_table("Table 8: every estimate on every model", COLUMNS, rows, "table8.md")
 

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from steer_core.entropy_change import ENTROPY_CHANGE, QUADRANTS, push, quadrants
+from steer_core.entropy_change import ENTROPY_CHANGE, QUADRANTS, push, quadrant_index
 from steer_core.errors import SteerError
 from steer_core.ladder import (
     Direction,
@@ -105,7 +105,7 @@ def attribute(batch: UpdateBatch, optimizers: dict[str, torch.optim.Optimizer]) 
         own = _Clock(clock.seconds)
         began = time.perf_counter()
         with taken_step(lens.model, optimizer, ascent) as step:
-            own.seconds["step"] = time.perf_counter() - began
+            own.seconds["step"] = _seconds_since(began)
             after = own("measured", lambda: statistics(lens))
         if not after.entropy.isfinite().all():
             raise SteerError(f"update {label}: its step leads to NaN or infinite logits; take a smaller step size")
@@ -183,9 +183,6 @@ def _places(batch: UpdateBatch, new: TokenStats) -> dict[str, Tensor]:
     """Where each token stands, and the four factors of its own state."""
     mask = batch.lens.sequences.response_mask_BT.bool()
     sequence, position = mask.nonzero(as_tuple=True)
-    quadrant = torch.full_like(sequence, -1)
-    for i, inside in enumerate(quadrants(new, batch.advantages_N).values()):
-        quadrant[inside] = i
     return {
         "group": batch.group_N,
         "sequence": sequence,
@@ -194,7 +191,7 @@ def _places(batch: UpdateBatch, new: TokenStats) -> dict[str, Tensor]:
         "advantage": batch.advantages_N,
         "logprob": new.logprob,
         "entropy": new.entropy,
-        "quadrant": quadrant,
+        "quadrant": quadrant_index(new, batch.advantages_N),
     }
 
 
@@ -215,7 +212,11 @@ class _Clock:
     def __call__(self, name: str, work: Callable):
         began = time.perf_counter()
         result = work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds[name] = time.perf_counter() - began
+        self.seconds[name] = _seconds_since(began)
         return result
+
+
+def _seconds_since(began: float) -> float:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began

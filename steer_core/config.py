@@ -64,7 +64,7 @@ class MathsConfig:
     """Mathematics problems with a final answer, read from a parquet file in verl's format."""
 
     name: Literal["maths"] = "maths"
-    """The other task: it has the settings that follow, and none of Countdown's but this."""
+    """Which task; with `maths`, the settings below take the place of Countdown's."""
     file: str = Field(min_length=1)
     """Parquet file with the columns `prompt` (chat messages) and `reward_model` (with a `ground_truth`)."""
     train_problems: int = Field(1024, ge=1)
@@ -244,6 +244,11 @@ class Config:
             raise SteerError(
                 f"rollout.prompts: {prompts} is more than task.train_problems ({self.task.train_problems}); "
                 "lower the one or raise the other"
+            )
+        if self.steer.form == "covariance" and self.steer.scope == "rollout":
+            raise SteerError(
+                "steer.scope: rollout is not for steer.form covariance, whose means are taken over an optimiser step; "
+                "use step"
             )
         for k in self.evaluation.pass_at:
             if not 1 <= k <= self.evaluation.samples:

@@ -43,6 +43,8 @@ def paper_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor, c
 def exact_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor, clip: ClipRange) -> Tensor:
     """-w [p_a u_a - C]: every logit of the state moves; exact to first order for a tabular policy.
 
+    The logits are those after the temperature; for a policy whose raw logits move, divide by its square.
+
     Its mean over a ~ p is zero at constant advantage and ratio 1. C is sum p^2 ln p + H sum p^2.
     """
     p = new.logprob.exp()
@@ -67,8 +69,9 @@ def released_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor
 def covariance_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor, clip: ClipRange) -> Tensor:
     """-(ln p_a - mean ln p)(A - mean A), the means over all tokens given: Cui et al., arXiv 2505.22617, eq. 10.
 
-    Its mean over the tokens is minus the covariance of ln p and A, the change of a policy that takes
-    natural gradient steps; per token it is what Clip-Cov and KL-Cov rank by. `old` and `clip` are not used.
+    For tokens sampled at one state its mean is minus the covariance of ln p and A: the change of entropy
+    by a natural gradient step, per eta and not per eta / L. Over tokens of different states it is
+    what Clip-Cov and KL-Cov rank by. `old` and `clip` are not used.
     """
     return -(new.logprob - new.logprob.mean()) * (advantages - advantages.mean())
 
@@ -100,6 +103,14 @@ def quadrants(new: TokenStats, advantages: Tensor) -> dict[str, Tensor]:
     signs = {"positive": advantages > 0, "negative": advantages < 0}
     masks = (mask & side for mask in signs.values() for side in (likely, ~likely))
     return dict(zip(QUADRANTS, masks, strict=True))
+
+
+def quadrant_index(new: TokenStats, advantages: Tensor) -> Tensor:
+    """The quadrant of every token as an index into QUADRANTS, -1 where the advantage is 0."""
+    index = torch.full_like(advantages, -1, dtype=torch.long)
+    for i, inside in enumerate(quadrants(new, advantages).values()):
+        index[inside] = i
+    return index
 
 
 @torch.no_grad()

@@ -2,12 +2,17 @@
 
 The batch is what training would see: prompts, groups of responses, rewards, advantages, mini-batches.
 For every mini-batch the optimiser's step is taken from the same policy, its effect measured at every
-token, and undone. Two questions are asked of each estimate:
+token, and undone. Three questions are asked of each estimate:
 
     target: does it tell how the entropy at the token's own state will change? (measured change)
     source: does it tell how the token's update will change the batch's mean entropy? (influence)
 
-The second is what a method that weights tokens relies on. Intervals are 95% percentile bootstraps over prompts.
+    size: do the largest estimates belong to the tokens with the largest influence, whichever its sign?
+
+A method that damps tokens by |estimate| relies on the third. As influence, the change at one state is
+divided by the N tokens of the mini-batch: in a tabular policy that is all there is to it. Beside the
+estimates stands a baseline that looks at no entropy, -A (1 - p). Intervals are 95% percentile
+bootstraps over prompts, given the steps that were taken.
 """
 
 from __future__ import annotations
@@ -47,10 +52,12 @@ from steer_core.trainer import make_optimizer
 Progress = Callable[[Iterable, str], Iterable]
 SHOWN = 8
 """Tokens listed at either end of the contributions by token."""
+QUESTIONS = {"target": "state", "source": "influence", "size": "size"}
+"""The three questions, and what a table calls them."""
 ESTIMATE_COLUMNS = 92
 """Columns of a terminal that `estimate_table` needs."""
 _BOUNDED = ("pearson", "spearman", "sign")
-SOURCE_ESTIMATES = (*ENTROPY_CHANGE, "output_layer_influence")
+SOURCE_ESTIMATES = (*ENTROPY_CHANGE, "output_layer_influence", "baseline")
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,7 @@ def attributions(
         for result in results.values():
             result.tokens["group"] += first
             result.tokens["sequence"] += first * group
+            result.tokens["states"] = len(result.tokens)
         yield results
 
 
@@ -192,6 +200,26 @@ def accuracy(tokens: pd.DataFrame, truth: str, estimates: Iterable[str]) -> dict
             for measure, interval in agreement_intervals(tokens[name], tokens[truth], tokens["group"]).items()
         }
         for name in estimates
+    }
+
+
+def answers(tokens: pd.DataFrame) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """`accuracy` for each of the three questions: target, source and size.
+
+    tokens: the token table of one or more mini-batches, with `states`, the tokens of each row's own.
+    size is over tokens with an advantage, of absolute values.
+    """
+    tokens = tokens.assign(baseline=-tokens["advantage"] * -np.expm1(tokens["logprob"]))
+    shares = tokens.assign(**{name: tokens[name] / tokens["states"] for name in ENTROPY_CHANGE})
+    sizes = shares[shares["advantage"] != 0]
+    sizes = sizes.assign(**{name: sizes[name].abs() for name in (*SOURCE_ESTIMATES, "influence")})
+    size = accuracy(sizes, "influence", SOURCE_ESTIMATES)
+    for scores in size.values():
+        scores["sign"] = [math.nan] * 3  # of absolute values there is none to tell
+    return {
+        "target": accuracy(tokens, "measured", (*RUNGS, "baseline")),
+        "source": accuracy(shares, "influence", SOURCE_ESTIMATES),
+        "size": size,
     }
 
 
@@ -214,8 +242,7 @@ def summarise(results: list[Attribution], tokenizer: PreTrainedTokenizerBase) ->
     return {
         "mini_batches": len(results),
         "tokens": len(tokens),
-        "target": accuracy(tokens, "measured", RUNGS),
-        "source": accuracy(tokens, "influence", SOURCE_ESTIMATES),
+        **answers(tokens),
         "totals": _means([result.totals for result in results]),
         "contributions": {name: table.reset_index().to_dict("records") for name, table in tables.items()},
         "seconds": _means([result.seconds for result in results]),
@@ -236,7 +263,7 @@ class Estimate:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for update, tokens in self.tokens.items():
-                tokens.to_csv(folder / f"tokens_{update.replace(':', '_')}.csv.gz", index=False, float_format="%.6g")
+                tokens.to_csv(folder / f"tokens_{update.replace(':', '_')}.csv.gz", index=False, float_format="%.9g")
             save_estimate_figure(self, folder / "estimate.png")
             write_atomically(folder / "estimate.json", json.dumps(self.record, indent=2, allow_nan=False) + "\n")
         except OSError as error:
@@ -300,8 +327,9 @@ def estimate(
 def estimate_table(record: dict[str, Any], update: str) -> Table:
     """For the terminal: every estimate of one update against the measured change and against the influence.
 
-    state: against the measured change there. mean: against the token's influence on the batch's mean entropy.
-    factor: what the prediction must be multiplied by to fit best, 1 for the right scale.
+    state: against the measured change there. influence: against the token's effect on the batch's mean
+    entropy. size: |estimate| against |influence|. factor: what the prediction must be multiplied by to
+    fit best, 1 for the right scale.
     """
     summary = record["updates"][update]
     title = f"{record['run'] or record['model']}, {update}, {summary['tokens']} tokens"
@@ -309,17 +337,21 @@ def estimate_table(record: dict[str, Any], update: str) -> Table:
     table.add_column("estimate", no_wrap=True)
     for name in ("MSE", "Pearson", "Spearman", "right sign", "factor"):
         table.add_column(name, justify="right", no_wrap=True)
-    for question, about in (("target", "state"), ("source", "mean")):
+    for question, about in QUESTIONS.items():
         table.add_row(f"[italic]{about}")
         for name, scores in summary[question].items():
             bounded = [with_interval(scores[measure]) for measure in _BOUNDED]
-            label = name.removesuffix("_influence").replace("_", " ")
             mse, factor = (
                 math.nan if scores[measure][0] is None else scores[measure][0] for measure in ("mse", "slope")
             )
-            table.add_row(label, f"{mse:.0e}", *bounded, f"{factor:.2g}")
+            table.add_row(label_of(name), f"{mse:.0e}", *bounded, f"{factor:.2g}")
         table.add_section()
     return table
+
+
+def label_of(estimate: str) -> str:
+    """An estimate as a table names it."""
+    return estimate.removesuffix("_influence").replace("_", " ")
 
 
 def with_interval(scores: list[float | None]) -> str:

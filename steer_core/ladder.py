@@ -57,6 +57,8 @@ class Lens:
                 f"model: {type(self.model).__name__} has no output layer, so no logits; "
                 "load it with AutoModelForCausalLM"
             )
+        if self.micro_batch < 1:
+            raise SteerError(f"micro_batch: {self.micro_batch} is below 1; give the sequences of a forward pass")
         if not self.sequences.response_mask_BT.any():
             raise SteerError("sequences: no response token among them; sample responses first")
 
@@ -170,7 +172,7 @@ def derivative(lens: Lens, direction: Direction, at: Direction | None = None) ->
                 raise SteerError(
                     f"model: {type(lens.model).__name__} uses an operator without a forward derivative "
                     f"({' '.join(str(error).split())[:160]}); load it with attn_implementation='eager' "
-                    "(a mixture of experts with experts_implementation='eager')"
+                    "(a mixture of experts with experts_implementation='eager'), or train with train.probe_sequences=0"
                 ) from error
             for rows in lens.chunks(len(hidden)):
                 logits = functional_call(head, dual, (hidden[rows],))
@@ -207,7 +209,8 @@ class Step:
     """One optimiser step that was taken. All three are directions; update = preconditioner * ascent + carried.
 
     update: new parameters minus old ones. preconditioner: what each entry of this batch's ascent
-    direction was multiplied by. carried: what the step did besides (momentum of earlier batches, decay).
+    direction was multiplied by. carried: what the step did besides (momentum of earlier batches, decay;
+    and, relative to the parameters, the rounding of their precision).
     """
 
     update: Direction

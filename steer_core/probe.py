@@ -3,7 +3,7 @@
 The probe is a few sequences of the mini-batch in hand. Their entropies are read before and after the
 optimiser's real step (nothing is undone: the run goes on from there), and the first-order change is
 taken along that very step, from where it began. Cost: two forward passes and one forward-mode pass
-over the probe, and a copy of the parameters; `time/probe_seconds` logs it.
+over the probe, and two copies of the parameters; `time/probe_seconds` logs it.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class HuggingFaceEngine:
 
     @torch.no_grad()
     def generate(self, prompts: list[str], responses: int, sampling: SamplingConfig, seed: int) -> Rollout:
-        """See `RolloutEngine.generate`."""
+        """See `RolloutEngine.generate`. Raises SteerError also where the logits are not finite."""
         if not prompts:
             raise SteerError("rollout: zero prompts to sample from; give at least one problem")
         model, tokenizer = self.policy.model, self.policy.tokenizer
@@ -87,9 +87,14 @@ class HuggingFaceEngine:
         ids = torch.full((len(prompt_ids), sampling.max_new_tokens), tokenizer.pad_token_id, device=model.device)
         for start in range(0, len(ids), sampling.batch_sequences):
             rows = slice(start, start + sampling.batch_sequences)
-            full = model.generate(
-                input_ids=prompt_ids[rows], attention_mask=prompt_mask[rows], generation_config=settings
-            )
+            try:
+                full = model.generate(
+                    input_ids=prompt_ids[rows], attention_mask=prompt_mask[rows], generation_config=settings
+                )
+            except RuntimeError as error:
+                if "probability tensor" not in str(error):
+                    raise
+                raise SteerError("model: NaN or infinite logits while sampling; check its weights") from error
             response = full[:, prompt_ids.shape[1] :]
             ids[rows, : response.shape[1]] = response
         mask, stopped = response_mask(ids, tokenizer.eos_token_id)

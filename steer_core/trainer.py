@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from steer_core.advantages import ADVANTAGES
 from steer_core.config import OptimizerConfig
-from steer_core.entropy_change import ENTROPY_CHANGE, quadrants
+from steer_core.entropy_change import ENTROPY_CHANGE, entropy_change_form, quadrant_index, quadrants
 from steer_core.errors import SteerError
 from steer_core.evaluation import evaluate
 from steer_core.ladder import Lens
@@ -263,7 +263,7 @@ class Trainer:
 
     def changes(self, stats: list[TokenStats], parts: list[Batch]) -> list[Tensor]:
         """The estimate of each token's entropy change in some micro-batches, (B, T) each; 0 at padding."""
-        flat = ENTROPY_CHANGE[self.form](*flatten(stats, parts), self.clip)
+        flat = entropy_change_form(self.form)(*flatten(stats, parts), self.clip)
         counts = [int(part.mask_BT.sum()) for part in parts]
         return [
             torch.zeros_like(part.old.entropy).masked_scatter_(part.mask_BT, values)
@@ -322,15 +322,12 @@ class Trainer:
             factor.append(self.quadrant_factors(part_new, part)[part.mask_BT])
             lambdas.append(weight[part.mask_BT])
         scale = self.config.optimizer.step_size * torch.cat(share) * torch.cat(factor) * torch.cat(lambdas)
-        quadrant = torch.full_like(new.logprob, -1)
-        for i, inside in enumerate(quadrants(new, advantages).values()):
-            quadrant[inside] = i
         return {
             **{f: scale / states * estimate(new, old, advantages, self.clip) for f, estimate in ENTROPY_CHANGE.items()},
             "ratio": importance_ratio(new.logprob, old.logprob),
             "advantage": advantages,
             "lambda": torch.cat(lambdas),
-            "quadrant": quadrant,
+            "quadrant": quadrant_index(new, advantages),
         }
 
     def log_responses(

@@ -14,6 +14,7 @@ from small import small_config, small_trainer
 
 from steer_core import estimate as module
 from steer_core.attribution import RUNGS
+from steer_core.entropy_change import ENTROPY_CHANGE
 from steer_core.errors import SteerError
 from steer_core.estimate import (
     ESTIMATE_COLUMNS,
@@ -21,6 +22,7 @@ from steer_core.estimate import (
     Sample,
     Update,
     accuracy,
+    answers,
     attributions,
     estimate,
     estimate_table,
@@ -32,6 +34,7 @@ from steer_core.report.estimate_figure import estimate_figure
 from steer_core.rollout import HuggingFaceEngine, Rollout
 from steer_core.run import RunFolder
 from steer_core.statistics import agreement
+from steer_core.tabular import tabular_tokens
 from steer_core.tasks import Countdown
 
 DOUBLE = ("model.dtype=float64", "rollout.max_new_tokens=20")
@@ -248,7 +251,7 @@ def test_intervals_over_groups_cover_the_true_correlation_and_intervals_over_tok
     assert covered["token"] / times < 0.8
 
 
-def test_the_record_is_json_without_nan_and_answers_both_questions_for_every_update(whole):
+def test_the_record_is_json_without_nan_and_answers_every_question_for_every_update(whole):
     record = json.loads(json.dumps(whole.record, allow_nan=False))
     assert list(record["updates"]) == list(whole.tokens) == ["sgd:0.001", "adamw:1e-05"]
     assert (record["model"], record["run"]) == ("embedded", None)
@@ -257,21 +260,42 @@ def test_the_record_is_json_without_nan_and_answers_both_questions_for_every_upd
     for update, summary in record["updates"].items():
         assert summary["mini_batches"] + summary["mini_batches_without_signal"] == 2
         assert summary["tokens"] == len(whole.tokens[update]) == record["sample"]["response_tokens"]
-        assert set(summary["target"]) == set(RUNGS)
-        assert set(summary["source"]) == set(SOURCE_ESTIMATES)
-        for scores in (*summary["target"].values(), *summary["source"].values()):
+        assert set(summary["target"]) == {*RUNGS, "baseline"}
+        assert set(summary["source"]) == set(summary["size"]) == set(SOURCE_ESTIMATES)
+        for scores in (*summary["target"].values(), *summary["source"].values(), *summary["size"].values()):
             assert set(scores) == MEASURES
         assert summary["moments"] is False
 
 
-def test_scores_are_against_the_measured_change_and_against_the_influence(whole):
+def test_scores_are_against_the_measured_change_the_influence_and_its_size(whole):
     for update, tokens in whole.tokens.items():
         summary = whole.record["updates"][update]
-        for question, truth in (("target", "measured"), ("source", "influence")):
-            for name, scores in summary[question].items():
-                expected = agreement(tokens[name], tokens[truth])
-                assert {m: v[0] for m, v in scores.items()} == pytest.approx(expected, rel=1e-9), (question, name)
+        baseline = -tokens["advantage"] * (1 - np.exp(tokens["logprob"]))
+        share = {name: tokens[name] / tokens["states"] for name in ENTROPY_CHANGE}
+        share |= {"output_layer_influence": tokens["output_layer_influence"], "baseline": baseline}
+        pushed = tokens["advantage"] != 0
+        for name in SOURCE_ESTIMATES:
+            for question, told, truth in (
+                ("source", share[name], tokens["influence"]),
+                ("size", share[name][pushed].abs(), tokens["influence"][pushed].abs()),
+            ):
+                expected = agreement(told, truth) | ({"sign": math.nan} if question == "size" else {})
+                found = {m: math.nan if v[0] is None else v[0] for m, v in summary[question][name].items()}
+                assert found == pytest.approx(expected, rel=1e-9, nan_ok=True), (question, name)
+        for name in RUNGS:
+            found = {m: v[0] for m, v in summary["target"][name].items()}
+            assert found == pytest.approx(agreement(tokens[name], tokens["measured"]), rel=1e-9), name
         assert summary["target"]["first_order"]["pearson"][0] > 0.99
+
+
+def test_where_states_share_nothing_the_exact_form_has_factor_one_as_influence_too():
+    """A tabular policy: the influence on the mean is the change at the token's own state over their number."""
+    table = tabular_tokens(states=400, vocabulary=30, eta=1e-5)
+    table = table.assign(states=len(table), influence=table["measured"] / len(table), output_layer_influence=0.0)
+    found = answers(table.assign(output_layer=0.0, first_order=table["measured"]))
+    for question in ("target", "source", "size"):
+        assert found[question]["exact"]["slope"][0] == pytest.approx(1, rel=1e-4), question
+    assert found["source"]["paper"]["slope"][0] != pytest.approx(1, abs=0.01)
 
 
 def test_totals_and_contributions_are_means_over_the_mini_batches(whole):
@@ -310,7 +334,7 @@ def test_the_written_folder_holds_the_record_the_figure_and_every_tokens_row(who
     assert (tmp_path / "new" / "folder" / "estimate.png").read_bytes().startswith(b"\x89PNG")
     for update, tokens in whole.tokens.items():
         table = pd.read_csv(tmp_path / "new" / "folder" / f"tokens_{update.replace(':', '_')}.csv.gz")
-        assert list(table) == [*PLACES, *RUNGS, "measured", "influence", "output_layer_influence"]
+        assert list(table) == [*PLACES, *RUNGS, "measured", "influence", "output_layer_influence", "states"]
         np.testing.assert_allclose(table["influence"], tokens["influence"], rtol=1e-5)
         assert table["text"].tolist() == tokens["text"].tolist()
     (tmp_path / "file").write_text("")
@@ -332,12 +356,12 @@ def test_a_score_that_is_undefined_is_shown_as_such_and_stops_nothing(whole):
     """One prompt has no interval; JSON holds null there."""
     (update, tokens), *_ = whole.tokens.items()
     summary = json.loads(json.dumps(whole.record["updates"][update]))
-    for scores in (*summary["target"].values(), *summary["source"].values()):
+    for scores in (*summary["target"].values(), *summary["source"].values(), *summary["size"].values()):
         scores.update(pearson=[None] * 3, sign=[0.5, None, None])
     record = {**whole.record, "updates": {update: summary}}
     console = Console(width=ESTIMATE_COLUMNS, record=True, file=io.StringIO())
     console.print(estimate_table(record, update))
-    assert console.export_text().count("0.50 [-, -]") == len(RUNGS) + len(SOURCE_ESTIMATES)
+    assert console.export_text().count("0.50 [-, -]") == len(RUNGS) + 1 + 2 * len(SOURCE_ESTIMATES)
     figure = estimate_figure({update: tokens}, record)
     assert all(axis.texts[0].get_text().startswith("r = -\n") for axis in figure.axes)
 

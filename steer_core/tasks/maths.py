@@ -144,8 +144,8 @@ def answers_agree(truth: str, response: str) -> bool:
     The final answer is the last `\boxed{...}`; without one, what follows "Answer:" or "answer is";
     without that, the last mathematical expression. `1/2`, `0.5` and `\frac{1}{2}` are the same.
     Its time limits use alarm signals, which work in the main thread only, and are switched off: an
-    answer such as a tower of powers can keep it busy without end until a killable worker pool,
-    which comes later, runs it.
+    answer such as a tower of powers can keep it busy without end, so whoever grades unattended
+    should run it in a process that can be killed.
     """
     import math_verify
 
