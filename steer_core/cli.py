@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -174,7 +175,12 @@ def estimate(args: argparse.Namespace) -> int:
     def progress(items, title):
         return track(items, title, disable=not live)
 
-    result = run_estimate(folder, config, updates, args.with_signal, run, progress)
+    try:
+        result = run_estimate(folder, config, updates, args.with_signal, run, progress)
+    except BaseException:
+        with suppress(OSError):  # a folder that holds something stays
+            args.out.rmdir()
+        raise
     console = Console()
     console = Console(width=max(console.width, ESTIMATE_COLUMNS))
     for update in result.record["updates"]:

@@ -221,14 +221,14 @@ def test_estimate_prints_a_table_an_update_and_writes_its_folder(tmp_path):
     out = tmp_path / "estimate"
     done = steer("estimate", "embedded", *ESTIMATE, "--with-signal", "--out", out)
     assert done.returncode == 0, done.stderr
-    for update in ("sgd:0.01", "adamw:0.0001"):
+    for update in ("sgd:0.001", "adamw:0.0001"):
         assert f"embedded, {update}, " in done.stdout
     assert done.stdout.count("first order") == 2
-    assert done.stdout.count("output layer") == 4
+    assert done.stdout.count("output layer") == 6
     assert f"written: {out / 'estimate.json'}" in done.stdout
     record = json.loads((out / "estimate.json").read_text())
-    assert list(record["updates"]) == ["sgd:0.01", "adamw:0.0001"]
-    tables = ["tokens_adamw_0.0001.csv.gz", "tokens_sgd_0.01.csv.gz"]
+    assert list(record["updates"]) == ["sgd:0.001", "adamw:0.0001"]
+    tables = ["tokens_adamw_0.0001.csv.gz", "tokens_sgd_0.001.csv.gz"]
     assert sorted(path.name for path in out.iterdir()) == ["estimate.json", "estimate.png", *tables]
 
 
@@ -260,7 +260,7 @@ def test_estimate_tells_what_is_wrong_in_one_line(capsys, tmp_path, words, messa
 def test_help_lists_estimate_and_its_own_help_every_option(capsys):
     for words, told in (
         (["--help"], ["estimate", "Measure how well every estimate tells"]),
-        (["estimate", "--help"], ["--update", "sgd:0.01 adamw:1e-4", "--with-signal", "--config", "--out"]),
+        (["estimate", "--help"], ["--update", "sgd:0.001 adamw:1e-4", "--with-signal", "--config", "--out"]),
     ):
         with pytest.raises(SystemExit) as exit:
             main(words)

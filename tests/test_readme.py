@@ -78,5 +78,5 @@ def test_every_file_that_the_readme_names_exists():
     linked = re.findall(r"\]\((?!http)([^)]+)\)", README)
     assert len(table) > 15
     for name in [*table, *linked]:
-        places = (ROOT / name, ROOT / "steer_core" / name, ROOT / "notebooks" / name)
+        places = (ROOT / name, ROOT / "steer_core" / name, ROOT / "notebooks" / name, ROOT / "reproduce" / name)
         assert any(place.exists() for place in places), name
