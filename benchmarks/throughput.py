@@ -31,7 +31,7 @@ from steer_core.rollout import Rollout
 from steer_core.run import RunFolder
 from steer_core.trainer import Trainer
 
-STEER = "steer.form=paper"
+STEER = "intervention.name=steer"
 SPLIT = "optimizer.micro_batch_sequences=8"
 UNWATCHED = "train.probe_sequences=0"
 ARMS = {
@@ -41,7 +41,7 @@ ARMS = {
     "steer": [STEER, UNWATCHED],
     "grpo, 4 micro-batches": [SPLIT, UNWATCHED],
     "steer, 4 micro-batches, scope step": [STEER, SPLIT, UNWATCHED],
-    "steer, 4 micro-batches, scope rollout": [STEER, SPLIT, "steer.scope=rollout", UNWATCHED],
+    "steer, 4 micro-batches, scope rollout": [STEER, SPLIT, "intervention.scope=rollout", UNWATCHED],
 }
 RATIOS = {
     "grpo with the probe over grpo": ("grpo with the probe", "grpo"),

@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from steer_core.config import read_yaml
 from steer_core.entropy_change import covariance_entropy_change, paper_entropy_change
 from steer_core.errors import SteerError
 from steer_core.loss import ClipRange, clip_indicator, importance_ratio
+from steer_core.settings import read_yaml
 from steer_core.token_stats import TokenStats
 from steer_core.weights import normaliser, steer_weights
 

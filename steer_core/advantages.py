@@ -1,26 +1,99 @@
-"""Advantages from the rewards of a group of responses to one prompt."""
+"""Advantages from the rewards of groups of responses, by estimator.
+
+Every estimator takes rewards_PG and lengths_PG, of shape (prompts, group): the reward of each
+response and its number of tokens. It returns the advantage that all tokens of a response share, in
+the same shape. Rewards that leave nothing to compare (all equal within a group; for the estimators
+that whiten, everywhere) give exactly 0, never NaN.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 GRPO_EPSILON = 1e-6
+WHITEN_EPSILON = 1e-8
 
 
-def grpo_advantages(rewards_PG: Tensor) -> Tensor:
+def grpo_advantages(rewards_PG: Tensor, lengths_PG: Tensor | None = None) -> Tensor:
     """(R - mean) / (std + 1e-6) within each group; shape (prompts, group) in and out.
 
     The standard deviation is the unbiased one. A group of equal rewards gets exactly 0, and so
     does a group of one, which has nothing to compare with (Shao et al. 2024, DeepSeekMath, 4.1.2).
     """
+    centred, silent = _centred(rewards_PG)
+    if rewards_PG.shape[1] < 2:
+        return centred
+    return torch.where(silent, 0.0, centred / (rewards_PG.std(-1, keepdim=True) + GRPO_EPSILON))
+
+
+def dr_grpo_advantages(rewards_PG: Tensor, lengths_PG: Tensor | None = None) -> Tensor:
+    """R - mean within each group, undivided (Dr. GRPO, Liu et al., arXiv 2503.20783, section 3.1)."""
+    return _centred(rewards_PG)[0]
+
+
+def rloo_advantages(rewards_PG: Tensor, lengths_PG: Tensor | None = None) -> Tensor:
+    """R minus the mean of the other responses of its group (RLOO, Ahmadian et al., arXiv 2402.14740, eq. 8)."""
+    group = rewards_PG.shape[-1]
+    return _centred(rewards_PG)[0] * (group / max(group - 1, 1))
+
+
+def opo_advantages(rewards_PG: Tensor, lengths_PG: Tensor) -> Tensor:
+    """R minus the group's mean reward weighted by length (OPO, Hao et al., arXiv 2505.23585, eq. 9).
+
+    It is the variance-optimal baseline where gradient norms grow with length; it presumes exact on-policy steps.
+    """
+    lengths = _lengths(rewards_PG, lengths_PG)
+    baseline = (rewards_PG * lengths).sum(-1, keepdim=True) / lengths.sum(-1, keepdim=True)
+    return torch.where(_centred(rewards_PG)[1], 0.0, rewards_PG - baseline)
+
+
+def reinforce_plus_plus_advantages(rewards_PG: Tensor, lengths_PG: Tensor) -> Tensor:
+    """Rewards whitened over all tokens of the rollout (REINFORCE++, Hu, arXiv 2501.03262, eq. 9)."""
+    return _whitened(_checked(rewards_PG), _lengths(rewards_PG, lengths_PG))
+
+
+def reinforce_plus_plus_baseline_advantages(rewards_PG: Tensor, lengths_PG: Tensor) -> Tensor:
+    """Rewards less their group's mean, whitened over all tokens of the rollout (REINFORCE++-baseline, ibid.)."""
+    return _whitened(_centred(rewards_PG)[0], _lengths(rewards_PG, lengths_PG))
+
+
+ADVANTAGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "grpo": grpo_advantages,
+    "dr-grpo": dr_grpo_advantages,
+    "rloo": rloo_advantages,
+    "opo": opo_advantages,
+    "reinforce++": reinforce_plus_plus_advantages,
+    "reinforce++-baseline": reinforce_plus_plus_baseline_advantages,
+}
+
+
+def _centred(rewards_PG: Tensor) -> tuple[Tensor, Tensor]:
+    """(rewards less their group's mean, groups of equal rewards (prompts, 1)); 0 in those groups."""
+    silent = (_checked(rewards_PG) == rewards_PG[:, :1]).all(-1, keepdim=True)
+    return torch.where(silent, 0.0, rewards_PG - rewards_PG.mean(-1, keepdim=True)), silent
+
+
+def _whitened(values_PG: Tensor, lengths_PG: Tensor) -> Tensor:
+    """To mean 0 and unbiased variance 1 over tokens: each response counts as often as it has tokens."""
+    tokens = lengths_PG.sum()
+    mean = (values_PG * lengths_PG).sum() / tokens
+    variance = ((values_PG - mean) ** 2 * lengths_PG).sum() / (tokens - 1).clamp_min(1)
+    whitened = (values_PG - mean) * (variance + WHITEN_EPSILON).rsqrt()
+    return torch.where((values_PG == values_PG.flatten()[0]).all(), 0.0, whitened)
+
+
+def _checked(rewards_PG: Tensor) -> Tensor:
     if rewards_PG.ndim != 2:
         raise ValueError(f"rewards: shape {tuple(rewards_PG.shape)} is not (prompts, group)")
-    if rewards_PG.shape[1] < 2:
-        return torch.zeros_like(rewards_PG)
-    centred = rewards_PG - rewards_PG.mean(-1, keepdim=True)
-    constant = (rewards_PG == rewards_PG[:, :1]).all(-1, keepdim=True)
-    return torch.where(constant, 0.0, centred / (rewards_PG.std(-1, keepdim=True) + GRPO_EPSILON))
+    return rewards_PG
 
 
-ADVANTAGES = {"grpo": grpo_advantages}
+def _lengths(rewards_PG: Tensor, lengths_PG: Tensor) -> Tensor:
+    if _checked(rewards_PG).shape != lengths_PG.shape:
+        raise ValueError(f"lengths: shape {tuple(lengths_PG.shape)} is not that of rewards {tuple(rewards_PG.shape)}")
+    if (lengths_PG < 1).any():
+        raise ValueError("lengths: a response has no token; every response has at least its end token")
+    return lengths_PG.to(rewards_PG.dtype)

@@ -12,9 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steer_core.config import Config, describe, load_config
+from steer_core.config import Config, load_config
 from steer_core.environment import cores
 from steer_core.errors import INTERRUPTED, SteerError
+from steer_core.settings import describe
 
 if TYPE_CHECKING:
     from steer_core.run import RunFolder

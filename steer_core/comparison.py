@@ -13,10 +13,11 @@ import pandas as pd
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as settings
 
-from steer_core.config import Config, apply_overrides, build, read_yaml, to_dict
+from steer_core.config import Config
 from steer_core.errors import SteerError
 from steer_core.evaluation import pass_at_k
 from steer_core.run import RunFolder
+from steer_core.settings import apply_overrides, build, read_yaml, to_dict
 from steer_core.statistics import Interval, at_first_crossing, bootstrap_over_problems, interval_over_seeds
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)

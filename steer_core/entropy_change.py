@@ -13,13 +13,12 @@ step does through shared parameters, no form of one state can see: `ladder.py` m
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from steer_core.errors import SteerError
+from steer_core.errors import SteerError, nearest
 from steer_core.loss import LOG_RATIO_BOUND, ClipRange, clip_indicator, importance_ratio
 from steer_core.token_stats import TokenStats
 
@@ -87,9 +86,7 @@ ENTROPY_CHANGE: dict[str, EntropyChange] = {
 def entropy_change_form(name: str) -> EntropyChange:
     """The form of that name. Raises SteerError naming the nearest one where there is none."""
     if name not in ENTROPY_CHANGE:
-        near = difflib.get_close_matches(name, ENTROPY_CHANGE, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(ENTROPY_CHANGE)}"
-        raise SteerError(f"form: {name!r} is no estimate of the entropy change; {hint}")
+        raise SteerError(f"form: {name!r} is no estimate of the entropy change; {nearest(name, ENTROPY_CHANGE)}")
     return ENTROPY_CHANGE[name]
 
 

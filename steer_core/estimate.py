@@ -35,7 +35,7 @@ from transformers import PreTrainedTokenizerBase
 
 from steer_core.advantages import ADVANTAGES
 from steer_core.attribution import RUNGS, Attribution, UpdateBatch, attribute, contributions
-from steer_core.config import Config, to_dict
+from steer_core.config import Config
 from steer_core.entropy_change import ENTROPY_CHANGE
 from steer_core.environment import environment
 from steer_core.errors import SteerError
@@ -45,6 +45,7 @@ from steer_core.policy import Policy, load_policy
 from steer_core.rollout import HuggingFaceEngine, Rollout, join
 from steer_core.run import RunFolder, write_atomically
 from steer_core.seeding import derive_seed
+from steer_core.settings import to_dict
 from steer_core.statistics import agreement_intervals
 from steer_core.tasks import Task, make_task
 from steer_core.trainer import make_optimizer

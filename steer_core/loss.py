@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from steer_core.errors import nearest
+
 LOG_RATIO_BOUND = 20.0
-REDUCTIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
+REDUCTIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,24 @@ def clipped_surrogate(logprob: Tensor, old_logprob: Tensor, advantages: Tensor, 
     return torch.where(advantages < 0, torch.minimum(loss, -advantages * clip.dual), loss)
 
 
-def denominator(mask_BT: Tensor, reduction: str) -> int:
-    """What a mini-batch's loss is divided by: response tokens, or sequences that have any.
+def denominator(mask_BT: Tensor, reduction: str, longest: int | None = None) -> int:
+    """What a mini-batch's loss is divided by, over the rows given.
 
-    Take it over the whole mini-batch, all micro-batches and ranks: then `reduce_loss` over the
-    micro-batches adds up to the same number however the mini-batch was split.
+    token-mean: its response tokens. seq-mean-token-mean and seq-mean-token-sum: its sequences that
+    have any. seq-mean-token-sum-norm: those sequences times `longest`, the most tokens a response
+    may have. Add it up over the whole mini-batch, all micro-batches and ranks: then `reduce_loss`
+    over the micro-batches adds up to the same number however the mini-batch was split.
+    Raises ValueError for an unknown reduction, and for -norm without `longest`.
     """
     _check(reduction)
-    counted = mask_BT if reduction == "token-mean" else mask_BT.any(-1)
-    return int(counted.sum())
+    if reduction == "token-mean":
+        return int(mask_BT.sum())
+    sequences = int(mask_BT.any(-1).sum())
+    if reduction != "seq-mean-token-sum-norm":
+        return sequences
+    if longest is None or longest < 1:
+        raise ValueError(f"longest: {longest} is no number of tokens; give the most that a response may have")
+    return sequences * longest
 
 
 def token_coefficients(mask_BT: Tensor, reduction: str, denominator: int) -> Tensor:
@@ -68,6 +79,8 @@ def token_coefficients(mask_BT: Tensor, reduction: str, denominator: int) -> Ten
 
     token-mean: 1 / response tokens (DAPO, eq. 8). seq-mean-token-mean: 1 / (tokens of the sequence x
     sequences) (GRPO, Shao et al. 2024, eq. 3). seq-mean-token-sum: 1 / sequences.
+    seq-mean-token-sum-norm: 1 / (sequences x longest response), a constant (Dr. GRPO, Liu et al.
+    2025, arXiv 2503.20783, section 3.1).
     """
     _check(reduction)
     coefficients = mask_BT.float() / max(denominator, 1)
@@ -83,4 +96,4 @@ def reduce_loss(loss_BT: Tensor, mask_BT: Tensor, reduction: str, denominator: i
 
 def _check(reduction: str) -> None:
     if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: {reduction!r} is none of {', '.join(REDUCTIONS)}")
+        raise ValueError(f"reduction: {reduction!r} is unknown; {nearest(reduction, REDUCTIONS)}")

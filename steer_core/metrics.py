@@ -7,7 +7,11 @@ entropy_change/...  change of the mean entropy over the rollout's response token
                     steps, as each single-state form predicts it for plain gradient steps of the same
                     learning rate and (weighted) loss, before gradient clipping; by quadrant too.
 quadrant/...        share of response tokens in each quadrant.
-lambda/...          STEER's weights: quantiles, mean, share within 1% of 1.
+lambda/...          the intervention's token weights: quantiles, mean, share within 1% of 1; and, as
+                    `lambda/most_damped/...`, what the token of smallest weight in each step was like
+                    (under STEER, the one that set the maximum): probability, entropy, |A| and ratio,
+                    means over the steps that damped any.
+intervention/...    what a closed loop remembers after the rollout: a coefficient, a gate, an integral.
 clip/..., ratio/... share of tokens the clip stops, by side; tails of p_theta / p_old.
 probe/...           one watched optimiser step a rollout, over the tokens of a few of its sequences; absent
                     with `train.probe_sequences=0`. `probe/change/measured` is the mean change of entropy
@@ -57,9 +61,9 @@ def update_metrics(
 ) -> dict[str, float]:
     """Entropy change, weights, clip and ratio over every response token that the updates of a rollout saw.
 
-    tokens: flat tensors of one length: ratio, advantage, lambda, and by form the predicted change of
-    the mean entropy that each token contributes (already scaled); `quadrant` is an index into
-    QUADRANTS, or -1 where the advantage is 0.
+    tokens: flat tensors of one length: ratio, advantage, probability, entropy, lambda, and by form the
+    predicted change of the mean entropy that each token contributes (already scaled); `quadrant` is
+    an index into QUADRANTS, or -1 where the advantage is 0; `most_damped` is True at one token a step.
     """
     high, low, dual = clipped_by(tokens["ratio"], tokens["advantage"], clip)
     weights = tokens["lambda"]
@@ -74,7 +78,12 @@ def update_metrics(
         **{f"quadrant/{name}": float((tokens["quadrant"] == i).float().mean()) for i, name in enumerate(QUADRANTS)},
         **_quantiles("lambda", weights, LAMBDA_QUANTILES),
         "lambda/mean": float(weights.mean()),
-        "lambda/share_within_1pct_of_1": float((weights >= 0.99).float().mean()),
+        "lambda/share_within_1pct_of_1": float(((weights - 1).abs() <= 0.01).float().mean()),
+        **{
+            f"lambda/most_damped/{name}": float(tokens[name][tokens["most_damped"]].abs().mean())
+            for name in ("probability", "entropy", "advantage", "ratio")
+            if tokens["most_damped"].any()
+        },
         "clip/high": float(high.float().mean()),
         "clip/low": float(low.float().mean()),
         "clip/dual": float(dual.float().mean()),

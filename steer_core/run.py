@@ -27,10 +27,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from steer_core.config import Config, build, read_yaml, to_dict
+from steer_core.config import Config
 from steer_core.environment import environment, sha256
 from steer_core.errors import SteerError
 from steer_core.policy import base_digest
+from steer_core.settings import build, read_yaml, to_dict
 
 _LOGS = ("metrics.jsonl", "evaluations.jsonl", "notes.jsonl")
 _LONGEST_LINE = 1 << 16
@@ -108,9 +109,17 @@ class RunFolder:
         return sorted(p for p in (self.path / "checkpoints").glob("step_*") if p.is_dir())
 
     def save_checkpoint(
-        self, step: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, optimizer: torch.optim.Optimizer
+        self,
+        step: int,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, float],
     ) -> Path:
-        """Write a checkpoint after `step` rollouts and drop those beyond train.checkpoints_kept."""
+        """Write a checkpoint after `step` rollouts and drop those beyond train.checkpoints_kept.
+
+        state: what the intervention remembers.
+        """
         final = self.path / "checkpoints" / f"step_{step:06d}"
         partial = final.with_name(_PARTIAL + final.name)
         with self.writing():
@@ -123,6 +132,7 @@ class RunFolder:
                 "step": step,
                 "run": _fingerprint(self.config),
                 "optimizer": settings,
+                "intervention": state,
                 "sha256": {p.name: sha256(p) for p in sorted(partial.iterdir())},
             }
             (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -134,8 +144,10 @@ class RunFolder:
                 _remove(old)
         return final
 
-    def restore(self, path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> int:
-        """Load a checkpoint into model and optimiser, without executing code; the step it was taken at.
+    def restore(
+        self, path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer
+    ) -> tuple[int, dict[str, float]]:
+        """Load a checkpoint into model and optimiser, without executing code: (its step, the intervention's state).
 
         Raises SteerError where it is damaged or another run's; see `check_checkpoint`.
         """
@@ -145,7 +157,7 @@ class RunFolder:
             raise SteerError(f"checkpoint {path}: holds weights that model.path ({self.config.model.path}) has not")
         model.tie_weights()
         _unflatten_optimizer(optimizer, load_file(path / "optimizer.safetensors"), manifest["optimizer"])
-        return manifest["step"]
+        return manifest["step"], manifest["intervention"]
 
     def check_checkpoint(self, path: Path) -> dict[str, Any]:
         """The manifest of a checkpoint that is whole and this run's own.

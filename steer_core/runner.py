@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from steer_core.comparison import Plan, load_comparison, run_path
-from steer_core.config import build, read_yaml, to_dict
 from steer_core.environment import environment
 from steer_core.errors import INTERRUPTED, SteerError
 from steer_core.policy import base_digest
 from steer_core.report import write_report
 from steer_core.run import last_line, lock, write_atomically
+from steer_core.settings import build, read_yaml, to_dict
 
 _POLL_SECONDS = 0.5
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None

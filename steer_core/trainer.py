@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from steer_core import ranks
 from steer_core.advantages import ADVANTAGES
 from steer_core.config import OptimizerConfig
-from steer_core.entropy_change import ENTROPY_CHANGE, entropy_change_form, quadrant_index, quadrants
+from steer_core.entropy_change import ENTROPY_CHANGE, quadrant_index
 from steer_core.errors import SteerError
 from steer_core.evaluation import evaluate
+from steer_core.interventions.base import State, Step, Tokens, Treatment
 from steer_core.ladder import Lens
 from steer_core.loss import ClipRange, clipped_surrogate, denominator, importance_ratio, reduce_loss, token_coefficients
 from steer_core.metrics import rollout_metrics, update_metrics
@@ -27,16 +29,19 @@ from steer_core.seeding import derive_seed
 from steer_core.tasks import Problem, make_task
 from steer_core.token_stats import TokenStats, concatenate
 from steer_core.tokenizer import check_prompt
-from steer_core.weights import normaliser, steer_weights
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some sequences of a rollout, ready for the loss, with the statistics of the policy that sampled."""
+    """Some sequences of a rollout, ready for the loss, with the statistics of the policy that sampled.
+
+    draws_BT: uniform within (0, 1), for interventions that choose tokens at random.
+    """
 
     sequences: Sequences
     old: TokenStats
     advantages_BT: Tensor
+    draws_BT: Tensor
 
     @property
     def mask_BT(self) -> Tensor:
@@ -50,6 +55,19 @@ def flatten(stats: list[TokenStats], parts: list[Batch]) -> tuple[TokenStats, To
     old = [part.old.map(lambda x, part=part: x[part.mask_BT]) for part in parts]
     advantages = torch.cat([part.advantages_BT[part.mask_BT] for part in parts])
     return concatenate(new), concatenate(old), advantages
+
+
+def spread(values: Tensor, part: Batch, fill: float) -> Tensor:
+    """Values of a micro-batch's response tokens, flat, at their places in (B, T); `fill` at padding."""
+    return torch.full_like(part.old.entropy, fill).masked_scatter_(part.mask_BT, values)
+
+
+def mean_entropy(stats: list[TokenStats], parts: list[Batch]) -> float:
+    """Mean entropy over the response tokens of some micro-batches, of all ranks, in nats."""
+    flat = torch.cat([values.entropy[part.mask_BT] for values, part in zip(stats, parts, strict=True)])
+    sums = torch.stack([flat.sum(dtype=torch.float64), flat.new_tensor(len(flat), dtype=torch.float64)])
+    ranks.add(sums)
+    return float(sums[0] / sums[1])
 
 
 class Trainer:
@@ -78,7 +96,10 @@ class Trainer:
             check_room(self.policy, longest, sampling.max_new_tokens, f"{section}.max_new_tokens")
         self.engine = HuggingFaceEngine(self.policy)
         self.optimizer = make_optimizer(self.model, config.optimizer)
-        self.clip = ClipRange(config.algorithm.clip_low, config.algorithm.clip_high, config.algorithm.dual_clip)
+        clip = ClipRange(config.algorithm.clip_low, config.algorithm.clip_high, config.algorithm.dual_clip)
+        self.intervention = config.intervention
+        self.clip = self.intervention.clip_range(clip)
+        self.state: State = {}
         self.finished = 0
         self.stop_requested = False
 
@@ -90,7 +111,7 @@ class Trainer:
         self.run.check_base()
         if paths:
             path = paths[max(paths) if from_step is None else from_step]
-            self.finished = self.run.restore(path, self.model, self.optimizer)
+            self.finished, self.state = self.run.restore(path, self.model, self.optimizer)
 
     def fit(self, on_step: Callable[[int, dict], None] = lambda step, metrics: None) -> bool:
         """Train to the end; False where `stop_requested` ended it early.
@@ -112,7 +133,7 @@ class Trainer:
                 self.finished = step
                 on_step(step, metrics)
                 if step % config.train.checkpoint_every == 0 or step == total or self.stop_requested:
-                    self.run.save_checkpoint(step, self.model, self.policy.tokenizer, self.optimizer)
+                    self.run.save_checkpoint(step, self.model, self.policy.tokenizer, self.optimizer, self.state)
                 if self.stop_requested:
                     break
         return self.finished == total
@@ -138,11 +159,12 @@ class Trainer:
 
         rewards = [float(self.task.verify(problems[i // group], text)) for i, text in enumerate(rollout.texts)]
         rewards_PG = torch.tensor(rewards, dtype=self.model.dtype, device=self.model.device).view(-1, group)
-        advantages_B = ADVANTAGES[config.algorithm.advantage](rewards_PG).flatten()
+        lengths_PG = rollout.response_mask_BT.sum(-1).view(-1, group)
+        advantages_B = ADVANTAGES[config.algorithm.advantage](rewards_PG, lengths_PG).flatten()
         old = self.score_rollout(rollout)
         scored = time.perf_counter()
 
-        readings, norms, probed = self.update(list(self.batches(rollout, old, advantages_B)), step)
+        readings, norms, probed = self.update(list(self.batches(rollout, old, advantages_B, step)), step)
         updated = time.perf_counter()
 
         metrics = rollout_metrics(rollout, old, rewards_PG, advantages_B)
@@ -150,6 +172,7 @@ class Trainer:
             note = "within every group all rewards were equal: no gradient (AdamW's momentum, if any, still moves)"
             self.run.log(step, {"note": note}, "notes.jsonl")
         metrics |= update_metrics(readings, self.clip, list(ENTROPY_CHANGE), self.form) | probed
+        metrics |= {f"intervention/{name}": value for name, value in self.state.items()}
         metrics["grad_norm/mean"], metrics["grad_norm/max"] = sum(norms) / len(norms), max(norms)
         tokens = int(rollout.response_mask_BT.sum())
         metrics |= {
@@ -184,8 +207,10 @@ class Trainer:
             parts.append(stats.map(lambda x: torch.nn.functional.pad(x, (0, width - x.shape[1]))))
         return concatenate(parts)
 
-    def batches(self, rollout: Rollout, old: TokenStats, advantages_B: Tensor) -> Iterator[list[Batch]]:
+    def batches(self, rollout: Rollout, old: TokenStats, advantages_B: Tensor, step: int = 1) -> Iterator[list[Batch]]:
         """The mini-batches of a rollout, one an optimiser step, each as a list of micro-batches."""
+        source = torch.Generator().manual_seed(derive_seed(self.config.train.seed, "intervention", step))
+        draws_BT = torch.rand(rollout.response_ids_BT.shape, generator=source).to(advantages_B)
         mini = self.config.optimizer.mini_batch_prompts * self.config.rollout.responses
         micro = self.config.optimizer.micro_batch_sequences
         for first in range(0, len(advantages_B), mini):
@@ -195,7 +220,8 @@ class Trainer:
                 sequences = rollout.rows(rows)
                 width = sequences.response_ids_BT.shape[1]
                 part_old = old.map(lambda x, rows=rows, width=width: x[rows, :width])
-                parts.append(Batch(sequences, part_old, advantages_B[rows, None].expand(-1, width)))
+                advantages_BT = advantages_B[rows, None].expand(-1, width)
+                parts.append(Batch(sequences, part_old, advantages_BT, draws_BT[rows, :width]))
             yield parts
 
     def update(self, batches: list[list[Batch]], step: int) -> tuple[dict[str, Tensor], list[float], dict[str, float]]:
@@ -203,15 +229,15 @@ class Trainer:
 
         The probe watches one of the steps, another one each rollout.
         """
-        steer, readings, norms, probed = self.config.steer, [], [], {}
-        states, scale = sum(int(part.mask_BT.sum()) for batch in batches for part in batch), None
-        if steer.form != "none" and steer.scope == "rollout":
-            parts = [part for batch in batches for part in batch]
-            scale = self.normaliser_of(parts, self.changes([part.old for part in parts], parts))
+        readings, norms, probed = [], [], {}
+        everything = [part for batch in batches for part in batch]
+        states = ranks.total(sum(int(part.mask_BT.sum()) for part in everything), self.model.device)
+        seen = self.tokens([part.old for part in everything], everything)
+        self.state = self.intervention.begin_rollout(self.state, seen)
         for i, batch in enumerate(batches):
             watched = self.config.train.probe_sequences and i == (step - 1) % len(batches)
             with watched_step(self.lens_on(batch)) if watched else nullcontext() as watch:
-                norm, reading = self.optimizer_step(batch, scale, states, step)
+                norm, reading = self.optimizer_step(batch, states, step)
             if watch is not None:  # the probe's tokens are the first of the mini-batch's
                 tokens = len(watch.measured)
                 probed = watch.metrics({form: states * reading[form][:tokens] for form in ENTROPY_CHANGE})
@@ -225,74 +251,79 @@ class Trainer:
         size = self.config.optimizer.micro_batch_sequences
         return Lens(self.model, sequences, self.config.rollout.temperature, micro_batch=size)
 
-    def optimizer_step(
-        self, batch: list[Batch], scale: Tensor | None, states: int, step: int
-    ) -> tuple[float, dict[str, Tensor]]:
+    def optimizer_step(self, batch: list[Batch], states: int, step: int) -> tuple[float, dict[str, Tensor]]:
         """One optimiser step over the micro-batches of a mini-batch: (gradient norm before clipping, readings).
 
-        Scope `step` over several micro-batches takes a values pass first (one more forward pass), so
-        that the weights do not depend on the split; over one micro-batch it costs no pass.
+        Where the intervention must see the whole step and there are several micro-batches, a values
+        pass comes first (one more forward pass), so that nothing depends on the split.
         """
-        steer, reduction = self.config.steer, self.config.algorithm.reduction
-        count = sum(denominator(part.mask_BT, reduction) for part in batch)
-        changes: list[Tensor | None] = [None] * len(batch)
-        if steer.form != "none" and steer.scope == "step" and len(batch) > 1:
+        reduction, count = self.config.algorithm.reduction, self.denominator(batch)
+        planned: list[Treatment | None] = [None] * len(batch)
+        if self.intervention.scope == "step" and len(batch) > 1:
             with torch.no_grad():
-                changes = self.changes([self.score(part) for part in batch], batch)
-            scale = self.normaliser_of(batch, changes)
-        news, weights = [], []
-        for part, change in zip(batch, changes, strict=True):
+                planned = self.treatments([self.score(part) for part in batch], batch, count)
+        news, treatments = [], []
+        for part, treatment in zip(batch, planned, strict=True):
             stats = self.score(part)
             new = stats.detach()
             self.require_finite(new.logprob.sum(), "log-probs", step)
-            weight = self.weights(new, part, change, scale)
-            losses = weight * clipped_surrogate(stats.logprob, part.old.logprob, part.advantages_BT, self.clip)
-            reduce_loss(losses * self.quadrant_factors(new, part), part.mask_BT, reduction, count).backward()
+            treatment = treatment or self.treatments([new], [part], count)[0]
+            losses = self.losses(stats, part, treatment)
+            reduce_loss(losses, part.mask_BT, reduction, count).backward()
             news.append(new)
-            weights.append(weight)
+            treatments.append(treatment)
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                ranks.add(parameter.grad)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
         self.require_finite(norm, "gradients", step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm), self.readings(news, batch, weights, count, states)
+        self.state = self.intervention.next_state(self.state, mean_entropy(news, batch))
+        return float(norm), self.readings(news, batch, treatments, count, states)
+
+    def denominator(self, batch: list[Batch]) -> int:
+        """What the loss of a mini-batch is divided by, over its micro-batches and all ranks."""
+        algorithm, longest = self.config.algorithm, self.config.rollout.max_new_tokens
+        own = sum(denominator(part.mask_BT, algorithm.reduction, longest) for part in batch)
+        return ranks.total(own, self.model.device)
+
+    def losses(self, stats: TokenStats, part: Batch, treatment: Treatment) -> Tensor:
+        """The loss of every token of a micro-batch, (B, T), before the reduction."""
+        advantages_BT, weights_BT = spread(treatment.advantages, part, 0.0), spread(treatment.weights, part, 1.0)
+        losses = weights_BT * clipped_surrogate(stats.logprob, part.old.logprob, advantages_BT, self.clip)
+        if treatment.extra is None:
+            return losses
+        return losses + spread(treatment.extra, part, 0.0) * self.intervention.extra_loss(stats, part.old)
+
+    def tokens(self, stats: list[TokenStats], parts: list[Batch], step: Step | None = None) -> Tokens:
+        """The response tokens of some micro-batches, of all ranks, as an intervention sees them."""
+        new, old, advantages = flatten(stats, parts)
+        draws = torch.cat([part.draws_BT[part.mask_BT] for part in parts])
+        if ranks.count() > 1 and self.intervention.scope != "micro":
+            columns = torch.stack([*vars(new).values(), *vars(old).values(), advantages, draws], -1)
+            *both, advantages, draws = ranks.gather(columns).unbind(-1)
+            new, old = TokenStats(*both[:4]), TokenStats(*both[4:])
+        return Tokens(new, old, advantages, self.clip, draws, self.state, step)
+
+    def treatments(self, stats: list[TokenStats], parts: list[Batch], count: int) -> list[Treatment]:
+        """What the intervention makes of the tokens of each micro-batch, given all of them."""
+        shares = [token_coefficients(part.mask_BT, self.config.algorithm.reduction, count) for part in parts]
+        mine = torch.cat([share[part.mask_BT] for share, part in zip(shares, parts, strict=True)])
+        temperature = self.config.rollout.temperature
+        lenses = [Lens(self.model, part.sequences, temperature, micro_batch=len(part.mask_BT)) for part in parts]
+        whole = self.intervention.treat(self.tokens(stats, parts, Step(lenses, self.optimizer, ranks.gather(mine))))
+        own = {name: values if values is None else ranks.own(values, mine) for name, values in vars(whole).items()}
+        counts = [int(part.mask_BT.sum()) for part in parts]
+        columns = {
+            name: [None] * len(parts) if values is None else values.split(counts) for name, values in own.items()
+        }
+        return [Treatment(**{name: values[i] for name, values in columns.items()}) for i in range(len(parts))]
 
     @property
     def form(self) -> str:
-        """The estimate that sets the weights; without weights, the paper's, for the log."""
-        return "paper" if self.config.steer.form == "none" else self.config.steer.form
-
-    def changes(self, stats: list[TokenStats], parts: list[Batch]) -> list[Tensor]:
-        """The estimate of each token's entropy change in some micro-batches, (B, T) each; 0 at padding."""
-        flat = entropy_change_form(self.form)(*flatten(stats, parts), self.clip)
-        counts = [int(part.mask_BT.sum()) for part in parts]
-        return [
-            torch.zeros_like(part.old.entropy).masked_scatter_(part.mask_BT, values)
-            for part, values in zip(parts, flat.split(counts), strict=True)
-        ]
-
-    def normaliser_of(self, batch: list[Batch], changes: list[Tensor]) -> Tensor:
-        """The configured normaliser over the response tokens of some micro-batches."""
-        steer = self.config.steer
-        flat = torch.cat([change[part.mask_BT] for part, change in zip(batch, changes, strict=True)])
-        return normaliser(flat, torch.ones_like(flat), steer.quantile if steer.normaliser == "quantile" else 1.0)
-
-    def weights(self, new: TokenStats, batch: Batch, change: Tensor | None, scale: Tensor | None) -> Tensor:
-        """lambda of every token, (B, T); ones for plain GRPO.
-
-        change: from a values pass, where one was taken. scale: None for the micro-batch's own.
-        """
-        if self.config.steer.form == "none":
-            return torch.ones_like(new.logprob)
-        change = self.changes([new], [batch])[0] if change is None else change
-        scale = self.normaliser_of([batch], [change]) if scale is None else scale
-        return steer_weights(change, batch.mask_BT, self.config.steer.lambda_min, scale)
-
-    def quadrant_factors(self, new: TokenStats, batch: Batch) -> Tensor:
-        """The configured factor of each token's quadrant, (B, T)."""
-        factors = torch.ones_like(new.logprob)
-        for name, inside in quadrants(new, batch.advantages_BT).items():
-            factors[inside] = getattr(self.config.quadrants, name)
-        return factors
+        """The estimate that sets STEER's weights; for other methods, the paper's, for the log."""
+        return getattr(self.intervention, "form", "paper")
 
     def score(self, batch: Batch) -> TokenStats:
         """Statistics of the current policy at the batch's response tokens."""
@@ -308,25 +339,29 @@ class Trainer:
             )
 
     def readings(
-        self, news: list[TokenStats], batch: list[Batch], weights: list[Tensor], count: int, states: int
+        self, news: list[TokenStats], batch: list[Batch], treatments: list[Treatment], count: int, states: int
     ) -> dict[str, Tensor]:
         """Per-token readings of a mini-batch, flat over its response tokens; see `update_metrics`.
 
         count: the loss's denominator. states: response tokens of the whole rollout, over which the
         policy's mean entropy is taken.
         """
-        new, old, advantages = flatten(news, batch)
-        share, factor, lambdas = [], [], []
-        for part_new, part, weight in zip(news, batch, weights, strict=True):
-            share.append(token_coefficients(part.mask_BT, self.config.algorithm.reduction, count)[part.mask_BT])
-            factor.append(self.quadrant_factors(part_new, part)[part.mask_BT])
-            lambdas.append(weight[part.mask_BT])
-        scale = self.config.optimizer.step_size * torch.cat(share) * torch.cat(factor) * torch.cat(lambdas)
+        new, old, _ = flatten(news, batch)
+        reduction = self.config.algorithm.reduction
+        share = torch.cat([token_coefficients(part.mask_BT, reduction, count)[part.mask_BT] for part in batch])
+        advantages = torch.cat([treatment.advantages for treatment in treatments])
+        weights = torch.cat([treatment.weights for treatment in treatments])
+        scale = self.config.optimizer.step_size * share * weights
+        most_damped = torch.zeros_like(weights, dtype=torch.bool)
+        most_damped[weights.argmin()] = weights.min() < 1
         return {
             **{f: scale / states * estimate(new, old, advantages, self.clip) for f, estimate in ENTROPY_CHANGE.items()},
             "ratio": importance_ratio(new.logprob, old.logprob),
             "advantage": advantages,
-            "lambda": torch.cat(lambdas),
+            "probability": new.logprob.exp(),
+            "entropy": new.entropy,
+            "lambda": weights,
+            "most_damped": most_damped,
             "quadrant": quadrant_index(new, advantages),
         }
 

@@ -16,7 +16,7 @@ def counts(twice: int, once: int) -> list[int]:
 
 def plan(seeds=(0, 1, 2), labels=None, probed=True, **evaluation) -> Plan:
     labels = {"grpo": "GRPO", "steer": "STEER", "slow": "GRPO, slower"} | (labels or {})
-    overrides = {"grpo": [], "steer": ["steer.form=paper"], "slow": ["optimizer.learning_rate=5e-5"]}
+    overrides = {"grpo": [], "steer": ["intervention.name=steer"], "slow": ["optimizer.learning_rate=5e-5"]}
     return Plan(
         arms={name: Arm(label=labels[name], overrides=overrides[name]) for name in overrides},
         baseline="grpo",

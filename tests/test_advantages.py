@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steer_core.advantages import ADVANTAGES, GRPO_EPSILON, grpo_advantages
-from steer_core.config import AlgorithmConfig, build
+from steer_core.config import AlgorithmConfig
 from steer_core.errors import SteerError
+from steer_core.settings import build
 
 rewards = st.lists(st.floats(-10, 10), min_size=2, max_size=12)
 

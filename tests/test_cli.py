@@ -88,7 +88,7 @@ def test_unknown_key_names_the_nearest_known_one(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("steer.lambda_min=1.5", "steer.lambda_min: 1.5 is not allowed"),
+        ("intervention.lambda_min=1.5", "intervention.lambda_min: 1.5 is not allowed"),
         ("train.rollouts=many", "train.rollouts: 'many' is not allowed"),
         ("rollout.prompts=0", "rollout.prompts: 0 is not allowed"),
         ("model.path=/no/such/folder", "model.path: /no/such/folder holds no config.json"),
@@ -151,7 +151,7 @@ def test_help_lists_every_setting_with_its_meaning(capsys, command):
         main([command, "--help"])
     text = capsys.readouterr().out
     assert exit.value.code == 0
-    assert "steer.lambda_min=0.7" in text
+    assert "intervention.lambda_min=0.7" in text
     assert "Weight of the token at the normaliser" in text
 
 
@@ -166,7 +166,7 @@ def test_compare_runs_every_arm_and_seed_stops_on_interrupt_and_resumes(tmp_path
     plan = tmp_path / "plan.yaml"
     plan.write_text(
         "baseline: grpo\nseeds: [0, 1]\narms:\n  grpo: {label: GRPO}\n"
-        "  steer: {label: STEER, overrides: [steer.form=paper, steer.lambda_min=0.3]}\n"
+        "  steer: {label: STEER, overrides: [intervention.name=steer, intervention.lambda_min=0.3]}\n"
     )
     out = tmp_path / "compare"
     arguments = ["compare", plan, *SMALL, "train.rollouts=20", "--out", out, "--jobs", "2"]

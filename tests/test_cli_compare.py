@@ -126,7 +126,7 @@ def test_a_killed_comparison_leaves_no_process_behind_and_resumes(tmp_path, plan
 
 
 def test_one_seed_gives_the_same_metrics_in_processes_with_different_hash_seeds(tmp_path):
-    settings = [*SMALL, "train.seed=5", "steer.form=paper", "train.rollouts=3", "--no-report", "--out"]
+    settings = [*SMALL, "train.seed=5", "intervention.name=steer", "train.rollouts=3", "--no-report", "--out"]
     runs = [RunFolder(tmp_path / name, None) for name in "ab"]
     for run, seed in zip(runs, "12", strict=True):
         command = [sys.executable, "-m", "steer_core", "train", *settings, str(run.path)]

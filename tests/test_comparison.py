@@ -5,10 +5,11 @@ from small import SMALL, small_config
 
 from steer_core.cli import PLANS
 from steer_core.comparison import Arm, Plan, comparison_of, load_comparison, load_plan
-from steer_core.config import Config, build, read_yaml, to_dict
+from steer_core.config import Config
 from steer_core.errors import SteerError
 from steer_core.run import RunFolder
 from steer_core.runner import start_comparison
+from steer_core.settings import build, read_yaml, to_dict
 
 COMPARE = PLANS / "compare.yaml"
 
@@ -33,8 +34,8 @@ def test_runs_that_differ_in_the_seed_alone_are_one_arm(tmp_path):
         for name, overrides in (
             ("a", ["train.seed=3"]),
             ("b", ["train.seed=1"]),
-            ("c", ["train.seed=3", "steer.form=paper"]),
-            ("d", ["train.seed=1", "steer.form=paper"]),
+            ("c", ["train.seed=3", "intervention.name=steer"]),
+            ("d", ["train.seed=1", "intervention.name=steer"]),
         )
     ]
     comparison = comparison_of(paths)
@@ -115,7 +116,7 @@ def test_a_plan_that_makes_no_sense_is_refused_with_the_field(changes, message):
         plan_of(**changes)
 
 
-@pytest.mark.parametrize("override", ["steer.lambda_min=0.5", "steer={lambda_min: 0.5}"])
+@pytest.mark.parametrize("override", ["intervention.lambda_min=0.5", "steer={lambda_min: 0.5}"])
 def test_a_setting_that_an_arm_makes_itself_is_refused_for_all_arms(override):
     with pytest.raises(SteerError, match=r"steer\.\w+: arm 'steer' of .*compare\.yaml sets it itself"):
         load_plan(COMPARE, [override])
@@ -136,7 +137,7 @@ def test_a_learning_rate_for_all_arms_leaves_the_half_rate_control_at_half():
         (["optimizer.learning_rate_factor=2"], False),
         (["optimizer.learning_rate=5e-5", "optimizer.learning_rate_factor=2"], False),
         (["optimizer.learning_rate_factor=0.5", "optimizer.weight_decay=0.1"], False),
-        (["optimizer.learning_rate_factor=0.5", "steer.form=paper"], False),
+        (["optimizer.learning_rate_factor=0.5", "intervention.name=steer"], False),
         ([], False),
     ],
 )
@@ -167,9 +168,9 @@ def test_a_plan_on_disk_holds_every_setting_and_reads_back_the_same(tmp_path):
 
 
 def test_a_shared_setting_reaches_every_arm_and_an_arms_own_wins():
-    arms = {"a": Arm(label="a"), "b": Arm(label="b", overrides=["steer.lambda_min=0.4"])}
+    arms = {"a": Arm(label="a"), "b": Arm(label="b", overrides=["intervention.lambda_min=0.4"])}
     plan = Plan(arms=arms, baseline="a", seeds=[5], common={"steer": {"form": "paper", "lambda_min": 0.9}})
-    assert [plan.config(arm, 5).steer.lambda_min for arm in arms] == [0.9, 0.4]
+    assert [plan.config(arm, 5).intervention.lambda_min for arm in arms] == [0.9, 0.4]
     assert {plan.config(arm, 5).steer.form for arm in arms} == {"paper"}
 
 

@@ -9,18 +9,9 @@ import yaml
 
 import steer_core
 from steer_core.comparison import Plan
-from steer_core.config import (
-    Config,
-    CountdownConfig,
-    MathsConfig,
-    apply_overrides,
-    build,
-    describe,
-    load_config,
-    read_yaml,
-    to_dict,
-)
+from steer_core.config import Config, CountdownConfig, MathsConfig, load_config
 from steer_core.errors import SteerError
+from steer_core.settings import apply_overrides, build, describe, read_yaml, to_dict
 
 FILES = sorted((Path(steer_core.__file__).parent / "configs").rglob("*.yaml"))
 RUNS = [path for path in FILES if "arms" not in read_yaml(path)]  # the others describe comparisons of runs
@@ -38,7 +29,11 @@ def test_defaults_are_those_of_the_paper_where_it_names_them():
     config = load_config(None)
     assert (config.algorithm.clip_low, config.algorithm.clip_high, config.algorithm.dual_clip) == (0.2, 0.28, 10.0)
     assert config.algorithm.reduction == "token-mean"
-    assert (config.steer.lambda_min, config.steer.normaliser, config.steer.scope) == (0.7, "max", "step")
+    assert (config.intervention.lambda_min, config.intervention.normaliser, config.intervention.scope) == (
+        0.7,
+        "max",
+        "step",
+    )
     assert (config.rollout.responses, config.rollout.temperature, config.rollout.top_p) == (8, 1.0, 1.0)
     assert config.steer.form == "none"
 
@@ -111,8 +106,8 @@ def test_an_unknown_key_near_nothing_lists_the_known_ones():
         "rollout.temperature=.nan", "rollout.top_p=0", "rollout.top_p=1.1", "rollout.batch_sequences=0",
         "rollout.prompts=0", "rollout.responses=0", "evaluation.top_p=0", "evaluation.temperature=0",
         "algorithm.clip_low=-0.1", "algorithm.clip_low=1.1", "algorithm.clip_high=-0.1", "algorithm.clip_high=.inf",
-        "algorithm.dual_clip=1", "algorithm.dual_clip=.nan", "steer.lambda_min=0", "steer.lambda_min=1.01",
-        "steer.quantile=0", "steer.quantile=1.01", "optimizer.learning_rate=0", "optimizer.learning_rate=-1",
+        "algorithm.dual_clip=1", "algorithm.dual_clip=.nan", "intervention.lambda_min=0", "intervention.lambda_min=1.01",
+        "intervention.quantile=0", "intervention.quantile=1.01", "optimizer.learning_rate=0", "optimizer.learning_rate=-1",
         "optimizer.betas=[1.0, 0.9]", "optimizer.betas=[0.9, -0.1]", "optimizer.eps=0", "optimizer.weight_decay=-1",
         "optimizer.momentum=1", "optimizer.momentum=-0.1", "optimizer.max_grad_norm=0",
         "optimizer.mini_batch_prompts=0", "optimizer.micro_batch_sequences=0", "evaluation.every=-1",
@@ -129,7 +124,7 @@ def test_a_value_out_of_range_raises_with_its_field(override):
     [
         "task.numbers=2", "task.numbers=6", "task.largest_target=999", "rollout.top_p=1",
         "algorithm.clip_low=0", "algorithm.clip_low=1", "algorithm.clip_high=0", "algorithm.dual_clip=1.01",
-        "steer.lambda_min=1", "steer.quantile=1", "optimizer.momentum=0", "optimizer.betas=[0.0, 0.5]",
+        "intervention.lambda_min=1", "intervention.quantile=1", "optimizer.momentum=0", "optimizer.betas=[0.0, 0.5]",
         "evaluation.every=0", "train.seed=0", "train.logged_responses=0",
     ],
 )  # fmt: skip
@@ -144,7 +139,7 @@ def test_the_ends_of_a_range_belong_to_it(override):
     [
         "train.seed=one", "train.seed=1.5", "train.seed=[1]", "train.seed=null", "train.rollouts={a: 1}",
         "rollout.temperature=warm", "optimizer.betas=[0.9]", "optimizer.betas=0.9", "evaluation.pass_at=[a]",
-        "evaluation.pass_at=1", "model.path=3", "steer.form=papers", "steer.scope=batch", "steer.normaliser=mean",
+        "evaluation.pass_at=1", "model.path=3", "intervention.name=steers", "intervention.scope=batch", "intervention.normaliser=mean",
         "algorithm.reduction=mean", "algorithm.advantage=ppo", "optimizer.name=adam", "task.name=chess",
         "rollout.engine=vllm2", "evaluation.split=train",
     ],
@@ -285,7 +280,7 @@ def test_every_shipped_configuration_is_valid(path):
     assert load_config(path)
 
 
-@pytest.mark.parametrize("override", ["train.seed=true", "steer.lambda_min=yes", "model.path=no"])
+@pytest.mark.parametrize("override", ["train.seed=true", "intervention.lambda_min=yes", "model.path=no"])
 def test_yes_and_no_are_not_read_as_numbers(override):
     with pytest.raises(SteerError, match=rf"{override.split('=')[0]}: (True|False) is not allowed"):
         load_config(None, [override])

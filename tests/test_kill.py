@@ -18,7 +18,7 @@ LENGTHEN = (
     f"train.rollouts={ROLLOUTS}",
     "evaluation.every=3",
     "train.checkpoint_every=2",
-    "steer.form=paper",
+    "intervention.name=steer",
     "optimizer.learning_rate=1e-4",  # low enough that rewards, and with them gradients, last to the end
 )
 

@@ -148,7 +148,9 @@ def test_statistics_are_flat_over_the_response_tokens_row_by_row(lens, model):
 
 
 @pytest.mark.parametrize("reduction", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
-@pytest.mark.parametrize("overrides", [[], ["steer.form=exact", "steer.lambda_min=0.3", "quadrants.negative_likely=2"]])
+@pytest.mark.parametrize(
+    "overrides", [[], ["steer.form=exact", "intervention.lambda_min=0.3", "quadrants.negative_likely=2"]]
+)
 def test_gradient_with_the_tokens_pushes_is_minus_that_of_the_training_loss(tmp_path, reduction, overrides):
     """The trainer's own step with SGD at rate 1: what it subtracts is the gradient of its loss."""
     settings = ("optimizer.name=sgd", "optimizer.learning_rate=1", "optimizer.max_grad_norm=1e9")

@@ -125,7 +125,7 @@ def test_the_probe_names_every_form_and_the_first_order(tmp_path):
 
 
 def test_where_all_advantages_are_zero_undefined_agreements_are_left_out(tmp_path):
-    trainer = small_trainer(tmp_path / "a", "train.rollouts=2", "steer.form=paper")
+    trainer = small_trainer(tmp_path / "a", "train.rollouts=2", "intervention.name=steer")
     trainer.task.verify = lambda problem, response: False
     trainer.fit()
     for row in trainer.run.read():

@@ -35,7 +35,10 @@ def update_once(trainer, rewards=None):
 
 
 def test_lambda_min_one_is_grpo_bit_for_bit(tmp_path):
-    grpo, steer = small_trainer(tmp_path / "a"), small_trainer(tmp_path / "b", "steer.form=paper", "steer.lambda_min=1")
+    grpo, steer = (
+        small_trainer(tmp_path / "a"),
+        small_trainer(tmp_path / "b", "intervention.name=steer", "intervention.lambda_min=1"),
+    )
     grpo.fit(), steer.fit()
     assert_same_weights(weights_of(grpo), weights_of(steer))
     quantities = [without_time(trainer.run.read()) for trainer in (grpo, steer)]
@@ -79,7 +82,11 @@ def test_the_step_does_not_depend_on_the_micro_batch_split(tmp_path, reduction, 
 
 def test_scope_micro_depends_on_the_split_and_scope_step_does_not(tmp_path):
     def mean_lambda(scope, size):
-        overrides = ("steer.form=paper", f"steer.scope={scope}", f"optimizer.micro_batch_sequences={size}")
+        overrides = (
+            "intervention.name=steer",
+            f"intervention.scope={scope}",
+            f"optimizer.micro_batch_sequences={size}",
+        )
         _, readings, _ = update_once(small_trainer(tmp_path / f"{scope}{size}", *overrides))
         return float(readings["lambda"].mean())
 
@@ -88,7 +95,7 @@ def test_scope_micro_depends_on_the_split_and_scope_step_does_not(tmp_path):
 
 
 def test_scope_rollout_divides_by_the_maximum_of_the_policy_that_sampled(tmp_path):
-    trainer = small_trainer(tmp_path / "a", "steer.form=paper", "steer.scope=rollout")
+    trainer = small_trainer(tmp_path / "a", "intervention.name=steer", "intervention.scope=rollout")
     rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
     old = trainer.score_rollout(rollout)
     advantages = torch.linspace(-1, 1, len(rollout.texts))
@@ -100,7 +107,7 @@ def test_scope_rollout_divides_by_the_maximum_of_the_policy_that_sampled(tmp_pat
 
 
 def test_equal_rewards_give_no_gradient_no_nan_and_a_note(tmp_path):
-    trainer = small_trainer(tmp_path / "a", "steer.form=paper", "train.rollouts=2")
+    trainer = small_trainer(tmp_path / "a", "intervention.name=steer", "train.rollouts=2")
     trainer.task.verify = lambda problem, response: False
     before = weights_of(trainer)
     assert trainer.fit()
@@ -140,7 +147,7 @@ def test_the_step_does_not_depend_on_the_order_of_sequences_within_a_mini_batch(
     order = [*torch.randperm(8, generator=torch.Generator().manual_seed(1)).tolist(), *range(15, 7, -1)]
     results = []
     for name, rows in (("a", list(range(16))), ("b", order)):
-        overrides = (f"algorithm.reduction={reduction}", "steer.form=paper", "optimizer.micro_batch_sequences=3")
+        overrides = (f"algorithm.reduction={reduction}", "intervention.name=steer", "optimizer.micro_batch_sequences=3")
         trainer = small_trainer(tmp_path / name, *overrides, "optimizer.name=sgd", "optimizer.learning_rate=0.1")
         rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
         tensors = {key: value[rows] for key, value in vars(rollout).items() if isinstance(value, torch.Tensor)}
@@ -164,7 +171,7 @@ def test_an_epoch_visits_every_problem_once_and_the_next_in_another_order(tmp_pa
 
 def test_methods_see_the_same_problems_at_one_seed(tmp_path):
     a = small_trainer(tmp_path / "a", "train.seed=4")
-    b = small_trainer(tmp_path / "b", "train.seed=4", "steer.form=paper", "optimizer.learning_rate=1e-5")
+    b = small_trainer(tmp_path / "b", "train.seed=4", "intervention.name=steer", "optimizer.learning_rate=1e-5")
     assert a.problems_of(3) == b.problems_of(3)
     assert a.run.config.train.seed == 4
 
@@ -237,7 +244,7 @@ def test_a_tabular_policys_mean_entropy_changes_by_the_sum_of_the_logged_exact_e
 
 
 def test_every_promised_metric_is_logged_and_finite(tmp_path):
-    trainer = small_trainer(tmp_path / "a", "steer.form=paper", "train.rollouts=1")
+    trainer = small_trainer(tmp_path / "a", "intervention.name=steer", "train.rollouts=1")
     trainer.fit()
     row = trainer.run.read()[0]
     promised = [

@@ -257,8 +257,7 @@ def arm_colour(comparison: Comparison, arm: str) -> str:
 
 def quadrant_form(comparison: Comparison, arm: str) -> str:
     """The form that an arm's quadrants are logged under: the one it weights with, or the paper's."""
-    form = comparison.plan.config(arm, comparison.plan.seeds[0]).steer.form
-    return "paper" if form == "none" else form
+    return getattr(comparison.plan.config(arm, comparison.plan.seeds[0]).intervention, "form", "paper")
 
 
 def lambda_quantiles(comparison: Comparison, arm: str) -> pd.Series:

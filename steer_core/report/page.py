@@ -14,13 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from steer_core.comparison import Comparison, Plan
-from steer_core.config import Config, to_dict
+from steer_core.config import Config
 from steer_core.errors import SteerError
 from steer_core.report import wording as say
 from steer_core.report.captions import CAPTIONS
 from steer_core.report.figures import arm_colour, save_figures
 from steer_core.report.probes import absence, quality
 from steer_core.run import write_atomically
+from steer_core.settings import to_dict
 from steer_core.statistics import Interval
 
 FEWEST_SEEDS = 3

@@ -1,0 +1,59 @@
+"""Every intervention by its name: a method of the field is a file here and a line in METHODS."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from steer_core.errors import SteerError, nearest
+from steer_core.interventions.base import Intervention
+from steer_core.settings import build
+
+METHODS = {
+    "none": "base:Intervention",
+    "steer": "steer:Steer",
+    "clip-higher": "clip_higher:ClipHigher",
+    "entropy-loss": "entropy_loss:EntropyLoss",
+    "adaptive-entropy-loss": "adaptive_entropy_loss:AdaptiveEntropyLoss",
+    "fork-tokens": "fork_tokens:ForkTokens",
+    "w-reinforce": "w_reinforce:WReinforce",
+    "entropy-advantage": "entropy_advantage:EntropyAdvantage",
+    "clip-cov": "covariance:ClipCov",
+    "kl-cov": "covariance:KLCov",
+    "quadrants": "quadrants:Quadrants",
+    "influence": "influence:Influence",
+    "stare": "stare:Stare",
+    "entropic": "entropic:EntroPIC",
+    "steer-control": "steer_control:SteerControl",
+}
+"""Name to `module:Class` in this package. Names of other packages are given as `module:Class` in full."""
+
+
+def method(name: str) -> type[Intervention]:
+    """The class of a method. Raises SteerError naming the nearest one where there is none."""
+    place = f"{__name__}.{METHODS[name]}" if name in METHODS else name
+    module, separator, kind = place.partition(":")
+    if not separator:
+        raise SteerError(f"intervention.name: {name!r} is no method; {nearest(name, METHODS)}, or write module:Class")
+    try:
+        found = getattr(import_module(module), kind)
+    except (ImportError, AttributeError) as error:
+        raise SteerError(f"intervention.name: {name} is not found ({error}); check module and class") from error
+    if not (isinstance(found, type) and issubclass(found, Intervention)):
+        raise SteerError(f"intervention.name: {name} is no Intervention; derive it from steer_core's")
+    return found
+
+
+def intervention(settings: Any) -> Intervention:
+    """The intervention that a mapping of settings names; one that is an intervention already is kept."""
+    if isinstance(settings, Intervention):
+        return settings
+    if not isinstance(settings, dict):
+        raise SteerError(f"intervention: {settings!r} is no section; write `name: METHOD` below it")
+    name = settings.get("name", "none")
+    if not isinstance(name, str):
+        raise SteerError(f"intervention.name: {name!r} is no name; {nearest(name, METHODS)}")
+    if name == "none" and len(settings) > ("name" in settings):
+        key = next(key for key in settings if key != "name")
+        raise SteerError(f"intervention.{key}: no method is named that takes it; add intervention.name=METHOD")
+    return build(method(name), {**settings, "name": name}, "intervention")

@@ -1,0 +1,42 @@
+"""Adaptive entropy loss: an entropy bonus whose coefficient follows a target."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from steer_core.interventions.base import Intervention, State, Tokens
+from steer_core.settings import STRICT
+from steer_core.token_stats import TokenStats
+
+
+@dataclass(config=STRICT, kw_only=True, frozen=True)
+class AdaptiveEntropyLoss(Intervention):
+    """-c H on every token; c rises by a step below the target and falls above it (Skywork-OR1, arXiv 2505.22312).
+
+    It acts only while the last step's entropy is at or below the target.
+    """
+
+    name: str = "adaptive-entropy-loss"
+    target: float = Field(0.2, ge=0)
+    """Entropy to keep, nats a token."""
+    step: float = Field(0.0001, gt=0)
+    """How much the coefficient moves after an optimiser step."""
+    maximum: float = Field(0.005, ge=0)
+    """The coefficient stays within 0 and this."""
+
+    def extra_loss(self, stats: TokenStats, old: TokenStats) -> Tensor:
+        """-H."""
+        return -stats.entropy
+
+    def extra_factors(self, tokens: Tokens) -> Tensor:
+        """The coefficient in force on every token."""
+        acts = tokens.state.get("entropy", float("inf")) <= self.target
+        return torch.full_like(tokens.advantages, tokens.state["coefficient"] if acts else 0.0)
+
+    def next_state(self, state: State, entropy: float) -> State:
+        """The coefficient after a step, and the entropy that decides whether it acts."""
+        moved = state.get("coefficient", 0.0) + (self.step if entropy < self.target else -self.step)
+        return {"coefficient": min(max(moved, 0.0), self.maximum), "entropy": entropy}

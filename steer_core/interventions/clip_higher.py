@@ -1,0 +1,25 @@
+"""Clip-Higher: let more of the unlikely tokens of good responses through the clip."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from steer_core.interventions.base import Intervention
+from steer_core.loss import ClipRange
+from steer_core.settings import STRICT
+
+
+@dataclass(config=STRICT, kw_only=True, frozen=True)
+class ClipHigher(Intervention):
+    """Another upper clip bound (DAPO, Yu et al., arXiv 2503.14476, eq. 10)."""
+
+    name: str = "clip-higher"
+    high: float = Field(0.28, ge=0)
+    """In place of algorithm.clip_high."""
+
+    def clip_range(self, clip: ClipRange) -> ClipRange:
+        """The configured range with this upper bound."""
+        return replace(clip, high=self.high)
