@@ -1,6 +1,7 @@
 """Makes the embedded base model: a Qwen2 of 0.36M parameters, taught Countdown by random play.
 
     python reproduce/base_model.py --out steer_core/models/countdown
+    python reproduce/base_model.py --out models/countdown5 --numbers 5 --threads 1   # the tournament's harder task
 
 Supervised learning on fresh (problem, trace) pairs from random play, training split only, so the
 model knows the rules and many ways to play but not how to aim at the target: that is left to RL.
@@ -17,6 +18,7 @@ import torch
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
+from steer_core.config import CountdownConfig
 from steer_core.tasks import Countdown, split_of
 from steer_core.tasks.countdown import CHARACTERS
 from steer_core.tokenizer import character_tokenizer
@@ -72,17 +74,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3600, help="optimiser steps (default %(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="pairs a step (default %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak, then cosine (default %(default)s)")
+    parser.add_argument("--numbers", type=int, default=4, help="numbers a problem gives (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="torch's threads (default %(default)s)")
     args = parser.parse_args()
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     tokenizer = character_tokenizer(CHARACTERS)
     model = new_model(tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
-    stream = batches(Countdown(), tokenizer, args.batch, args.seed)
+    stream = batches(Countdown(CountdownConfig(numbers=args.numbers)), tokenizer, args.batch, args.seed)
     for step in track(range(args.steps), description="training"):
         ids, mask, labels = next(stream)
         loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss

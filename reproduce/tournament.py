@@ -1,0 +1,309 @@
+"""Every method on one trainer: tuned alike, then compared with GRPO and with learning more slowly.
+
+    python reproduce/tournament.py           # tunes, runs every stage in runs/tournament, then reports
+    python reproduce/tournament.py --quick   # a slice in 5 minutes in runs/tournament-quick: shows the machinery
+    python reproduce/tournament.py --report  # only the report, of what has run so far
+
+The plan is tournament.yaml: methods with the strengths they may choose from, how they choose, and the stages, with
+seeds and problems that tuning never sees. Stages: `test` (all methods and controls), `sgd`, `extreme` clipping, and
+`hard` (five numbers, for the three best and the controls; its base model is made first, 6 minutes, where it is
+missing). Interrupted at any moment, the same command goes on where it was. About 4 hours on 2 CPU cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from rich.console import Console
+
+from steer_core.comparison import Arm, Comparison, Plan, load_comparison
+from steer_core.environment import cores
+from steer_core.errors import INTERRUPTED, SteerError
+from steer_core.run import write_atomically
+from steer_core.runner import run_comparison, start_comparison
+from steer_core.settings import STRICT, build, read_yaml
+from steer_core.statistics import at_first_crossing
+
+ROOT = Path(__file__).parent.parent
+PLAN = Path(__file__).with_suffix(".yaml")
+RATE = "optimizer.learning_rate_factor"
+MIDDLE = 1
+"""The learning rate that strengths are tried at."""
+
+
+@dataclass(config=STRICT, kw_only=True, frozen=True)
+class Strength:
+    """The one setting that a method may choose, and what it may choose from."""
+
+    setting: str
+    values: list[float] = Field(min_length=1)
+
+
+@dataclass(config=STRICT, kw_only=True, frozen=True)
+class Method:
+    """A competitor."""
+
+    label: str
+    source: str
+    overrides: list[str]
+    strength: Strength | None = None
+
+
+@dataclass(config=STRICT, kw_only=True, frozen=True)
+class Entry:
+    """An arm that a stage adds: with fixed settings, or `of` a tuned method with some of them changed."""
+
+    label: str
+    of: str | None = None
+    overrides: list[str] = Field(default_factory=list)
+
+
+@dataclass(config=STRICT, kw_only=True, frozen=True)
+class Tuning:
+    """How a method chooses."""
+
+    seed: int
+    level: float = Field(gt=0, lt=1)
+    settings: dict[str, Any]
+
+
+@dataclass(config=STRICT, kw_only=True, frozen=True)
+class Stage:
+    """One comparison of the tournament; its first arm is the baseline."""
+
+    title: str
+    seeds: list[int] = Field(min_length=1)
+    settings: dict[str, Any]
+    arms: dict[str, Entry] = Field(min_length=1)
+    methods: Literal["all", "none"] = "none"
+    best: int = Field(0, ge=0)
+
+
+@dataclass(config=STRICT, kw_only=True, frozen=True)
+class Tournament:
+    """The plan as a whole."""
+
+    common: dict[str, Any]
+    learning_rates: list[float]
+    tuning: Tuning
+    methods: dict[str, Method]
+    stages: dict[str, Stage]
+
+    def __post_init__(self) -> None:
+        if MIDDLE not in self.learning_rates:
+            raise SteerError(f"learning_rates: {self.learning_rates} lacks {MIDDLE}, the one strengths are tried at")
+        for name, stage in self.stages.items():
+            if self.tuning.seed in stage.seeds:
+                raise SteerError(f"stages.{name}.seeds: {self.tuning.seed} is tuning.seed; test on other seeds")
+            for arm, entry in stage.arms.items():
+                if entry.of is not None and entry.of not in self.methods:
+                    raise SteerError(f"stages.{name}.arms.{arm}.of: {entry.of!r} is no method of the plan")
+
+
+def quick(plan: Tournament) -> Tournament:
+    """A slice that runs in 5 minutes: three methods, two seeds, short runs, the first stage alone."""
+    short = {"train": {"rollouts": 4}, "evaluation": {"split": "validation", "problems": 40, "every": 2}}
+    test = plan.stages["test"]
+    settings = {"train": {"rollouts": 6}, "evaluation": {"split": "test", "problems": 50, "every": 3}}
+    kept = ("steer", "entropy-loss", "w-reinforce")
+    arms = {name: entry for name, entry in test.arms.items() if name in ("grpo", "grpo-lr-half")}
+    return dataclasses.replace(
+        plan,
+        tuning=dataclasses.replace(plan.tuning, settings=short),
+        methods={name: plan.methods[name] for name in kept},
+        stages={"test": dataclasses.replace(test, seeds=[0, 1], settings=settings, arms=arms)},
+    )
+
+
+def merged(*parts: dict[str, Any]) -> dict[str, Any]:
+    """Settings by section, later ones on top."""
+    result: dict[str, Any] = {}
+    for part in parts:
+        for section, values in part.items():
+            result[section] = {**result.get(section, {}), **values}
+    return result
+
+
+def settings_of(method: Method, strength: float | None, rate: float) -> list[str]:
+    """The overrides of a method at one strength and learning rate."""
+    chosen = [f"{method.strength.setting}={strength:g}"] if method.strength else []
+    return [*method.overrides, *chosen, f"{RATE}={rate:g}"]
+
+
+def strength_trials(plan: Tournament) -> dict[str, tuple[str, float | None, float]]:
+    """First half of tuning: arm to (method, strength, learning rate); every strength at the middle rate."""
+    return {
+        f"{name}.{i}": (name, strength, MIDDLE)
+        for name, method in plan.methods.items()
+        for i, strength in enumerate(method.strength.values if method.strength else [None])
+    }
+
+
+def rate_trials(plan: Tournament, strengths: dict[str, float | None]) -> dict[str, tuple[str, float | None, float]]:
+    """Second half of tuning: the better strength at the other rates."""
+    others = [rate for rate in plan.learning_rates if rate != MIDDLE]
+    return {f"{name}.x{rate:g}": (name, strengths[name], rate) for name in plan.methods for rate in others}
+
+
+def tuning_plan(plan: Tournament, trials: dict[str, tuple[str, float | None, float]], grpo: list[float]) -> Plan:
+    """The comparison that runs some trials, and GRPO at some learning rates beside them."""
+    arms = {f"grpo.x{rate:g}": Arm(label=f"GRPO, x {rate:g}", overrides=[f"{RATE}={rate:g}"]) for rate in grpo}
+    for arm, (name, strength, rate) in trials.items():
+        method = plan.methods[name]
+        label = f"{method.label}, {'' if strength is None else f'{strength:g}, '}x {rate:g}"
+        arms[arm] = Arm(label=label, overrides=settings_of(method, strength, rate))
+    common = merged(plan.common, plan.tuning.settings)
+    return Plan(arms=arms, baseline=next(iter(arms)), seeds=[plan.tuning.seed], common=common, note="tuning")
+
+
+def tuning_scores(comparison: Comparison, level: float) -> dict[str, tuple[float, float]]:
+    """By arm: (pass@16 where pass@1 first reaches the level or NaN, highest pass@1)."""
+    scores, k = {}, sorted(comparison.ks)[-2]
+    for arm, rows in comparison.curves().groupby("arm"):
+        rows = rows.sort_values("step")
+        at_level = at_first_crossing(rows["pass@1"], rows[f"pass@{k}"], level)
+        scores[arm] = (at_level, float(rows.loc[rows.step > 0, "pass@1"].max()))
+    return scores
+
+
+def rank(score: tuple[float, float]) -> tuple[float, float]:
+    """What the best trial has most of: pass@16 at the level, or below all of those, the highest pass@1."""
+    at_level, highest = score
+    return (-1.0, highest) if np.isnan(at_level) else (at_level, highest)
+
+
+def choose(trials: dict[str, tuple], scores: dict[str, tuple[float, float]]) -> dict[str, str]:
+    """The best trial of every method; of equals, the first."""
+    best: dict[str, str] = {}
+    for arm, (name, *_) in trials.items():
+        if name not in best or rank(scores[arm]) > rank(scores[best[name]]):
+            best[name] = arm
+    return best
+
+
+def stage_plan(plan: Tournament, stage: Stage, chosen: dict[str, dict], best: list[str]) -> Plan:
+    """The comparison of a stage, given what each method chose."""
+    arms = {}
+    for name, entry in stage.arms.items():
+        base = chosen[entry.of]["overrides"] if entry.of else []
+        arms[name] = Arm(label=entry.label, overrides=_last_of_each([*base, *entry.overrides]))
+    for name in plan.methods if stage.methods == "all" else best:
+        arms[name] = Arm(label=plan.methods[name].label, overrides=chosen[name]["overrides"])
+    common = merged(plan.common, stage.settings)
+    return Plan(arms=arms, baseline=next(iter(arms)), seeds=stage.seeds, common=common, note=stage.title)
+
+
+def _last_of_each(overrides: list[str]) -> list[str]:
+    return list({override.partition("=")[0]: override for override in overrides}.values())
+
+
+def best_methods(comparison: Comparison, plan: Tournament, count: int) -> list[str]:
+    """The methods with the highest mean pass@<largest k> minus the baseline's at equal pass@1."""
+    from tournament_tables import at_equal_pass1
+
+    gaps = {
+        name: float(np.mean([gap[f"pass@{comparison.largest_k}"].mean() for gap in shared]))
+        for name in plan.methods
+        if (shared := at_equal_pass1(comparison, name, comparison.plan.baseline))
+    }
+    return sorted(gaps, key=lambda name: -gaps[name])[:count]
+
+
+class Stopped(Exception):
+    """The runs were asked to stop."""
+
+
+def run(plan: Plan, folder: Path, jobs: int, console: Console) -> Comparison:
+    """A comparison, from its start or from where it was."""
+    console.print(f"{folder.name}: {len(plan.arms)} arms x {len(plan.seeds)} seeds", highlight=False)
+    start_comparison(plan, folder, resume=True)
+    if not run_comparison(plan, folder, jobs, console):
+        raise Stopped
+    return load_comparison(folder)
+
+
+def tune(plan: Tournament, folder: Path, jobs: int, console: Console) -> dict[str, dict]:
+    """By method: what it chose and every trial it chose from; kept in chosen.json."""
+    trials = strength_trials(plan)
+    found = tuning_scores(
+        run(tuning_plan(plan, trials, [MIDDLE]), folder / "tune-strength", jobs, console), plan.tuning.level
+    )
+    strengths = {name: trials[arm][1] for name, arm in choose(trials, found).items()}
+    others = rate_trials(plan, strengths)
+    rates = [rate for rate in plan.learning_rates if rate != MIDDLE]
+    second = run(tuning_plan(plan, others, rates), folder / "tune-rate", jobs, console)
+    found |= tuning_scores(second, plan.tuning.level)
+    kept = {arm: trial for arm, trial in trials.items() if trial[1] == strengths[trial[0]]} | others
+    chosen = {}
+    for name, arm in choose(kept, found).items():
+        _, strength, rate = kept[arm]
+        tried = [
+            {"strength": s, "learning_rate": r, "at_level": _or_none(found[a][0]), "highest_pass@1": found[a][1]}
+            for a, (n, s, r) in (trials | others).items()
+            if n == name
+        ]
+        overrides = settings_of(plan.methods[name], strength, rate)
+        chosen[name] = {"strength": strength, "learning_rate": rate, "overrides": overrides, "tried": tried}
+    write_atomically(folder / "chosen.json", json.dumps(chosen, indent=1) + "\n")
+    return chosen
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+def make_base(path: Path, numbers: int, console: Console) -> None:
+    """The base model of a harder task, where it is not there yet."""
+    if not (path / "config.json").is_file():
+        console.print(f"{path}: making the base model (6 minutes)", highlight=False)
+        script = [sys.executable, str(Path(__file__).with_name("base_model.py"))]
+        subprocess.run([*script, "--out", str(path), "--numbers", str(numbers), "--threads", "1"], check=True)
+
+
+def main() -> None:
+    """Run what is not finished yet, then report; see --help."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="folder of the runs (default: runs/tournament, or -quick)")
+    parser.add_argument("--results", type=Path, help="folder of the results (default: reproduce/results/tournament)")
+    parser.add_argument("--quick", action="store_true", help="3 methods, 2 seeds, short runs; decides nothing")
+    parser.add_argument("--report", action="store_true", help="train nothing; report what has run")
+    parser.add_argument("--jobs", type=int, default=cores(), help="runs at a time (default: the cores, %(default)s)")
+    args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f"--jobs: {args.jobs} is below 1; give the number of runs to train at a time")
+    folder = args.out or ROOT / "runs" / ("tournament-quick" if args.quick else "tournament")
+    out = args.results or (folder if args.quick else ROOT / "reproduce" / "results" / "tournament")
+    console, command = Console(), f"python reproduce/tournament.py{' --quick' * args.quick}"
+    try:
+        plan = build(Tournament, read_yaml(PLAN))
+        plan = quick(plan) if args.quick else plan
+        if not args.report:
+            chosen, best = tune(plan, folder, args.jobs, console), []
+            for name, stage in plan.stages.items():
+                model = stage.settings.get("model", {}).get("path")
+                if model:
+                    make_base(Path(model), stage.settings["task"]["numbers"], console)
+                comparison = run(stage_plan(plan, stage, chosen, best), folder / name, args.jobs, console)
+                best = best or best_methods(comparison, plan, max(s.best for s in plan.stages.values()))
+        from tournament_tables import write_results
+
+        write_results(plan, folder, out, command, console)
+    except Stopped:
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except SteerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
