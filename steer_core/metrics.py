@@ -15,7 +15,8 @@ intervention/...    what a closed loop remembers after the rollout: a coefficien
 clip/..., ratio/... share of tokens the clip stops, by side; tails of p_theta / p_old.
 probe/...           one watched optimiser step a rollout, over the tokens of a few of its sequences; absent
                     with `train.probe_sequences=0`. `probe/change/measured` is the mean change of entropy
-                    in nats by the step really taken, `probe/change/first_order` the same along its
+                    in nats by the step really taken, `probe/update_norm` that step's length in all
+                    parameters, `probe/change/first_order` the same along its
                     update to first order, and `probe/change/<form>` each single-state form, scaled as in
                     entropy_change/ but per token of the probe. `probe/pearson/...` and `probe/sign/...`
                     are the agreement per token with the measured change (correlation; share of equal

@@ -22,10 +22,14 @@ from steer_core.statistics import agreement
 
 @dataclass
 class Watch:
-    """What a watched step did to the entropy of each probe token, (N,), in nats; set when the step is over."""
+    """What a watched step did to the entropy of each probe token, (N,), in nats; set when the step is over.
+
+    update_norm: Euclidean length of the step in all parameters.
+    """
 
     measured: Tensor | None = None
     first_order: Tensor | None = None
+    update_norm: float = 0.0
     seconds: float = 0.0
 
     def metrics(self, predicted: dict[str, Tensor]) -> dict[str, float]:
@@ -34,7 +38,8 @@ class Watch:
         predicted: by form, the change of each probe token. Agreements that are undefined (a constant
         estimate, as in groups without signal) are left out.
         """
-        result = {"probe/change/measured": float(self.measured.mean()), "time/probe_seconds": self.seconds}
+        result = {"probe/change/measured": float(self.measured.mean()), "probe/update_norm": self.update_norm}
+        result["time/probe_seconds"] = self.seconds
         for name, values in {**predicted, "first_order": self.first_order}.items():
             result[f"probe/change/{name}"] = float(values.mean())
             scores = agreement(values.double().cpu().numpy(), self.measured.double().cpu().numpy())
@@ -57,5 +62,8 @@ def watched_step(lens: Lens) -> Iterator[Watch]:
     watch.measured = statistics(lens).entropy - before
     with torch.no_grad():
         update = {name: p - old[name] for name, p in lens.parameters().items()}
+    watch.update_norm = float(
+        torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(u) for u in update.values()]))
+    )
     watch.first_order = derivative(lens, update, at=old)[1]
     watch.seconds += time.perf_counter() - began

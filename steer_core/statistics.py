@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
@@ -135,14 +135,56 @@ def _correlation(n, a, b, aa, bb, ab) -> np.ndarray:
     return np.where(flat, np.nan, (ab - a * b / n) / np.sqrt(variance_a * variance_b))
 
 
-def at_first_crossing(x: Sequence[float], y: Sequence[float], level: float) -> float:
-    """y where x first reaches `level` along the sequence, by linear interpolation; NaN where it never does."""
+def bootstrap_over_seeds_and_problems(
+    values_SQ: Sequence[Sequence[float]], draws: int = 2000, seed: int = 0
+) -> Interval:
+    """Mean of (seeds, problems), and its percentile bootstrap interval over both, drawn independently.
+
+    It covers the choice of seeds and of problems; with few seeds it is somewhat narrow.
+    Raises ValueError where there is no value.
+    """
+    values_SQ = np.asarray(values_SQ, dtype=float)
+    if not values_SQ.size:
+        raise ValueError("values: no seed or no problem to take a mean over")
+    (seeds, problems), random = values_SQ.shape, np.random.default_rng(seed)
+    counts_S = np.apply_along_axis(np.bincount, 1, random.integers(seeds, size=(draws, seeds)), minlength=seeds)
+    counts_Q = np.apply_along_axis(
+        np.bincount, 1, random.integers(problems, size=(draws, problems)), minlength=problems
+    )
+    drawn = np.einsum("ds,sq,dq->d", counts_S, values_SQ, counts_Q, optimize=True) / (seeds * problems)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(float(values_SQ.mean()), float(low), float(high))
+
+
+def paired_p_value(differences_S: Sequence[float]) -> float:
+    """Two-sided p of Student's t for paired differences; NaN for one seed or equal values."""
+    values = np.asarray(differences_S, dtype=float)
+    if len(values) < 2 or np.ptp(values) <= NO_WIDTH:
+        return float("nan")
+    return float(stats.ttest_1samp(values, 0).pvalue)
+
+
+def holm(p_values: dict[str, float]) -> dict[str, float]:
+    """p values corrected for their number (Holm 1979); NaN stays and does not count."""
+    known = sorted((p, name) for name, p in p_values.items() if p == p)
+    corrected, largest = dict.fromkeys(p_values, float("nan")), 0.0
+    for i, (p, name) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - i) * p))
+        corrected[name] = largest
+    return corrected
+
+
+def at_first_crossing(x: Sequence[float], y: Sequence[Any], level: float) -> Any:
+    """y where x first reaches `level` along the sequence, by linear interpolation; NaN where it never does.
+
+    y: one value, or one array, for each x.
+    """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     reached = np.flatnonzero(x >= level)
     if not len(reached):
-        return float("nan")
+        return np.full(y.shape[1:], np.nan)[()]
     i = reached[0]
     if i == 0 or x[i] == x[i - 1]:
-        return float(y[i])
+        return y[i]
     share = (level - x[i - 1]) / (x[i] - x[i - 1])
-    return float(y[i - 1] + share * (y[i] - y[i - 1]))
+    return y[i - 1] + share * (y[i] - y[i - 1])
