@@ -61,7 +61,8 @@ def intervention(plan: Plan, arm: str) -> tuple[str | None, float]:
 
     Raises SteerError where an arm changes several: nothing could be said of one quadrant then.
     """
-    factors = asdict(plan.config(arm, plan.seeds[0]).quadrants)
+    method = plan.config(arm, plan.seeds[0]).intervention
+    factors = {name: getattr(method, name, 1.0) for name in QUADRANTS}
     changed = [(name, factor) for name, factor in factors.items() if factor != 1]
     if len(changed) > 1:
         raise SteerError(f"arms.{arm}: changes {', '.join(name for name, _ in changed)}; change one quadrant an arm")

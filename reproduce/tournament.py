@@ -24,6 +24,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from rich.console import Console
+from tournament_tables import at_equal_pass1, write_results
 
 from steer_core.comparison import Arm, Comparison, Plan, load_comparison
 from steer_core.environment import cores
@@ -208,8 +209,6 @@ def _last_of_each(overrides: list[str]) -> list[str]:
 
 def best_methods(comparison: Comparison, plan: Tournament, count: int) -> list[str]:
     """The methods with the highest mean pass@<largest k> minus the baseline's at equal pass@1."""
-    from tournament_tables import at_equal_pass1
-
     gaps = {
         name: float(np.mean([gap[f"pass@{comparison.largest_k}"].mean() for gap in shared]))
         for name in plan.methods
@@ -294,8 +293,6 @@ def main() -> None:
                     make_base(Path(model), stage.settings["task"]["numbers"], console)
                 comparison = run(stage_plan(plan, stage, chosen, best), folder / name, args.jobs, console)
                 best = best or best_methods(comparison, plan, max(s.best for s in plan.stages.values()))
-        from tournament_tables import write_results
-
         write_results(plan, folder, out, command, console)
     except Stopped:
         print("stopped; the same command goes on", file=sys.stderr)
