@@ -10,33 +10,46 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from steer_core.comparison import Comparison
-from steer_core.report.style import MUTED, STYLE, label, look
+from steer_core.report.style import ARM_COLOURS, MUTED, STYLE, label
 
 INK, RATE_CONTROL, DECIDED = "#1f2a36", "#0072b2", "#d55e00"
 
 
-def trade(comparison: Comparison) -> Figure:
-    """Every checkpoint of every run: pass@<largest k> and entropy against pass@1, means over seeds joined."""
+def trade(comparison: Comparison, stage: dict[str, Any]) -> Figure:
+    """Every checkpoint of every run: pass@<largest k> and entropy against pass@1; means over seeds joined.
+
+    In colour: the baseline, its controls, STEER, and the arms whose largest pass@k ends highest; the others in grey.
+    """
     curves, largest = comparison.curves(), comparison.largest_k
+    shown = _shown(comparison, stage)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 4.4), layout="constrained")
+        figure = Figure(figsize=(7.6, 4.0), layout="constrained")
         axes = figure.subplots(1, 2)
         for column, axis in ((f"pass@{largest}", axes[0]), ("policy_entropy", axes[1])):
             for arm in comparison.plan.arms:
-                rows = curves[curves.arm == arm]
-                colour, marker = look(comparison, arm)
-                plain = arm == comparison.plan.baseline or arm in comparison.plan.controls
-                axis.scatter(rows["pass@1"], rows[column], s=5, color=colour, alpha=0.3, lw=0)
+                rows, colour = curves[curves.arm == arm], shown.get(arm, "#b8bec7")
+                axis.scatter(rows["pass@1"], rows[column], s=4, color=colour, alpha=0.35, lw=0)
                 means = rows.groupby("step")[["pass@1", column]].mean()
+                style = {"lw": 1.7, "marker": "o", "ms": 3.5, "mec": "white", "mew": 0.4, "zorder": 3}
                 axis.plot(
-                    means["pass@1"], means[column], color=colour, lw=1.8 if plain else 0.9, marker=marker, ms=3,
-                    mec="white", mew=0.4, label=comparison.label(arm), zorder=3 if plain else 2,
+                    means["pass@1"], means[column], color=colour, label=comparison.label(arm) if arm in shown else None,
+                    **(style if arm in shown else {"lw": 0.7}),
                 )  # fmt: skip
         label(axes[0], f"pass@{largest} against pass@1", "pass@1", f"pass@{largest}", whole=False)
         label(axes[1], "entropy against pass@1", "pass@1", "policy entropy (nats / token)", whole=False)
         handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize=6.5)
+        handles, names = [*handles, Line2D([], [], color="#b8bec7", lw=0.7)], [*names, "all others"]
+        figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize=7)
     return figure
+
+
+def _shown(comparison: Comparison, stage: dict[str, Any]) -> dict[str, str]:
+    """The colour of each arm that `trade` names."""
+    k = f"pass@{comparison.largest_k}"
+    best = sorted(stage["arms"], key=lambda arm: -stage["arms"][arm][k]["mean"])[:3]
+    first = [comparison.plan.baseline, *comparison.plan.controls, "steer", *best]
+    named = [arm for arm in dict.fromkeys(first) if arm in stage["arms"]]
+    return dict(zip(named, ARM_COLOURS, strict=False))
 
 
 def forest(stage: dict[str, Any], reference: str) -> Figure:
@@ -98,7 +111,7 @@ def save_figures(comparisons: dict[str, Comparison], stages: dict[str, dict[str,
     """Write every picture there is data for, as PNG."""
     drawn = {}
     for name, stage in stages.items():
-        drawn[f"{name}_trade"] = trade(comparisons[name])
+        drawn[f"{name}_trade"] = trade(comparisons[name], stage)
         if any("against" in row for row in stage["arms"].values()):
             drawn[f"{name}_differences"] = forest(stage, stage["baseline"])
     drawn["rates"] = rates(stages)

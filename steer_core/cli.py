@@ -12,21 +12,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steer_core.config import Config, load_config
-from steer_core.environment import cores
+from steer_core.arguments import CONFIGS, PLANS, parser_of
+from steer_core.config import load_config
 from steer_core.errors import INTERRUPTED, SteerError
-from steer_core.settings import describe
 
 if TYPE_CHECKING:
     from steer_core.run import RunFolder
 
-CONFIGS = Path(__file__).parent / "configs"
-PLANS = Path(__file__).parent / "plans"
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; exit 0 when it came to its end, 2 on bad input, 130 when it was stopped."""
-    parser = _parser()
+    parser = parser_of(
+        {function.__name__: function for function in (compare, train, evaluate, estimate, report, doctor)}
+    )
     args, rest = parser.parse_known_args(arguments)
     if rest and not (hasattr(args, "settings") and all(_is_setting(word) for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -52,12 +50,14 @@ def compare(args: argparse.Namespace) -> int:
     from steer_core.report import summary_table
     from steer_core.runner import run_comparison, start_comparison
 
-    path, overrides = _file_and_settings(args.settings, PLANS)
+    words = args.methods or []  # which takes the settings behind it too
+    path, overrides = _file_and_settings([*args.settings, *filter(_is_setting, words)], PLANS)
+    methods = [word for word in words if not _is_setting(word)] or None
     saved = args.out / "plan.yaml"
     if path is None:
-        goes_on = args.resume and saved.exists() and not (args.quick or args.seeds or overrides)
+        goes_on = args.resume and saved.exists() and not (args.quick or args.seeds or methods or overrides)
         path = saved if goes_on else PLANS / ("quick.yaml" if args.quick else "compare.yaml")
-    plan, console = load_plan(path, overrides, args.seeds), Console()
+    plan, console = load_plan(path, overrides, args.seeds, methods), Console()
     start_comparison(plan, args.out, args.resume)
     console.print(
         f"{len(plan.arms)} arms x {len(plan.seeds)} seeds, {args.jobs} at a time, into {args.out}", highlight=False
@@ -267,131 +267,3 @@ def _file_and_settings(words: list[str], shipped: Path) -> tuple[Path | None, li
         return None, words
     name = shipped / f"{words[0]}.yaml"
     return (name if name.is_file() and not Path(words[0]).is_file() else Path(words[0])), words[1:]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="steer",
-        description="Understand, control and reproduce entropy dynamics in RLVR (STEER, arXiv 2510.10150).",
-        epilog="`steer COMMAND --help` tells a command's options; docs and numbers: README.md.",
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    configs, plans = (", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) for folder in (CONFIGS, PLANS))
-    settings = "settings (section.key=value), with their defaults:\n" + "\n".join(
-        f"  {key}={'' if default is None else default}\n      {meaning}" for key, default, meaning in describe(Config)
-    )
-
-    def add(name: str, function, epilog: str = "") -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name,
-            help=function.__doc__.rstrip("."),
-            description=function.__doc__,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.set_defaults(command=function)
-        return command
-
-    command = add(
-        "compare",
-        compare,
-        f"shipped plans: {plans}\n\nexamples:\n  steer compare --out runs/compare\n"
-        f"  steer compare --quick --out runs/sgd optimizer.name=sgd optimizer.learning_rate=0.1\n\n{settings}",
-    )
-    command.add_argument(
-        "settings",
-        nargs="*",
-        metavar="PLAN key=value",
-        help="a plan's YAML file or shipped name (default: compare), then settings for all arms",
-    )
-    command.add_argument(
-        "--out", type=Path, default=Path("runs/compare"), help="folder of the comparison (default: %(default)s)"
-    )
-    command.add_argument("--seeds", type=int, nargs="+", help="replace the plan's seeds")
-    command.add_argument(
-        "--quick", action="store_true", help="the shipped plan `quick`: fewer seeds and rollouts, under 5 minutes"
-    )
-    command.add_argument("--resume", action="store_true", help="go on with the comparison in --out if there is one")
-    command.add_argument(
-        "--jobs",
-        type=int,
-        default=cores(),
-        help="runs at a time, one core each (default: %(default)s)",
-    )
-
-    command = add("train", train, f"shipped configurations: {configs}\n\n{settings}")
-    command.add_argument(
-        "settings",
-        nargs="*",
-        metavar="CONFIG key=value",
-        help="a YAML file or shipped name (default: all defaults), then settings",
-    )
-    command.add_argument("--out", type=Path, help="folder of the run (default: runs/CONFIG)")
-    command.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on with the run in this folder from its last checkpoint"
-    )
-    command.add_argument("--no-report", action="store_true", help="write no report.html at the end")
-    command.add_argument(
-        "--from-step", type=int, metavar="N", help="with --resume: from the checkpoint taken after rollout N"
-    )
-
-    command = add("evaluate", evaluate, settings)
-    command.add_argument(
-        "model", metavar="MODEL", help="`embedded`, a Hugging Face model folder, or a run folder (its last checkpoint)"
-    )
-    command.add_argument(
-        "settings", nargs="*", metavar="key=value", help="settings, for example evaluation.problems=50"
-    )
-    command.add_argument(
-        "--config", type=Path, help="a run's YAML file or shipped name (default: the run's own, or all defaults)"
-    )
-    command.add_argument("--out", type=Path, help="write the result to this JSON file too")
-
-    command = add(
-        "estimate",
-        estimate,
-        "examples:\n  steer estimate embedded --update sgd:0.001 adamw:1e-4 model.dtype=float64\n"
-        "  steer estimate runs/one rollout.prompts=32\n"
-        "  steer estimate models/smollm2-135m --with-signal --update sgd:0.001 task.name=maths "
-        f"task.file=gsm8k.parquet\n\n{settings}",
-    )
-    command.add_argument(
-        "model",
-        metavar="MODEL",
-        help="`embedded`, a Hugging Face model folder, or a run folder (its last checkpoint, with its moments)",
-    )
-    command.add_argument(
-        "settings", nargs="*", metavar="key=value", help="settings, for example rollout.prompts=16 model.dtype=float64"
-    )
-    command.add_argument(
-        "--update",
-        nargs="+",
-        metavar="NAME:ETA",
-        help="optimisers and step sizes, each measured from the same policy (default: sgd:0.001 adamw:1e-4)",
-    )
-    command.add_argument(
-        "--with-signal",
-        action="store_true",
-        help="keep only groups whose rewards differ, sampling on until there are rollout.prompts of them",
-    )
-    command.add_argument(
-        "--config", type=Path, help="a run's YAML file or shipped name (default: the run's own, or all defaults)"
-    )
-    command.add_argument(
-        "--out", type=Path, default=Path("runs/estimate"), help="folder of the results (default: %(default)s)"
-    )
-
-    command = add("report", report)
-    command.add_argument(
-        "runs",
-        nargs="+",
-        type=Path,
-        metavar="RUN",
-        help="a comparison's folder, or run folders to set side by side (the first is the baseline)",
-    )
-    command.add_argument(
-        "--out", type=Path, help="folder to write report.html and figures/ to (default: the folder itself, or ./report)"
-    )
-
-    add("doctor", doctor)
-    return parser

@@ -21,6 +21,7 @@ from steer_core.settings import apply_overrides, build, read_yaml, to_dict
 from steer_core.statistics import Interval, at_first_crossing, bootstrap_over_problems, interval_over_seeds
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+_NOT_A_NAME = re.compile(r"^\W|[^\w.-]")
 
 
 @settings(config=_STRICT, kw_only=True, frozen=True)
@@ -85,18 +86,33 @@ class Plan:
         return build(Config, apply_overrides(self.common, [*self.arms[arm].overrides, f"train.seed={seed}"]))
 
 
+def _by_name(method: str) -> dict[str, Any]:
+    """The arm of an intervention at its default settings."""
+    return {"label": method, "overrides": [f"intervention.name={method}"]}
+
+
 def _key(override: str) -> str:
     return override.partition("=")[0]
 
 
-def load_plan(path: Path, overrides: list[str] | tuple[str, ...] = (), seeds: list[int] | None = None) -> Plan:
+def load_plan(
+    path: Path,
+    overrides: list[str] | tuple[str, ...] = (),
+    seeds: list[int] | None = None,
+    methods: list[str] | None = None,
+) -> Plan:
     """The plan of a YAML file, with `section.key=value` set for all arms and the seeds replaced if given.
+
+    methods: interventions by name, at their default settings, in place of every arm but the baseline.
 
     Raises SteerError for a setting that an arm makes itself: its label would no longer be true. The
     common settings are resolved to every setting there is, so that a plan on disk stays itself
     when a default changes.
     """
     data = read_yaml(path)
+    if methods is not None:
+        kept = {name: arm for name, arm in data["arms"].items() if name == data["baseline"]}
+        data["arms"] = kept | {_NOT_A_NAME.sub("_", name): _by_name(name) for name in methods}
     arms = data.get("arms")
     for name, arm in arms.items() if isinstance(arms, dict) else ():
         own = arm.get("overrides") if isinstance(arm, dict) else None
@@ -284,7 +300,7 @@ def comparison_of(paths: list[str | Path]) -> Comparison:
         settings_of_arm = to_dict(run.config)
         seed = settings_of_arm["train"].pop("seed")
         name = run.path.resolve().parent.name if run.path.name.startswith("seed_") else run.path.resolve().name
-        name = re.sub(r"^\W|[^\w.-]", "_", name)  # any folder's name as an arm's
+        name = _NOT_A_NAME.sub("_", name)  # any folder's name as an arm's
         arm = arms.setdefault(
             json.dumps(settings_of_arm, sort_keys=True), name if name not in arms.values() else f"{name}-{len(arms)}"
         )

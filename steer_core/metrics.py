@@ -67,7 +67,6 @@ def update_metrics(
     an index into QUADRANTS, or -1 where the advantage is 0; `most_damped` is True at one token a step.
     """
     high, low, dual = clipped_by(tokens["ratio"], tokens["advantage"], clip)
-    weights = tokens["lambda"]
     return {
         **{f"entropy_change/{form}": float(tokens[form].sum(dtype=torch.float64)) for form in forms},
         **{
@@ -77,6 +76,22 @@ def update_metrics(
             for i, name in enumerate(QUADRANTS)
         },
         **{f"quadrant/{name}": float((tokens["quadrant"] == i).float().mean()) for i, name in enumerate(QUADRANTS)},
+        **weight_metrics(tokens),
+        "clip/high": float(high.float().mean()),
+        "clip/low": float(low.float().mean()),
+        "clip/dual": float(dual.float().mean()),
+        **_quantiles("ratio", tokens["ratio"], RATIO_QUANTILES),
+    }
+
+
+def weight_metrics(tokens: dict[str, Tensor]) -> dict[str, float]:
+    """The distribution of the token weights, and what the tokens of smallest weight were like.
+
+    tokens: flat tensors of one length, not empty: lambda, most_damped, probability, entropy, advantage
+    and ratio, as `update_metrics` takes them.
+    """
+    weights = tokens["lambda"]
+    return {
         **_quantiles("lambda", weights, LAMBDA_QUANTILES),
         "lambda/mean": float(weights.mean()),
         "lambda/share_within_1pct_of_1": float(((weights - 1).abs() <= 0.01).float().mean()),
@@ -85,10 +100,6 @@ def update_metrics(
             for name in ("probability", "entropy", "advantage", "ratio")
             if tokens["most_damped"].any()
         },
-        "clip/high": float(high.float().mean()),
-        "clip/low": float(low.float().mean()),
-        "clip/dual": float(dual.float().mean()),
-        **_quantiles("ratio", tokens["ratio"], RATIO_QUANTILES),
     }
 
 

@@ -44,6 +44,14 @@ def method(name: str) -> type[Intervention]:
     return found
 
 
+def catalogue() -> list[tuple[str, str, tuple[str, ...]]]:
+    """(name, what it does in a sentence, the parts of the step it touches) of every method here."""
+    return [
+        (name, kind.__doc__.strip().split("\n")[0], kind().touches)
+        for name, kind in ((name, method(name)) for name in METHODS if name != "none")
+    ]
+
+
 def intervention(settings: Any) -> Intervention:
     """The intervention that a mapping of settings names; one that is an intervention already is kept."""
     if isinstance(settings, Intervention):

@@ -16,6 +16,7 @@ from rich.text import Text
 from steer_core.comparison import Comparison, Plan
 from steer_core.config import Config
 from steer_core.errors import SteerError
+from steer_core.interventions import catalogue
 from steer_core.report import wording as say
 from steer_core.report.captions import CAPTIONS
 from steer_core.report.figures import arm_colour, save_figures
@@ -101,6 +102,7 @@ def render(comparison: Comparison, figures: dict[str, bytes]) -> str:
         changed=changed_settings(to_dict(Config()), _settings(plan, plan.baseline)),
         overrides={arm: changed_settings(_settings(plan, plan.baseline), _settings(plan, arm)) for arm in plan.arms},
         environment=comparison.environment,
+        catalogue=catalogue(),
     )
 
 

@@ -1,0 +1,172 @@
+"""The options of the `steer` command, and their help."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from steer_core.config import Config
+from steer_core.environment import cores
+from steer_core.interventions import METHODS, catalogue, method
+from steer_core.settings import describe
+
+CONFIGS = Path(__file__).parent / "configs"
+PLANS = Path(__file__).parent / "plans"
+
+
+class _Command(argparse.ArgumentParser):
+    """A command's parser; an epilog that is a function is called when help is asked for, and not before."""
+
+    def format_help(self) -> str:
+        if callable(self.epilog):
+            self.epilog = self.epilog()
+        return super().format_help()
+
+
+def _settings_help() -> str:
+    """Every setting of a run, and of every intervention."""
+
+    def lines(rows: list) -> list[str]:
+        return [f"  {key}={'' if value is None else value}\n      {meaning}" for key, value, meaning in rows]
+
+    text = ["settings (section.key=value), with their defaults:", *lines(describe(Config))]
+    for name, meaning, _ in catalogue():
+        own = [row for row in describe(method(name), "intervention.") if row[0] != "intervention.name"]
+        text += [f"\nwith intervention.name={name}: {meaning}", *lines(own)]
+    return "\n".join(text)
+
+
+def parser_of(functions: dict[str, Callable]) -> argparse.ArgumentParser:
+    """The parser of the commands that `functions` carry out, by name; their docstrings are the help."""
+    parser = argparse.ArgumentParser(
+        prog="steer",
+        description="Understand, control and reproduce entropy dynamics in RLVR (STEER, arXiv 2510.10150).",
+        epilog="`steer COMMAND --help` tells a command's options; docs and numbers: README.md.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
+    configs, plans = (", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) for folder in (CONFIGS, PLANS))
+
+    def add(name: str, epilog: str = "", settings: bool = False) -> argparse.ArgumentParser:
+        function = functions[name]
+        command = commands.add_parser(
+            name,
+            help=function.__doc__.rstrip("."),
+            description=function.__doc__,
+            epilog=(lambda: "\n\n".join([epilog] * bool(epilog) + [_settings_help()])) if settings else epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(command=function)
+        return command
+
+    command = add(
+        "compare",
+        f"shipped plans: {plans}\n\nexamples:\n  steer compare --out runs/compare\n"
+        f"  steer compare --quick --out runs/sgd optimizer.name=sgd optimizer.learning_rate=0.1\n"
+        "  steer compare --methods stare kl-cov --out runs/others",
+        settings=True,
+    )
+    command.add_argument(
+        "settings",
+        nargs="*",
+        metavar="PLAN key=value",
+        help="a plan's YAML file or shipped name (default: compare), then settings for all arms",
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("runs/compare"), help="folder of the comparison (default: %(default)s)"
+    )
+    command.add_argument("--seeds", type=int, nargs="+", help="replace the plan's seeds")
+    command.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help=f"compare these with GRPO, at their defaults, in place of the plan's arms: {', '.join(METHODS)}, "
+        "or module:Class for your own",
+    )
+    command.add_argument(
+        "--quick", action="store_true", help="the shipped plan `quick`: fewer seeds and rollouts, under 5 minutes"
+    )
+    command.add_argument("--resume", action="store_true", help="go on with the comparison in --out if there is one")
+    command.add_argument(
+        "--jobs",
+        type=int,
+        default=cores(),
+        help="runs at a time, one core each (default: %(default)s)",
+    )
+
+    command = add("train", f"shipped configurations: {configs}", settings=True)
+    command.add_argument(
+        "settings",
+        nargs="*",
+        metavar="CONFIG key=value",
+        help="a YAML file or shipped name (default: all defaults), then settings",
+    )
+    command.add_argument("--out", type=Path, help="folder of the run (default: runs/CONFIG)")
+    command.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with the run in this folder from its last checkpoint"
+    )
+    command.add_argument("--no-report", action="store_true", help="write no report.html at the end")
+    command.add_argument(
+        "--from-step", type=int, metavar="N", help="with --resume: from the checkpoint taken after rollout N"
+    )
+
+    command = add("evaluate", settings=True)
+    command.add_argument(
+        "model", metavar="MODEL", help="`embedded`, a Hugging Face model folder, or a run folder (its last checkpoint)"
+    )
+    command.add_argument(
+        "settings", nargs="*", metavar="key=value", help="settings, for example evaluation.problems=50"
+    )
+    command.add_argument(
+        "--config", type=Path, help="a run's YAML file or shipped name (default: the run's own, or all defaults)"
+    )
+    command.add_argument("--out", type=Path, help="write the result to this JSON file too")
+
+    command = add(
+        "estimate",
+        "examples:\n  steer estimate embedded --update sgd:0.001 adamw:1e-4 model.dtype=float64\n"
+        "  steer estimate runs/one rollout.prompts=32\n"
+        "  steer estimate models/smollm2-135m --with-signal --update sgd:0.001 task.name=maths "
+        "task.file=gsm8k.parquet",
+        settings=True,
+    )
+    command.add_argument(
+        "model",
+        metavar="MODEL",
+        help="`embedded`, a Hugging Face model folder, or a run folder (its last checkpoint, with its moments)",
+    )
+    command.add_argument(
+        "settings", nargs="*", metavar="key=value", help="settings, for example rollout.prompts=16 model.dtype=float64"
+    )
+    command.add_argument(
+        "--update",
+        nargs="+",
+        metavar="NAME:ETA",
+        help="optimisers and step sizes, each measured from the same policy (default: sgd:0.001 adamw:1e-4)",
+    )
+    command.add_argument(
+        "--with-signal",
+        action="store_true",
+        help="keep only groups whose rewards differ, sampling on until there are rollout.prompts of them",
+    )
+    command.add_argument(
+        "--config", type=Path, help="a run's YAML file or shipped name (default: the run's own, or all defaults)"
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("runs/estimate"), help="folder of the results (default: %(default)s)"
+    )
+
+    command = add("report")
+    command.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="a comparison's folder, or run folders to set side by side (the first is the baseline)",
+    )
+    command.add_argument(
+        "--out", type=Path, help="folder to write report.html and figures/ to (default: the folder itself, or ./report)"
+    )
+
+    add("doctor")
+    return parser
