@@ -7,7 +7,8 @@ ratio: the same optimiser steps on the same rollout by two arms, taken in turn w
 that a noisy machine slows both. `bare` is GRPO without the readings that every arm logs (the
 entropy-change forms, quadrants, ratios). The probe, which the other arms go without, watches one of
 the 16 optimiser steps. With 4 micro-batches a step, scope `step` needs a values pass and scope
-`rollout` does not. About 3 minutes. Run it on a quiet machine.
+`rollout` does not. Memory is what one rollout's updates add
+to a process at their peak, each arm in a process of its own (Linux). About 5 minutes. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import argparse
 import copy
 import json
 import random
-import resource
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -42,12 +44,16 @@ ARMS = {
     "grpo, 4 micro-batches": [SPLIT, UNWATCHED],
     "steer, 4 micro-batches, scope step": [STEER, SPLIT, UNWATCHED],
     "steer, 4 micro-batches, scope rollout": [STEER, SPLIT, "intervention.scope=rollout", UNWATCHED],
+    "steer, 4 micro-batches, scope micro": [STEER, SPLIT, "intervention.scope=micro", UNWATCHED],
+    "influence": ["intervention.name=influence", UNWATCHED],
 }
 RATIOS = {
     "grpo with the probe over grpo": ("grpo with the probe", "grpo"),
     "steer over grpo": ("steer", "grpo"),
     "steer with all readings over bare grpo": ("steer", "bare"),
     "steer over grpo, 4 micro-batches, scope step": ("steer, 4 micro-batches, scope step", "grpo, 4 micro-batches"),
+    "influence over grpo": ("influence", "grpo"),
+    "steer over grpo, 4 micro-batches, scope micro": ("steer, 4 micro-batches, scope micro", "grpo, 4 micro-batches"),
     "steer over grpo, 4 micro-batches, scope rollout": (
         "steer, 4 micro-batches, scope rollout",
         "grpo, 4 micro-batches",
@@ -70,6 +76,35 @@ def interval(ratios: np.ndarray) -> dict[str, float]:
     return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
 
 
+def peak_memory(arm: str) -> float:
+    """MiB that one rollout's updates by an arm add at most, measured in a process of its own."""
+    command = [sys.executable, __file__, "--memory-of", arm]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def update_once(arm: str) -> None:
+    """One rollout's updates by an arm; then, on the last line, the MiB they added to this process at their peak."""
+    trainer = Trainer(RunFolder(Path(tempfile.gettempdir()) / arm, load_config(None, ARMS[arm])))
+    rollout, _ = sample(trainer, seed=0)
+    batches = list(trainer.batches(rollout, trainer.score_rollout(rollout), signs(rollout)))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident("VmRSS")
+    trainer.update(batches, step=1)
+    print(resident("VmHWM") - before)
+
+
+def resident(field: str) -> float:
+    """A memory reading of this process in MiB, as Linux keeps it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def signs(rollout: Rollout) -> torch.Tensor:
+    """Advantages of every response, drawn at random."""
+    return torch.randn(len(rollout.texts), generator=torch.Generator().manual_seed(0))
+
+
 def show(result: dict, out: Path | None) -> None:
     """Print a benchmark's figures, and write them to a JSON file where one is named."""
     print(json.dumps(result, indent=2))
@@ -83,14 +118,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=30, help="measurements of each (default %(default)s)")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
+    parser.add_argument("--memory-of", choices=ARMS, help="only print the MiB that one arm's updates add")
     args = parser.parse_args()
+    if args.memory_of:
+        return update_once(args.memory_of)
 
     folder = Path(tempfile.gettempdir())  # named, never written to
     trainers = {arm: Trainer(RunFolder(folder / arm, load_config(None, changes))) for arm, changes in ARMS.items()}
     trainers["bare"].readings = lambda *_: {}
     rollout, _ = sample(trainers["grpo"], seed=0)
     sampling = [sample(trainers["grpo"], seed)[1] for seed in range(1, 1 + max(3, args.repeats // 3))]
-    advantages = torch.randn(len(rollout.texts), generator=torch.Generator().manual_seed(0))
+    advantages = signs(rollout)
     old = trainers["grpo"].score_rollout(rollout)
     batches = {arm: list(trainer.batches(rollout, old, advantages)) for arm, trainer in trainers.items()}
     start = copy.deepcopy(trainers["grpo"].model.state_dict())
@@ -114,7 +152,7 @@ def main() -> None:
         "update_time_ratios": {name: interval(times[a] / times[b]) for name, (a, b) in RATIOS.items()},
         "repeats": args.repeats,
         "tokens_a_rollout": tokens,
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "update_peak_memory_mib": {arm: round(min(peak_memory(arm) for _ in range(3))) for arm in ARMS},
         "environment": environment() | {"command": "OMP_NUM_THREADS=1 python benchmarks/throughput.py"},
     }
     show(result, args.out)

@@ -7,15 +7,13 @@ Prints the table of table2.yaml and puts every cell to the test: in a batch of t
 and what the method does to the token beyond plain GRPO responds, or it does not. Exits 1 where a cell says otherwise
 and names it. A few seconds on one CPU core; the tokens come from seed 0.
 
-Every method is a function of (new, old, advantages): its departure from plain GRPO at each token, either a factor on
-the token's loss or a term beside it. `METHODS` names them as table2.yaml does.
+The methods are the package's own interventions; `METHODS` names them as table2.yaml does.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from steer_core.entropy_change import covariance_entropy_change, paper_entropy_change
 from steer_core.errors import SteerError
+from steer_core.interventions.base import Intervention, Tokens
+from steer_core.interventions.clip_higher import ClipHigher
+from steer_core.interventions.covariance import ClipCov, KLCov
+from steer_core.interventions.entropy_advantage import EntropyAdvantage
+from steer_core.interventions.entropy_loss import EntropyLoss
+from steer_core.interventions.fork_tokens import ForkTokens
+from steer_core.interventions.steer import Steer
+from steer_core.interventions.w_reinforce import WReinforce
 from steer_core.loss import ClipRange, clip_indicator, importance_ratio
 from steer_core.settings import read_yaml
 from steer_core.token_stats import TokenStats
-from steer_core.weights import normaliser, steer_weights
 
 DATA = Path(__file__).with_suffix(".yaml")
 FACTORS = ("clipping", "advantage", "probability", "entropy")
@@ -38,72 +42,41 @@ CLIP = ClipRange(low=0.2, high=0.2, dual=None)
 """The clip of plain GRPO here."""
 TOKENS, SEED, TOLERANCE = 64, 0, 1e-6
 
-Departure = Callable[[TokenStats, TokenStats, Tensor], Tensor]
 
-
-def clip_higher(new: TokenStats, old: TokenStats, advantages: Tensor) -> Tensor:
-    """I_clip with the upper bound 1.28, minus plain GRPO's (DAPO, arXiv 2503.14476)."""
-    ratio = importance_ratio(new.logprob, old.logprob)
-    return clip_indicator(ratio, advantages, replace(CLIP, high=0.28)) - clip_indicator(ratio, advantages, CLIP)
-
-
-def entropy_loss(new: TokenStats, old: TokenStats, advantages: Tensor, coefficient: float = 0.01) -> Tensor:
-    """Term: coefficient dH/dz_a = -coefficient p (ln p + H), on the sampled token's logit (arXiv 1602.01783)."""
-    return -coefficient * new.logprob.exp() * (new.logprob + new.entropy)
-
-
-def fork_tokens(new: TokenStats, old: TokenStats, advantages: Tensor, share: float = 0.2) -> Tensor:
-    """Factor: 1 for the `share` of the tokens with the highest entropy, else 0 (arXiv 2506.01939)."""
-    return (new.entropy >= new.entropy.quantile(1 - share)).to(new.entropy.dtype)
-
-
-def w_reinforce(new: TokenStats, old: TokenStats, advantages: Tensor, positive: float = 0.1) -> Tensor:
-    """Factor: `positive` where A > 0, else 1 (arXiv 2506.01347)."""
-    return torch.where(advantages > 0, positive, 1.0)
-
-
-def entropy_advantage(
-    new: TokenStats, old: TokenStats, advantages: Tensor, alpha: float = 0.4, kappa: float = 2.0
-) -> Tensor:
-    """Term in the advantage: min(alpha H, |A| / kappa) (arXiv 2506.14758)."""
-    return torch.minimum(alpha * new.entropy, advantages.abs() / kappa)
-
-
-def clip_cov(new: TokenStats, old: TokenStats, advantages: Tensor, low: float = 1.0, high: float = 5.0) -> Tensor:
-    """Factor: 0 for candidates, low < covariance < high and not clipped, else 1; all are chosen (arXiv 2505.22617)."""
-    covariance = -covariance_entropy_change(new, old, advantages, CLIP)
-    passes = clip_indicator(importance_ratio(new.logprob, old.logprob), advantages, CLIP) > 0
-    return 1.0 - ((covariance > low) & (covariance < high) & passes).to(covariance.dtype)
-
-
-def kl_cov(
-    new: TokenStats, old: TokenStats, advantages: Tensor, share: float = 0.02, coefficient: float = 1.0
-) -> Tensor:
-    """Term in the push: what the clip stops, minus the penalty's part on the top covariances (arXiv 2505.22617)."""
-    covariance = -covariance_entropy_change(new, old, advantages, CLIP)
-    ratio = importance_ratio(new.logprob, old.logprob)
-    unclipped = (1 - clip_indicator(ratio, advantages, CLIP)) * ratio * advantages
-    top = covariance >= covariance.quantile(1 - share)
-    return unclipped - coefficient * top * (new.logprob - old.logprob).sign()
-
-
-def steer(new: TokenStats, old: TokenStats, advantages: Tensor, lambda_min: float = 0.7) -> Tensor:
-    """Factor: lambda, of the paper's form and its maximum over the batch (arXiv 2510.10150)."""
-    change = paper_entropy_change(new, old, advantages, CLIP)
-    everywhere = torch.ones_like(change)
-    return steer_weights(change, everywhere, lambda_min, normaliser(change, everywhere))
-
-
-METHODS: dict[str, Departure] = {
-    "clip-higher": clip_higher,
-    "entropy-loss": entropy_loss,
-    "fork-tokens": fork_tokens,
-    "w-reinforce": w_reinforce,
-    "entropy-advantage": entropy_advantage,
-    "clip-cov": clip_cov,
-    "kl-cov": kl_cov,
-    "steer": steer,
+METHODS: dict[str, Intervention] = {
+    "clip-higher": ClipHigher(high=0.28),
+    "entropy-loss": EntropyLoss(coefficient=0.01),
+    "fork-tokens": ForkTokens(share=0.2),
+    "w-reinforce": WReinforce(positive=0.1),
+    "entropy-advantage": EntropyAdvantage(alpha=0.4, kappa=2.0),
+    "clip-cov": ClipCov(share=1.0),
+    "kl-cov": KLCov(share=0.02, coefficient=1.0),
+    "steer": Steer(lambda_min=0.7),
 }
+
+
+def departure(method: Intervention, new: TokenStats, old: TokenStats, advantages: Tensor) -> Tensor:
+    """What a method does to each token beyond plain GRPO, (4, tokens).
+
+    The change of I_clip; the factor on the token's loss; what is added to its advantage; and the extra
+    loss term's derivative by the logit of the sampled token, (1 - p) d/d ln p - p (ln p + H) d/dH.
+    """
+    clip = method.clip_range(CLIP)
+    treated = method.treat(Tokens(new, old, advantages, clip, draws=torch.zeros_like(advantages), state={}))
+    ratio = importance_ratio(new.logprob, old.logprob)
+    passes = clip_indicator(ratio, advantages, clip) - clip_indicator(ratio, advantages, CLIP)
+    extra = torch.zeros_like(advantages)
+    if treated.extra is not None:
+        leaves = new.logprob.detach().requires_grad_(), new.entropy.detach().requires_grad_()
+        term = (treated.extra * method.extra_loss(replace(new, logprob=leaves[0], entropy=leaves[1]), old)).sum()
+        by_logprob, by_entropy = torch.autograd.grad(term, leaves, allow_unused=True)
+        p = new.logprob.exp()
+        extra = sum(
+            factor * by
+            for factor, by in ((1 - p, by_logprob), (-p * (new.logprob + new.entropy), by_entropy))
+            if by is not None
+        )
+    return torch.stack([passes, treated.weights, treated.advantages - advantages, extra])
 
 
 def batch() -> tuple[TokenStats, Tensor, Tensor]:
@@ -141,11 +114,11 @@ def perturbed(factor: str, i: int) -> list[tuple[TokenStats, TokenStats, Tensor]
     return made
 
 
-def responds(method: Departure, factor: str) -> bool:
+def responds(method: Intervention, factor: str) -> bool:
     """Whether what a method does beyond plain GRPO to some token depends on that factor of the token."""
     for i in range(TOKENS):
-        at_token = torch.stack([method(*tokens)[i] for tokens in perturbed(factor, i)])
-        if float(at_token.max() - at_token.min()) > TOLERANCE:
+        at_token = torch.stack([departure(method, *tokens)[:, i] for tokens in perturbed(factor, i)])
+        if float((at_token.amax(0) - at_token.amin(0)).max()) > TOLERANCE:
             return True
     return False
 
@@ -155,7 +128,7 @@ def load(path: Path = DATA) -> dict[str, Any]:
     data = read_yaml(path)
     for name, row in data["methods"].items():
         if name not in METHODS and "unchecked" not in row:
-            raise SteerError(f"methods.{name}: no function of table2.py; add it to METHODS, or say `unchecked: why`")
+            raise SteerError(f"methods.{name}: no method of table2.py; add it to METHODS, or say `unchecked: why`")
         if not isinstance(row.get("touched"), dict) or set(row["touched"]) != set(FACTORS):
             wanted = ", ".join(FACTORS)
             raise SteerError(f"methods.{name}.touched: {row.get('touched')}; give true or false to {wanted}")
