@@ -74,10 +74,10 @@ def test_one_factor_of_one_token_is_changed_and_nothing_else(factor):
             assert bool(equal[7]) == (name != factor), name
 
 
-def test_a_method_without_function_or_reason_and_a_missing_factor_are_refused_by_name(tmp_path):
+def test_a_method_without_intervention_or_reason_and_a_missing_factor_are_refused_by_name(tmp_path):
     path = tmp_path / "table.yaml"
     for change, message in (
-        ({"new-method": {"touched": {}}}, "methods.new-method: no function"),
+        ({"new-method": {"touched": {}}}, "methods.new-method: no method"),
         ({"steer": {"touched": {"clipping": True}}}, "methods.steer.touched: .* give true or false to clipping"),
     ):
         path.write_text(yaml.safe_dump({"methods": change}))
