@@ -6,6 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INPUTS := .venv/python.stamp pyproject.toml constraints.txt
 install = $(PIP) install$(1) -c constraints.txt -e '.$(2)'
+comma := ,
 quietly = $(call install, -qq,$(1)) || { echo "the install failed; to see it in full: $(call install,,$(1))" >&2; exit 1; }
 
 ifeq ($(QUICK),0)
@@ -30,7 +31,7 @@ run: .venv/base.stamp ## install, then run or resume the comparison in runs/comp
 	@echo "run: steer compare $(COMPARE) --resume"
 	@$(BIN)/steer compare $(COMPARE) --resume
 
-test: lint ## lint, then run the tests and replay the notebooks
+test: lint .venv/parity.stamp ## lint, then run the tests (TRL's and verl's parity among them) and replay the notebooks
 	@echo "test: pytest"
 	@$(BIN)/python -m pytest
 	@set -- notebooks/*.ipynb; \
@@ -77,3 +78,8 @@ clean: ## remove the environment and the caches; runs/ stays
 	@echo "install: the package, what it needs, and the dev extra (a minute or two; longer where torch comes as its CUDA build)"
 	@$(call quietly,[dev])
 	@touch .venv/base.stamp $@
+
+.venv/parity.stamp: $(INPUTS) .venv/dev.stamp
+	@echo "install: TRL and verl, for the parity tests and the integrations' (a minute or two)"
+	@$(call quietly,[dev$(comma)parity])
+	@touch $@

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from scipy import stats
 from synthetic import comparison
 
-from steer_core.statistics import Interval, agreement, at_first_crossing, bootstrap_over_problems, interval_over_seeds
+from steer_core.statistics import (
+    Interval,
+    agreement,
+    at_first_crossing,
+    bootstrap_over_problems,
+    bootstrap_over_seeds_and_problems,
+    holm,
+    interval_over_seeds,
+    paired_p_value,
+)
 
 
 def test_interval_over_seeds_equals_the_t_interval_by_hand():
@@ -218,3 +227,50 @@ def test_a_constant_correlates_with_nothing_even_where_its_mean_rounds_to_anothe
 def test_agreement_refuses_shapes_that_differ_or_are_not_flat(predicted, measured):
     with pytest.raises(ValueError, match="predicted: shape"):
         agreement(predicted, measured)
+
+
+def test_first_crossing_interpolates_a_row_of_values_as_it_does_one():
+    rows = [[10.0, 0.0], [20.0, 4.0]]
+    assert at_first_crossing([0.1, 0.3], rows, 0.2).tolist() == pytest.approx([15.0, 2.0])
+    missed = at_first_crossing([0.1, 0.3], rows, 0.4)
+    assert missed.shape == (2,)
+    assert np.isnan(missed).all()
+
+
+def test_the_bootstrap_over_both_is_as_wide_as_the_wider_of_its_two_parts():
+    random = np.random.default_rng(0)
+    by_problem = np.tile(random.normal(size=200), (5, 1))  # seeds agree: only problems vary
+    both, problems = bootstrap_over_seeds_and_problems(by_problem), bootstrap_over_problems(by_problem)
+    assert both.mean == pytest.approx(by_problem.mean())
+    assert both.high - both.low == pytest.approx(problems.high - problems.low, rel=0.1)
+    by_seed = np.tile(random.normal(size=(8, 1)), (1, 200))  # problems agree: only seeds vary
+    both = bootstrap_over_seeds_and_problems(by_seed)
+    spread = by_seed[:, 0].std() / np.sqrt(8)
+    assert both.high - both.low == pytest.approx(2 * 1.96 * spread, rel=0.15)
+    assert bootstrap_over_problems(by_seed).high - bootstrap_over_problems(by_seed).low < 1e-9
+
+
+def test_the_bootstrap_over_both_keeps_to_its_seed_and_refuses_nothing_at_all():
+    values = np.random.default_rng(1).normal(size=(3, 20))
+    assert bootstrap_over_seeds_and_problems(values) == bootstrap_over_seeds_and_problems(values)
+    assert bootstrap_over_seeds_and_problems(values) != bootstrap_over_seeds_and_problems(values, seed=1)
+    with pytest.raises(ValueError, match="no seed or no problem"):
+        bootstrap_over_seeds_and_problems(np.zeros((0, 4)))
+
+
+def test_paired_p_value_agrees_with_the_interval_at_5_per_cent():
+    values = [0.1, 0.3, 0.2, 0.15]
+    interval = interval_over_seeds(values)
+    assert paired_p_value(values) < 0.05
+    moved = [value - interval.low for value in values]  # the interval now begins at 0
+    assert paired_p_value(moved) == pytest.approx(0.05)
+    assert math.isnan(paired_p_value([0.1]))
+    assert math.isnan(paired_p_value([0.1, 0.1]))
+
+
+def test_holm_multiplies_the_smallest_by_all_never_falls_and_stops_at_1():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+    assert holm({"a": 0.9, "b": 0.8}) == pytest.approx({"a": 1.0, "b": 1.0})
+    found = holm({"a": 0.02, "b": float("nan")})
+    assert found["a"] == 0.02
+    assert math.isnan(found["b"])

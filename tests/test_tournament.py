@@ -1,0 +1,166 @@
+"""The tournament: its plan keeps test and tuning apart, and its tables say what known numbers say."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import comparison
+
+from steer_core.config import Config
+from steer_core.errors import SteerError
+from steer_core.interventions import METHODS
+from steer_core.settings import build, read_yaml
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "reproduce"))
+import tournament as script
+import tournament_figures as figures
+import tournament_tables as tables
+
+PLAN = build(script.Tournament, read_yaml(script.PLAN))
+CHOSEN = {
+    name: {
+        "overrides": script.settings_of(method, method.strength.values[0] if method.strength else None, 0.5),
+        "strength": method.strength.values[0] if method.strength else None,
+        "learning_rate": 0.5,
+        "tried": [],
+    }
+    for name, method in PLAN.methods.items()
+}
+
+
+def stages():
+    return {name: script.stage_plan(PLAN, stage, CHOSEN, ["steer", "stare", "opo"][: stage.best])
+            for name, stage in PLAN.stages.items()}  # fmt: skip
+
+
+def test_the_test_stage_holds_every_method_with_five_seeds_and_the_controls():
+    plan = stages()["test"]
+    assert set(PLAN.methods) <= set(plan.arms)
+    assert len(PLAN.methods) >= 12
+    assert {"grpo", "grpo-lr-half", "grpo-lr-double", "steer-paper", "steer-shuffled", "steer-uniform"} <= set(
+        plan.arms
+    )
+    assert plan.baseline == "grpo"
+    assert plan.controls == ["grpo-lr-half"]
+    assert len(plan.seeds) >= 5
+    # every intervention is there but plain GRPO and the one that only controls use
+    named = {config.intervention.name for config in (plan.config(arm, 0) for arm in PLAN.methods)}
+    assert named == set(METHODS) - {"steer-control"}
+
+
+def test_no_stage_sees_the_seed_or_the_problems_that_tuning_saw():
+    tuning = script.tuning_plan(PLAN, script.strength_trials(PLAN), [1]).config("grpo.x1", PLAN.tuning.seed)
+    assert tuning.evaluation.split == "validation"
+    for plan in stages().values():
+        assert PLAN.tuning.seed not in plan.seeds
+        assert plan.config(plan.baseline, plan.seeds[0]).evaluation.split == "test"
+    with pytest.raises(SteerError, match=r"stages.test.seeds: 100 is tuning.seed"):
+        replace(PLAN, stages={"test": replace(PLAN.stages["test"], seeds=[100])})
+
+
+def test_every_method_gets_the_same_number_of_trials():
+    strengths = script.strength_trials(PLAN)
+    rates = script.rate_trials(PLAN, dict.fromkeys(PLAN.methods))
+    for name, method in PLAN.methods.items():
+        tried = [trial for trial in (*strengths.values(), *rates.values()) if trial[0] == name]
+        assert len(tried) == (4 if method.strength else 3), name
+    assert sorted({rate for _, _, rate in (*strengths.values(), *rates.values())}) == PLAN.learning_rates
+
+
+def test_an_arm_of_a_tuned_method_keeps_its_strength_and_takes_the_changes():
+    plan = stages()["sgd"]
+    steer, uniform = (plan.config(arm, 0) for arm in ("steer", "steer-uniform"))
+    assert (steer.intervention.name, uniform.intervention.name) == ("steer", "steer-control")
+    assert steer.intervention.lambda_min == uniform.intervention.lambda_min == PLAN.methods["steer"].strength.values[0]
+    assert steer.optimizer.learning_rate_factor == uniform.optimizer.learning_rate_factor == 1
+    assert steer.optimizer.name == "sgd"
+    assert isinstance(stages()["extreme"].config("steer", 0), Config)
+
+
+def test_a_trial_that_reaches_the_level_beats_one_that_does_not_and_then_pass_at_16_decides():
+    missed, better_missed = (float("nan"), 0.1), (float("nan"), 0.17)
+    low, high = (0.6, 0.18), (0.7, 0.18)
+    assert sorted([high, missed, low, better_missed], key=script.rank) == [missed, better_missed, low, high]
+    trials = {"a.0": ("a", 1, 1), "a.1": ("a", 2, 1), "b.0": ("b", None, 1)}
+    assert script.choose(trials, {"a.0": low, "a.1": high, "b.0": missed}) == {"a": "a.1", "b": "b.0"}
+    assert script.choose(trials, {"a.0": low, "a.1": low, "b.0": missed})["a"] == "a.0"
+
+
+def test_tuning_scores_interpolate_the_second_largest_k_where_pass1_first_reaches_the_level():
+    # grpo: pass@1 0.05, 0.2, 0.4 at steps 0, 2, 4 with k = 1 and 2, so the second largest k is 1 itself
+    scores = script.tuning_scores(comparison(seeds=(0,)), 0.3)
+    assert scores["grpo"] == pytest.approx((0.3, 0.4))
+    assert np.isnan(script.tuning_scores(comparison(seeds=(0,)), 0.45)["grpo"][0])
+
+
+def test_the_shared_level_is_the_lower_of_two_highest_pass1_and_must_exceed_the_base():
+    made = comparison()
+    grpo, steer = tables.runs_of(made, "grpo")[0], tables.runs_of(made, "steer")[0]
+    assert grpo["pass@1"].max() == pytest.approx(0.4)
+    assert steer["pass@1"].max() == pytest.approx(0.4)
+    assert tables.shared_level(grpo, steer) == pytest.approx(0.4)
+    sunk = steer.assign(**{"pass@1": [0.05, 0.02, 0.05]})
+    assert tables.shared_level(grpo, sunk) is None
+
+
+def test_differences_at_equal_pass1_are_those_of_the_interpolated_checkpoints():
+    # `slow` ends at pass@1 0.4 too, with pass@2 0.6 against 0.4, entropy 0.28 against 0.20
+    gaps = tables.at_equal_pass1(comparison(), "slow", "grpo")
+    assert [gap["seed"] for gap in gaps] == [0, 1, 2]
+    assert [gap["pass@2"].mean() for gap in gaps] == pytest.approx([0.2] * 3)
+    assert [gap["entropy"] for gap in gaps] == pytest.approx([0.08] * 3)
+    table = tables.differences(gaps)
+    assert table["pass@2"]["mean"] == pytest.approx(0.2)
+    assert table["pass@2"]["verdict"] == "undecided"  # the seeds agree exactly: no spread to judge by
+
+
+def test_a_difference_is_decided_only_where_every_interval_excludes_zero():
+    wide = [{"seed": s, "pass@2": np.array([1.0, 0, 0, 0, 0, 0, 0, 0, 0, -0.9]) + 0.01 * s} for s in range(5)]
+    found = tables.differences(wide)["pass@2"]
+    assert found["over_seeds"][0] > 0  # over seeds alone it would be decided
+    assert found["over_seeds_and_problems"][0] < 0
+    assert found["verdict"] == "undecided"
+    tight = [{"seed": s, "pass@2": np.full(10, 0.2) + 0.01 * s} for s in range(5)]
+    assert tables.differences(tight)["pass@2"]["verdict"] == "higher"
+
+
+def test_the_area_is_the_mean_of_pass1_over_training():
+    assert tables.area(pd.DataFrame({"step": [0, 2, 4], "pass@1": [0.1, 0.2, 0.4]})) == pytest.approx(0.225)
+
+
+def test_holm_is_taken_over_the_arms_of_a_stage():
+    found = {arm: {"pass@2": {"p": p}} for arm, p in (("a", 0.01), ("b", 0.04), ("c", 0.03))} | {"d": {}}
+    tables.corrected(found, "pass@2")
+    assert [found[arm]["pass@2"]["p_holm"] for arm in "abc"] == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_results_and_pictures_are_written_from_the_runs_alone(tmp_path, monkeypatch, capsys):
+    from rich.console import Console
+
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "plan.yaml").touch()
+    (tmp_path / "chosen.json").write_text(json.dumps(CHOSEN))
+    made = comparison()
+    about = {"date": "2026-01-02T00:00:00", "cores": 2, "processor": "CPU", "command": "x"}
+    monkeypatch.setattr(tables, "load_comparison", lambda folder: replace(made, environment=about))
+    out = tmp_path / "results"
+    tables.write_results(PLAN, tmp_path, out, "python reproduce/tournament.py", Console())
+    found = json.loads((out / "results.json").read_text())["stages"]["test"]
+    assert found["arms"]["slow"]["against"]["grpo"]["equal_pass@1"]["entropy"]["mean"] == pytest.approx(0.08)
+    text = (out / "tournament.md").read_text()
+    assert "| GRPO, slower | 3 | 0.290 [0.265, 0.315] |" in text
+    assert "2026-01-02" in text
+    assert {"test_trade.png", "test_differences.png"} <= {path.name for path in out.iterdir()}
+    assert figures.rates({"test": found}) is None
+    assert "decided at equal pass@1" in capsys.readouterr().out
+
+
+def test_a_report_without_a_finished_run_says_so(tmp_path):
+    from rich.console import Console
+
+    with pytest.raises(SteerError, match="no finished run of a stage yet"):
+        tables.write_results(PLAN, tmp_path, tmp_path, "x", Console())
