@@ -136,7 +136,7 @@ def corrected(tables: dict[str, dict[str, Any]], primary: str) -> None:
 
 
 def levels(comparison: Comparison, arm: str) -> dict[str, Any]:
-    """What an arm reached at its last evaluation, and what its updates cost."""
+    """What an arm reached at its last evaluation, its whole way there by seed, and what its updates cost."""
     runs = runs_of(comparison, arm)
     ends = [run.tail(1) for run in runs.values()]
     row = {"seeds": list(runs), "entropy": asdict(interval_over_seeds([e.policy_entropy.iloc[0] for e in ends]))}
@@ -147,6 +147,10 @@ def levels(comparison: Comparison, arm: str) -> dict[str, Any]:
     logged = comparison.metrics[(comparison.metrics.arm == arm) & comparison.metrics.seed.isin(list(runs))]
     for name in ("lambda/mean", "lambda/share_within_1pct_of_1", "grad_norm/mean", "probe/update_norm"):
         row[name] = float(logged[name].mean()) if name in logged else None
+    columns = {"step": "step", "entropy": "policy_entropy", **{f"pass@{k}": f"pass@{k}" for k in comparison.ks}}
+    row["curves"] = {
+        seed: {name: run[column].tolist() for name, column in columns.items()} for seed, run in runs.items()
+    }
     row["update_seconds"] = float((logged["time/update_seconds"] - logged.get("time/probe_seconds", 0)).median())
     return row
 
