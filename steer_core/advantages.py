@@ -36,8 +36,8 @@ def dr_grpo_advantages(rewards_PG: Tensor, lengths_PG: Tensor | None = None) -> 
 
 def rloo_advantages(rewards_PG: Tensor, lengths_PG: Tensor | None = None) -> Tensor:
     """R minus the mean of the other responses of its group (RLOO, Ahmadian et al., arXiv 2402.14740, eq. 8)."""
-    group = rewards_PG.shape[-1]
-    return _centred(rewards_PG)[0] * (group / max(group - 1, 1))
+    centred, group = _centred(rewards_PG)[0], rewards_PG.shape[-1]
+    return centred * (group / max(group - 1, 1))
 
 
 def opo_advantages(rewards_PG: Tensor, lengths_PG: Tensor) -> Tensor:

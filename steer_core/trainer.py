@@ -259,14 +259,17 @@ class Trainer:
         """
         reduction, count = self.config.algorithm.reduction, self.denominator(batch)
         planned: list[Treatment | None] = [None] * len(batch)
-        if self.intervention.scope == "step" and len(batch) > 1:
+        if self.intervention.scope == "step" and ranks.total(len(batch), self.model.device) > ranks.count():
             with torch.no_grad():
-                planned = self.treatments([self.score(part) for part in batch], batch, count)
+                values = [self.score(part) for part in batch]
+            for new in values:
+                self.require_finite(new.logprob + new.entropy, "log-probs or entropies", step)
+            planned = self.treatments(values, batch, count)
         news, treatments = [], []
         for part, treatment in zip(batch, planned, strict=True):
             stats = self.score(part)
             new = stats.detach()
-            self.require_finite(new.logprob.sum(), "log-probs", step)
+            self.require_finite(new.logprob + new.entropy, "log-probs or entropies", step)
             treatment = treatment or self.treatments([new], [part], count)[0]
             losses = self.losses(stats, part, treatment)
             reduce_loss(losses, part.mask_BT, reduction, count).backward()
@@ -296,24 +299,29 @@ class Trainer:
             return losses
         return losses + spread(treatment.extra, part, 0.0) * self.intervention.extra_loss(stats, part.old)
 
-    def tokens(self, stats: list[TokenStats], parts: list[Batch], step: Step | None = None) -> Tokens:
-        """The response tokens of some micro-batches, of all ranks, as an intervention sees them."""
+    def tokens(
+        self, stats: list[TokenStats], parts: list[Batch], step: Step | None = None, gather: bool = True
+    ) -> Tokens:
+        """The response tokens of some micro-batches, of all ranks (`gather`), as an intervention sees them."""
         new, old, advantages = flatten(stats, parts)
         draws = torch.cat([part.draws_BT[part.mask_BT] for part in parts])
-        if ranks.count() > 1 and self.intervention.scope != "micro":
+        if gather and ranks.count() > 1:
             columns = torch.stack([*vars(new).values(), *vars(old).values(), advantages, draws], -1)
             *both, advantages, draws = ranks.gather(columns).unbind(-1)
             new, old = TokenStats(*both[:4]), TokenStats(*both[4:])
         return Tokens(new, old, advantages, self.clip, draws, self.state, step)
 
     def treatments(self, stats: list[TokenStats], parts: list[Batch], count: int) -> list[Treatment]:
-        """What the intervention makes of the tokens of each micro-batch, given all of them."""
+        """What the intervention makes of the tokens of every micro-batch, given all, of all ranks in scope step."""
+        gather = self.intervention.scope == "step"
         shares = [token_coefficients(part.mask_BT, self.config.algorithm.reduction, count) for part in parts]
         mine = torch.cat([share[part.mask_BT] for share, part in zip(shares, parts, strict=True)])
         temperature = self.config.rollout.temperature
         lenses = [Lens(self.model, part.sequences, temperature, micro_batch=len(part.mask_BT)) for part in parts]
-        whole = self.intervention.treat(self.tokens(stats, parts, Step(lenses, self.optimizer, ranks.gather(mine))))
-        own = {name: values if values is None else ranks.own(values, mine) for name, values in vars(whole).items()}
+        step = Step(lenses, self.optimizer, ranks.gather(mine) if gather else mine)
+        own = vars(self.intervention.treat(self.tokens(stats, parts, step, gather)))
+        if gather:
+            own = {name: values if values is None else ranks.own(values, mine) for name, values in own.items()}
         counts = [int(part.mask_BT.sum()) for part in parts]
         columns = {
             name: [None] * len(parts) if values is None else values.split(counts) for name, values in own.items()
@@ -331,7 +339,7 @@ class Trainer:
 
     def require_finite(self, value: Tensor, name: str, step: int) -> None:
         """Raise SteerError for NaN or infinity, before they reach the weights."""
-        if not value.isfinite():
+        if not value.isfinite().all():
             raise SteerError(
                 f"rollout {step}: the {name} are not finite (optimizer.learning_rate "
                 f"{self.config.optimizer.learning_rate}); lower it and start again, or --resume {self.run.path}: "

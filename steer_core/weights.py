@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steer_core.errors import nearest
 
-_ROUNDING = 1e-9  # 0.07 * 100 is 7.000000000000001 in floating point
+ROUNDING = 1e-9  # 0.07 * 100 is 7.000000000000001 in floating point
 MAPS = ("exponential", "linear", "binary")
 
 
@@ -29,7 +29,7 @@ def normaliser(change: Tensor, mask: Tensor, quantile: float = 1.0) -> Tensor:
     size = size[size != 0]  # NaN stays, for `steer_weights` to refuse
     if not len(size):
         return change.new_zeros(())
-    return size.kthvalue(max(1, math.ceil(quantile * len(size) - _ROUNDING))).values
+    return size.kthvalue(max(1, math.ceil(quantile * len(size) - ROUNDING))).values
 
 
 @torch.no_grad()

@@ -7,12 +7,106 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_core.advantages import ADVANTAGES, GRPO_EPSILON, grpo_advantages
+from steer_core.advantages import ADVANTAGES, GRPO_EPSILON, grpo_advantages, rloo_advantages
 from steer_core.config import AlgorithmConfig
 from steer_core.errors import SteerError
 from steer_core.settings import build
 
 rewards = st.lists(st.floats(-10, 10), min_size=2, max_size=12)
+
+
+@st.composite
+def rollouts(draw):
+    """(rewards, lengths) of up to 4 groups of up to 6 responses; float64."""
+    prompts, group = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    numbers = st.lists(st.integers(-9, 9), min_size=group, max_size=group)
+    tokens = st.lists(st.integers(1, 50), min_size=group, max_size=group)
+    rewards_PG = draw(st.lists(numbers, min_size=prompts, max_size=prompts))
+    lengths_PG = draw(st.lists(tokens, min_size=prompts, max_size=prompts))
+    return torch.tensor(rewards_PG, dtype=torch.float64) / 4, torch.tensor(lengths_PG)
+
+
+def estimated(name, rewards_PG, lengths_PG):
+    """The estimator's advantages of lists."""
+    return ADVANTAGES[name](torch.tensor(rewards_PG, dtype=torch.float64), torch.tensor(lengths_PG))
+
+
+@pytest.mark.parametrize(
+    ("name", "rewards_PG", "lengths_PG", "advantages"),
+    [
+        ("dr-grpo", [[1, 0, 0, 1], [4, 0, 0, 0]], [[9, 1, 1, 1]] * 2, [[0.5, -0.5, -0.5, 0.5], [3, -1, -1, -1]]),
+        ("rloo", [[1, 0, 0, 1], [3, 0, 0, 0]], [[9, 1, 1, 1]] * 2, [[2 / 3, -2 / 3, -2 / 3, 2 / 3], [3, -1, -1, -1]]),
+        # 3 of 8 tokens earn 1: baseline 0.375
+        ("opo", [[1, 0, 0, 1]], [[1, 2, 3, 2]], [[0.625, -0.375, -0.375, 0.625]]),
+        # 3 tokens of 1 and one of 0: mean 0.75, variance (3 / 16 + 9 / 16) / 3 = 1 / 4
+        ("reinforce++", [[1, 0]], [[3, 1]], [[0.5, -1.5]]),
+        # centred 1/2 (3 tokens), -1/2, 0, 0: mean 1/6, variance (3 / 9 + 4 / 9 + 2 / 36) / 5 = 1 / 6
+        ("reinforce++-baseline", [[1, 0], [5, 5]], [[3, 1], [1, 1]], [[2, -4], [-1, -1]]),
+    ],
+)
+def test_estimators_by_hand(name, rewards_PG, lengths_PG, advantages):
+    unit = 6**-0.5 if name == "reinforce++-baseline" else 1.0
+    wanted = torch.tensor(advantages, dtype=torch.float64) * unit
+    torch.testing.assert_close(estimated(name, rewards_PG, lengths_PG), wanted, rtol=1e-6, atol=1e-12)
+
+
+@given(rollouts())
+def test_rloo_is_the_reward_less_the_mean_of_the_others_and_n_over_n_minus_1_of_dr_grpo(rollout):
+    rewards_PG = rollout[0]
+    group, found = rewards_PG.shape[1], rloo_advantages(*rollout)
+    torch.testing.assert_close(found, ADVANTAGES["dr-grpo"](*rollout) * group / max(group - 1, 1))
+    if group > 1:
+        others = (rewards_PG.sum(-1, keepdim=True) - rewards_PG) / (group - 1)
+        torch.testing.assert_close(found, rewards_PG - others)
+
+
+@given(rollouts(), st.integers(1, 9))
+def test_opo_is_dr_grpo_at_equal_lengths_and_sums_to_0_over_tokens(rollout, length):
+    rewards_PG, lengths_PG = rollout
+    equal = torch.full_like(lengths_PG, length)
+    torch.testing.assert_close(ADVANTAGES["opo"](rewards_PG, equal), ADVANTAGES["dr-grpo"](*rollout))
+    over_tokens = (ADVANTAGES["opo"](*rollout) * lengths_PG).sum(-1)
+    torch.testing.assert_close(over_tokens, torch.zeros_like(over_tokens), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["reinforce++", "reinforce++-baseline"])
+@given(rollouts())
+def test_reinforce_plus_plus_has_mean_0_and_variance_1_over_tokens(name, rollout):
+    found = ADVANTAGES[name](*rollout)
+    tokens = found.flatten().repeat_interleave(rollout[1].flatten())
+    assert float(tokens.mean()) == pytest.approx(0, abs=1e-9)
+    assert not found.any() or float(tokens.var()) == pytest.approx(1, rel=1e-4)
+    centred = ADVANTAGES["dr-grpo"](*rollout) if name == "reinforce++-baseline" else rollout[0]
+    assert found.any() == (len(centred.unique()) > 1)
+    assert (found.flatten().diff() * centred.flatten().diff() >= 0).all()
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+@pytest.mark.parametrize("reward", [0.0, 0.1, -1e6, 1 / 3])
+@given(lengths_PG=st.lists(st.lists(st.integers(1, 999), min_size=3, max_size=3), min_size=1, max_size=3))
+def test_equal_rewards_give_every_estimator_exactly_zero(name, reward, lengths_PG):
+    lengths_PG = torch.tensor(lengths_PG)
+    assert ADVANTAGES[name](torch.full(lengths_PG.shape, reward), lengths_PG).eq(0).all()
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr-grpo", "rloo", "opo"])
+def test_a_group_of_one_has_nothing_to_compare_with(name):
+    assert estimated(name, [[1.0], [3.0]], [[4], [2]]).tolist() == [[0], [0]]
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_estimators_keep_precision_and_shape(name):
+    for dtype in (torch.float32, torch.float64):
+        found = ADVANTAGES[name](torch.tensor([[1, 0, 3], [2, 2, 2]], dtype=dtype), torch.tensor([[1, 2, 3]] * 2))
+        assert (found.dtype, found.shape) == (dtype, (2, 3))
+
+
+@pytest.mark.parametrize("name", ["opo", "reinforce++", "reinforce++-baseline"])
+def test_lengths_that_are_none_raise(name):
+    with pytest.raises(ValueError, match=r"lengths: shape \(1, 3\) is not that of rewards \(1, 2\)"):
+        estimated(name, [[1, 0]], [[1, 2, 3]])
+    with pytest.raises(ValueError, match="lengths: a response has no token"):
+        estimated(name, [[1, 0]], [[1, 0]])
 
 
 def test_advantages_by_hand():
@@ -57,9 +151,10 @@ def test_a_group_of_one_gets_zero_without_a_warning():
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 2, 2), ()])
-def test_rewards_that_are_not_prompts_by_group_raise(shape):
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_rewards_that_are_not_prompts_by_group_raise(name, shape):
     with pytest.raises(ValueError, match="prompts, group"):
-        grpo_advantages(torch.zeros(shape))
+        ADVANTAGES[name](torch.zeros(shape), torch.ones(shape))
 
 
 def test_every_configurable_estimator_exists():

@@ -56,7 +56,8 @@ def test_a_run_that_has_not_come_to_its_end_makes_a_comparison_incomplete(tmp_pa
 
 def test_runs_of_arms_with_one_folder_name_stay_apart(tmp_path):
     paths = [
-        logged_run(tmp_path / side / "run", f"steer.form={form}").path for side, form in (("l", "none"), ("r", "paper"))
+        logged_run(tmp_path / side / "run", f"intervention.name={name}").path
+        for side, name in (("l", "none"), ("r", "steer"))
     ]
     assert list(comparison_of(paths).plan.arms) == ["run", "run-1"]
 
@@ -116,9 +117,9 @@ def test_a_plan_that_makes_no_sense_is_refused_with_the_field(changes, message):
         plan_of(**changes)
 
 
-@pytest.mark.parametrize("override", ["intervention.lambda_min=0.5", "steer={lambda_min: 0.5}"])
+@pytest.mark.parametrize("override", ["intervention.lambda_min=0.5", "intervention={lambda_min: 0.5}"])
 def test_a_setting_that_an_arm_makes_itself_is_refused_for_all_arms(override):
-    with pytest.raises(SteerError, match=r"steer\.\w+: arm 'steer' of .*compare\.yaml sets it itself"):
+    with pytest.raises(SteerError, match=r"intervention\.\w+: arm 'steer' of .*compare\.yaml sets it itself"):
         load_plan(COMPARE, [override])
 
 
@@ -169,9 +170,14 @@ def test_a_plan_on_disk_holds_every_setting_and_reads_back_the_same(tmp_path):
 
 def test_a_shared_setting_reaches_every_arm_and_an_arms_own_wins():
     arms = {"a": Arm(label="a"), "b": Arm(label="b", overrides=["intervention.lambda_min=0.4"])}
-    plan = Plan(arms=arms, baseline="a", seeds=[5], common={"steer": {"form": "paper", "lambda_min": 0.9}})
+    plan = Plan(
+        arms=arms,
+        baseline="a",
+        seeds=[5],
+        common={"intervention": {"name": "steer", "form": "exact", "lambda_min": 0.9}},
+    )
     assert [plan.config(arm, 5).intervention.lambda_min for arm in arms] == [0.9, 0.4]
-    assert {plan.config(arm, 5).steer.form for arm in arms} == {"paper"}
+    assert {plan.config(arm, 5).intervention.form for arm in arms} == {"exact"}
 
 
 @pytest.mark.parametrize("name", ["my run", ".hidden", "a=b, c"])

@@ -11,6 +11,7 @@ import steer_core
 from steer_core.comparison import Plan
 from steer_core.config import Config, CountdownConfig, MathsConfig, load_config
 from steer_core.errors import SteerError
+from steer_core.interventions.base import Intervention
 from steer_core.settings import apply_overrides, build, describe, read_yaml, to_dict
 
 FILES = sorted((Path(steer_core.__file__).parent / "configs").rglob("*.yaml"))
@@ -25,27 +26,31 @@ def refused(*overrides):
     return str(caught.value)
 
 
+def named(override):
+    """The override; where it sets something of an intervention, after the name of the one it is a setting of."""
+    own = override.startswith("intervention.") and not override.startswith("intervention.name")
+    return ["intervention.name=steer", override] if own else [override]
+
+
 def test_defaults_are_those_of_the_paper_where_it_names_them():
     config = load_config(None)
     assert (config.algorithm.clip_low, config.algorithm.clip_high, config.algorithm.dual_clip) == (0.2, 0.28, 10.0)
     assert config.algorithm.reduction == "token-mean"
-    assert (config.intervention.lambda_min, config.intervention.normaliser, config.intervention.scope) == (
-        0.7,
-        "max",
-        "step",
-    )
+    steer = load_config(None, ["intervention.name=steer"]).intervention
+    assert (steer.form, steer.map, steer.sides) == ("paper", "exponential", "both")
+    assert (steer.lambda_min, steer.lambda_max, steer.normaliser, steer.scope) == (0.7, 1.0, "max", "step")
     assert (config.rollout.responses, config.rollout.temperature, config.rollout.top_p) == (8, 1.0, 1.0)
-    assert config.steer.form == "none"
+    assert config.intervention == Intervention(name="none")
 
 
 def test_overrides_are_read_as_yaml_and_win_over_the_file(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text("train: {seed: 3, rollouts: 5}\nsteer:\n  form: paper\n")
+    path.write_text("train: {seed: 3, rollouts: 5}\nintervention:\n  name: steer\n  form: exact\n")
     config = load_config(
         path,
         ["train.seed=7", "algorithm.dual_clip=null", "evaluation.pass_at=[1, 2]", "optimizer.learning_rate=3e-5"],
     )
-    assert (config.train.seed, config.train.rollouts, config.steer.form) == (7, 5, "paper")
+    assert (config.train.seed, config.train.rollouts, config.intervention.form) == (7, 5, "exact")
     assert config.algorithm.dual_clip is None
     assert config.evaluation.pass_at == (1, 2)
     assert config.optimizer.learning_rate == 3e-5
@@ -54,9 +59,9 @@ def test_overrides_are_read_as_yaml_and_win_over_the_file(tmp_path):
 
 def test_overrides_leave_the_data_they_are_applied_to_alone():
     data = {"train": {"seed": 1}}
-    assert apply_overrides(data, ["train.seed=2", "steer.form=exact"]) == {
+    assert apply_overrides(data, ["train.seed=2", "intervention.form=exact"]) == {
         "train": {"seed": 2},
-        "steer": {"form": "exact"},
+        "intervention": {"form": "exact"},
     }
     assert data == {"train": {"seed": 1}}
 
@@ -82,19 +87,20 @@ def test_an_override_whose_value_is_not_yaml_raises(value):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("steer.lamda_min=0.5", "steer.lamda_min: unknown key; did you mean 'lambda_min'?"),
+        ("intervention.lamda_min=0.5", "intervention.lamda_min: unknown key; did you mean 'lambda_min'?"),
         ("optimizer.lerning_rate=1", "optimizer.lerning_rate: unknown key; did you mean 'learning_rate'?"),
         ("evaluation.sample=1", "did you mean 'samples'?"),
         ("evaluation.temprature=1", "did you mean 'temperature'?"),
-        ("steerr.form=paper", "steerr: unknown key; did you mean 'steer'?"),
+        ("interventoin.form=paper", "interventoin: unknown key; did you mean 'intervention'?"),
     ],
 )
 def test_an_unknown_key_raises_with_the_nearest_known_one(override, message):
-    assert message in refused(override)
+    assert message in refused(*named(override))
 
 
 def test_an_unknown_key_near_nothing_lists_the_known_ones():
-    assert refused("steer.zzz=1") == "steer.zzz: unknown key; known: form, lambda_min, normaliser, quantile, scope"
+    message = "intervention.zzz: unknown key; known: name, coefficient"
+    assert refused("intervention.name=entropy-loss", "intervention.zzz=1") == message
 
 
 @pytest.mark.parametrize(
@@ -106,8 +112,10 @@ def test_an_unknown_key_near_nothing_lists_the_known_ones():
         "rollout.temperature=.nan", "rollout.top_p=0", "rollout.top_p=1.1", "rollout.batch_sequences=0",
         "rollout.prompts=0", "rollout.responses=0", "evaluation.top_p=0", "evaluation.temperature=0",
         "algorithm.clip_low=-0.1", "algorithm.clip_low=1.1", "algorithm.clip_high=-0.1", "algorithm.clip_high=.inf",
-        "algorithm.dual_clip=1", "algorithm.dual_clip=.nan", "intervention.lambda_min=0", "intervention.lambda_min=1.01",
-        "intervention.quantile=0", "intervention.quantile=1.01", "optimizer.learning_rate=0", "optimizer.learning_rate=-1",
+        "algorithm.dual_clip=1", "algorithm.dual_clip=.nan",
+        "intervention.lambda_min=0", "intervention.lambda_min=1.01", "intervention.lambda_max=.inf",
+        "intervention.quantile=0", "intervention.quantile=1.01", "intervention.smallest_normaliser=-0.1",
+        "optimizer.learning_rate=0", "optimizer.learning_rate=-1",
         "optimizer.betas=[1.0, 0.9]", "optimizer.betas=[0.9, -0.1]", "optimizer.eps=0", "optimizer.weight_decay=-1",
         "optimizer.momentum=1", "optimizer.momentum=-0.1", "optimizer.max_grad_norm=0",
         "optimizer.mini_batch_prompts=0", "optimizer.micro_batch_sequences=0", "evaluation.every=-1",
@@ -116,7 +124,9 @@ def test_an_unknown_key_near_nothing_lists_the_known_ones():
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_raises_with_its_field(override):
-    assert refused(override).startswith(override.split("=")[0])
+    message = refused(*named(override))
+    assert message.startswith(override.split("=")[0])
+    assert "no method is named" not in message
 
 
 @pytest.mark.parametrize(
@@ -124,14 +134,15 @@ def test_a_value_out_of_range_raises_with_its_field(override):
     [
         "task.numbers=2", "task.numbers=6", "task.largest_target=999", "rollout.top_p=1",
         "algorithm.clip_low=0", "algorithm.clip_low=1", "algorithm.clip_high=0", "algorithm.dual_clip=1.01",
-        "intervention.lambda_min=1", "intervention.quantile=1", "optimizer.momentum=0", "optimizer.betas=[0.0, 0.5]",
+        "intervention.lambda_min=1", "intervention.quantile=1", "intervention.smallest_normaliser=0",
+        "optimizer.momentum=0", "optimizer.betas=[0.0, 0.5]",
         "evaluation.every=0", "train.seed=0", "train.logged_responses=0",
     ],
 )  # fmt: skip
 def test_the_ends_of_a_range_belong_to_it(override):
     section, key = override.split("=")[0].split(".")
     value = yaml.safe_load(override.split("=")[1])
-    assert to_dict(load_config(None, [override]))[section][key] == value
+    assert to_dict(load_config(None, named(override)))[section][key] == value
 
 
 @pytest.mark.parametrize(
@@ -139,14 +150,16 @@ def test_the_ends_of_a_range_belong_to_it(override):
     [
         "train.seed=one", "train.seed=1.5", "train.seed=[1]", "train.seed=null", "train.rollouts={a: 1}",
         "rollout.temperature=warm", "optimizer.betas=[0.9]", "optimizer.betas=0.9", "evaluation.pass_at=[a]",
-        "evaluation.pass_at=1", "model.path=3", "intervention.name=steers", "intervention.scope=batch", "intervention.normaliser=mean",
+        "evaluation.pass_at=1", "model.path=3", "intervention.name=steers", "intervention.scope=batch",
+        "intervention.normaliser=mean", "intervention.form=papers",
+        "intervention.map=log", "intervention.sides=raising",
         "algorithm.reduction=mean", "algorithm.advantage=ppo", "optimizer.name=adam", "task.name=chess",
         "rollout.engine=vllm2", "evaluation.split=train",
     ],
 )  # fmt: skip
 def test_a_value_of_another_type_raises_with_its_field_and_value(override):
     field, value = override.split("=")
-    message = refused(override)
+    message = refused(*named(override))
     assert message.startswith(field)
     assert value.strip("[]{}").split(":")[0] in message.replace("None", "null")
 
@@ -214,7 +227,14 @@ def test_keys_that_are_not_text_raise():
 
 def test_to_dict_and_build_are_inverse_through_yaml():
     config = load_config(
-        None, ["steer.form=exact", "algorithm.dual_clip=null", "optimizer.betas=[0.5, 0.6]", "optimizer.eps=1e-12"]
+        None,
+        [
+            "intervention.name=steer",
+            "intervention.form=exact",
+            "algorithm.dual_clip=null",
+            "optimizer.betas=[0.5, 0.6]",
+            "optimizer.eps=1e-12",
+        ],
     )
     written = yaml.safe_dump(to_dict(config), sort_keys=False)
     assert build(Config, yaml.safe_load(written)) == config

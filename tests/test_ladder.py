@@ -13,7 +13,7 @@ from steer_core.config import RolloutConfig
 from steer_core.entropy_change import push
 from steer_core.errors import SteerError
 from steer_core.ladder import Lens, derivative, gradient, require_finite, statistics, taken_step
-from steer_core.loss import ClipRange, denominator, token_coefficients
+from steer_core.loss import REDUCTIONS, ClipRange, denominator, token_coefficients
 from steer_core.policy import full_precision, load_policy, score
 from steer_core.rollout import HuggingFaceEngine
 from steer_core.statistics import agreement
@@ -147,14 +147,23 @@ def test_statistics_are_flat_over_the_response_tokens_row_by_row(lens, model):
     )
 
 
-@pytest.mark.parametrize("reduction", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize(
-    "overrides", [[], ["steer.form=exact", "intervention.lambda_min=0.3", "quadrants.negative_likely=2"]]
+    "settings_of_method",
+    [
+        "name: none",
+        "name: steer, form: exact, lambda_min: 0.3",
+        "name: quadrants, negative_likely: 2",
+        "name: entropy-advantage",
+        "name: entropy-loss, coefficient: 0.3",
+    ],
 )
-def test_gradient_with_the_tokens_pushes_is_minus_that_of_the_training_loss(tmp_path, reduction, overrides):
+def test_gradient_with_the_tokens_pushes_is_minus_that_of_the_training_loss(tmp_path, reduction, settings_of_method):
     """The trainer's own step with SGD at rate 1: what it subtracts is the gradient of its loss."""
     settings = ("optimizer.name=sgd", "optimizer.learning_rate=1", "optimizer.max_grad_norm=1e9")
-    trainer = small_trainer(tmp_path / "a", *settings, f"algorithm.reduction={reduction}", *overrides)
+    trainer = small_trainer(
+        tmp_path / "a", *settings, f"algorithm.reduction={reduction}", f"intervention={{{settings_of_method}}}"
+    )
     model = trainer.model.double()
     sampled = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
     generator = torch.Generator().manual_seed(4)
@@ -167,12 +176,14 @@ def test_gradient_with_the_tokens_pushes_is_minus_that_of_the_training_loss(tmp_
         (part,) = batch
         lens = Lens(model, part.sequences)
         new, mask = trainer.score(part).detach(), part.mask_BT
-        coefficients = token_coefficients(mask, reduction, denominator(mask, reduction)).double()
-        factors = trainer.weights(new, part, None, None) * trainer.quadrant_factors(new, part)
-        weights = coefficients * factors * push(new, part.old, part.advantages_BT, trainer.clip)
-        actual = gradient(lens, weights[mask])
+        count = denominator(mask, reduction, trainer.config.rollout.max_new_tokens)
+        share = token_coefficients(mask, reduction, count).double()[mask]
+        treated = trainer.treatments([new], [part], count)[0]
+        at = [stats.map(lambda x: x[mask]) for stats in (new, part.old)]
+        pushes = share * treated.weights * push(*at, treated.advantages, trainer.clip)
+        actual = gradient(lens, pushes, None if treated.extra is None else share * treated.extra)
         before = copies(lens.parameters())
-        trainer.optimizer_step(batch, None, int(mask.sum()), step=1)
+        trainer.optimizer_step(batch, int(mask.sum()), step=1)
     step = {name: p.detach() - before[name] for name, p in lens.parameters().items()}
     error = {name: actual[name] - step[name] for name in step}
     assert norm_of(step) > 1e-2

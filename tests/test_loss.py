@@ -21,6 +21,7 @@ from steer_core.loss import (
     token_coefficients,
 )
 
+LONGEST = 11
 CLIPS = [ClipRange(), ClipRange(dual=None), ClipRange(0.1, 0.6, 3.0), ClipRange(0.99, 5.0, 10.0)]
 
 
@@ -132,7 +133,7 @@ def batches(draw):
 
 
 def plain(losses, mask, reduction):
-    """The definitions, with lists; rows without a token do not count."""
+    """The definitions, with lists; rows without a token do not count; LONGEST for -norm."""
     rows = [row[keep].tolist() for row, keep in zip(losses, mask, strict=True) if keep.any()]
     if not rows:
         return 0.0
@@ -140,11 +141,13 @@ def plain(losses, mask, reduction):
         return sum(map(sum, rows)) / sum(map(len, rows))
     if reduction == "seq-mean-token-mean":
         return sum(sum(row) / len(row) for row in rows) / len(rows)
+    if reduction == "seq-mean-token-sum-norm":
+        return sum(sum(row) / LONGEST for row in rows) / len(rows)
     return sum(map(sum, rows)) / len(rows)
 
 
 def reduced(losses, mask, reduction):
-    return reduce_loss(losses, mask, reduction, denominator(mask, reduction)).item()
+    return reduce_loss(losses, mask, reduction, denominator(mask, reduction, LONGEST)).item()
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -159,8 +162,8 @@ def test_micro_batches_add_up_to_the_mini_batch_however_it_is_split(reduction, b
     losses, mask = batch
     cuts = sorted(data.draw(st.sets(st.integers(1, len(mask)))) | {0, len(mask)})
     parts = [slice(a, b) for a, b in pairwise(cuts)]
-    count = sum(denominator(mask[part], reduction) for part in parts)
-    assert count == denominator(mask, reduction)
+    count = sum(denominator(mask[part], reduction, LONGEST) for part in parts)
+    assert count == denominator(mask, reduction, LONGEST)
     total = sum(reduce_loss(losses[part], mask[part], reduction, count).item() for part in parts)
     assert total == pytest.approx(reduced(losses, mask, reduction), rel=1e-6, abs=1e-6)
 
@@ -181,7 +184,7 @@ def test_padding_and_sequence_order_change_nothing(reduction, batch, extra, seed
 @given(batches())
 def test_token_coefficients_are_the_gradient_of_the_reduced_loss(reduction, batch):
     losses, mask = batch
-    count = denominator(mask, reduction)
+    count = denominator(mask, reduction, LONGEST)
     leaf = losses.clone().requires_grad_()
     reduce_loss(leaf, mask, reduction, count).backward()
     coefficients = token_coefficients(mask, reduction, count)
@@ -189,7 +192,9 @@ def test_token_coefficients_are_the_gradient_of_the_reduced_loss(reduction, batc
     assert not coefficients[~mask].any()
 
 
-@pytest.mark.parametrize(("reduction", "value"), list(zip(REDUCTIONS, [8 / 4, (1 + 5) / 2, 8 / 2], strict=True)))
+@pytest.mark.parametrize(
+    ("reduction", "value"), list(zip(REDUCTIONS, [8 / 4, (1 + 5) / 2, 8 / 2, 8 / (2 * 11)], strict=True))
+)
 def test_reductions_by_hand(reduction, value):
     losses = torch.tensor([[1.0, 1.0, 1.0], [5.0, 9.0, 9.0], [7.0, 7.0, 7.0]])
     mask = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0]])
@@ -198,17 +203,35 @@ def test_reductions_by_hand(reduction, value):
 
 def test_denominator_counts_tokens_or_sequences_that_have_any():
     mask = torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 0]])
-    assert [denominator(mask, reduction) for reduction in REDUCTIONS] == [3, 2, 2]
+    assert [denominator(mask, reduction, LONGEST) for reduction in REDUCTIONS] == [3, 2, 2, 22]
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_a_batch_without_response_tokens_has_loss_zero(reduction):
     mask = torch.zeros(2, 3, dtype=torch.bool)
     losses = torch.ones(2, 3, requires_grad=True)
-    loss = reduce_loss(losses, mask, reduction, denominator(mask, reduction))
+    loss = reduce_loss(losses, mask, reduction, denominator(mask, reduction, LONGEST))
     loss.backward()
     assert loss.item() == 0
     assert not losses.grad.any()
+
+
+def test_the_norm_of_dr_grpo_does_not_depend_on_the_lengths_of_the_responses():
+    short, long = torch.tensor([[1, 1, 0, 0]]), torch.tensor([[1, 1, 1, 1]])
+    coefficients = [
+        token_coefficients(mask, "seq-mean-token-sum-norm", denominator(mask, "seq-mean-token-sum-norm", 8))
+        for mask in (short, long)
+    ]
+    assert coefficients[0].tolist() == [[1 / 8, 1 / 8, 0, 0]]
+    assert coefficients[1].tolist() == [[1 / 8] * 4]
+
+
+@pytest.mark.parametrize("longest", [None, 0, -3])
+def test_the_norm_without_the_longest_response_raises(longest):
+    mask = torch.ones(1, 1)
+    with pytest.raises(ValueError, match=rf"longest: {longest} is no number of tokens"):
+        denominator(mask, "seq-mean-token-sum-norm", longest)
+    assert denominator(mask, "seq-mean-token-sum-norm", 1) == denominator(mask, "seq-mean-token-sum", longest) == 1
 
 
 def test_unknown_reduction_raises():

@@ -45,7 +45,7 @@ def test_a_watched_step_measures_the_difference_of_two_scoring_passes(tmp_path):
 
     before = entropies()
     with watched_step(lens) as watch:
-        trainer.optimizer_step(batch, None, 1, step=1)
+        trainer.optimizer_step(batch, 1, step=1)
     torch.testing.assert_close(watch.measured, entropies() - before, rtol=0, atol=1e-5)
     assert float(watch.measured.abs().max()) > 0.05
     assert watch.seconds > 0
@@ -62,7 +62,7 @@ def test_first_order_is_close_to_the_measured_change_of_a_small_real_step(tmp_pa
         batch = sampled(trainer)[0]
         trainer.optimizer.param_groups[0]["lr"] = rate * factor
         with watched_step(trainer.lens_on(batch)) as watch:
-            trainer.optimizer_step(batch, None, 1, step=1)
+            trainer.optimizer_step(batch, 1, step=1)
         errors.append(float((watch.first_order - watch.measured).norm() / watch.measured.norm()))
         assert agreement(watch.first_order.numpy(), watch.measured.numpy())["pearson"] > 0.999
         if optimizer == "adamw":  # its second step differs from its first; one is enough
@@ -77,9 +77,11 @@ def test_first_order_starts_where_the_step_began(tmp_path):
     lens = trainer.lens_on(batch)
     before = {name: p.detach().clone() for name, p in lens.parameters().items()}
     with watched_step(lens) as watch:
-        trainer.optimizer_step(batch, None, 1, step=1)
+        trainer.optimizer_step(batch, 1, step=1)
     after = {name: p.detach().clone() for name, p in lens.parameters().items()}
     update = {name: after[name] - before[name] for name in before}
+    length = torch.cat([u.flatten() for u in update.values()]).norm()
+    assert watch.update_norm == pytest.approx(float(length), rel=1e-12)
     assert not torch.allclose(watch.first_order, derivative(lens, update)[1], rtol=0.01)
     trainer.model.load_state_dict(before, strict=False)
     torch.testing.assert_close(watch.first_order, derivative(lens, update)[1], rtol=1e-12, atol=1e-14)
@@ -117,6 +119,7 @@ def test_the_probe_names_every_form_and_the_first_order(tmp_path):
     forms = {*ENTROPY_CHANGE, "first_order"}
     assert set(probe_of(row)) == {
         "probe/change/measured",
+        "probe/update_norm",
         *(f"probe/{kind}/{form}" for kind in ("change", "pearson", "sign") for form in forms),
     }
     assert all(math.isfinite(value) for value in probe_of(row).values())
@@ -129,16 +132,19 @@ def test_where_all_advantages_are_zero_undefined_agreements_are_left_out(tmp_pat
     trainer.task.verify = lambda problem, response: False
     trainer.fit()
     for row in trainer.run.read():
-        assert {name.split("/")[1] for name in probe_of(row)} == {"change"}
-        assert len(probe_of(row)) == len(ENTROPY_CHANGE) + 2
+        assert {name.split("/")[1] for name in probe_of(row)} == {"change", "update_norm"}
+        assert len(probe_of(row)) == len(ENTROPY_CHANGE) + 3
         assert not any(probe_of(row).values())
 
 
 def test_metrics_of_a_watch_by_hand():
-    watch = Watch(torch.tensor([1.0, -2.0, 0.0, 4.0]), torch.tensor([2.0, -4.0, 1.0, 8.0]), seconds=0.25)
+    watch = Watch(
+        torch.tensor([1.0, -2.0, 0.0, 4.0]), torch.tensor([2.0, -4.0, 1.0, 8.0]), update_norm=0.5, seconds=0.25
+    )
     told = watch.metrics({"paper": torch.tensor([1.0, 1.0, -1.0, 0.0]), "exact": torch.zeros(4)})
     expected = {
         "probe/change/measured": 0.75,
+        "probe/update_norm": 0.5,
         "probe/change/first_order": 1.75,
         "probe/change/paper": 0.25,
         "probe/change/exact": 0.0,
@@ -169,8 +175,8 @@ def test_the_probe_watches_another_mini_batch_each_rollout(tmp_path):
 @pytest.mark.parametrize("step", [1, 2])
 def test_probed_predictions_are_the_readings_of_the_probes_own_tokens(tmp_path, step):
     """A form's change is that of its token's state: rate x coefficient x weight x form, without the rollout's mean."""
-    settings = ("train.probe_sequences=3", "steer.form=exact", "optimizer.learning_rate_factor=0.5")
-    trainer = small_trainer(tmp_path / "a", *settings, "optimizer.name=sgd")
+    settings = ("train.probe_sequences=3", "intervention.name=steer", "intervention.form=exact")
+    trainer = small_trainer(tmp_path / "a", *settings, "optimizer.learning_rate_factor=0.5", "optimizer.name=sgd")
     batches = sampled(trainer)
     readings, _, probed = trainer.update(batches, step)
     counts = [int(part.mask_BT.sum()) for batch in batches for part in batch]

@@ -19,6 +19,11 @@ REPRODUCE = Path(__file__).parent.parent / "reproduce"
 SCRIPT = runpy.run_path(str(REPRODUCE / "quadrants.py"))
 
 
+def settings(**factors):
+    """The overrides that multiply quadrants by factors."""
+    return ["intervention.name=quadrants", *(f"intervention.{name}={factor}" for name, factor in factors.items())]
+
+
 def first_losses(monkeypatch, folder, *overrides):
     """(losses, quadrants, clipped surrogate of the first micro-batch's tokens, gradient norms, trainer)."""
     trainer, losses = small_trainer(folder, *overrides), []
@@ -43,14 +48,14 @@ def first_losses(monkeypatch, folder, *overrides):
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 @pytest.mark.parametrize("name", QUADRANTS)
 def test_a_factor_multiplies_the_loss_of_its_own_quadrant_and_of_no_other(tmp_path, monkeypatch, name, factor):
-    losses, inside, surrogate, _, _ = first_losses(monkeypatch, tmp_path, f"quadrants.{name}={factor}")
+    losses, inside, surrogate, _, _ = first_losses(monkeypatch, tmp_path, *settings(**{name: factor}))
     assert inside[name].any()
     assert torch.equal(losses[inside[name]], factor * surrogate[inside[name]])
     assert torch.equal(losses[~inside[name]], surrogate[~inside[name]])
 
 
 def test_factor_0_on_all_four_quadrants_gives_no_gradient(tmp_path, monkeypatch):
-    off = [f"quadrants.{name}=0" for name in QUADRANTS]
+    off = settings(**dict.fromkeys(QUADRANTS, 0))
     _, _, _, norms, trainer = first_losses(monkeypatch, tmp_path / "off", *off)
     untouched = small_trainer(tmp_path / "untouched").model.state_dict()
     assert norms == [0, 0]
@@ -58,7 +63,7 @@ def test_factor_0_on_all_four_quadrants_gives_no_gradient(tmp_path, monkeypatch)
 
 
 def test_factor_1_on_all_four_is_grpo_bit_for_bit(tmp_path, monkeypatch):
-    ones = [f"quadrants.{name}=1.0" for name in QUADRANTS]
+    ones = settings(**dict.fromkeys(QUADRANTS, 1.0))
     losses, _, surrogate, _, _ = first_losses(monkeypatch, tmp_path / "first", *ones)
     assert torch.equal(losses, surrogate)
     grpo, same = small_trainer(tmp_path / "grpo"), small_trainer(tmp_path / "same", *ones)
@@ -70,13 +75,13 @@ def test_factor_1_on_all_four_is_grpo_bit_for_bit(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", QUADRANTS)
 def test_a_negative_factor_is_refused_by_name(name):
-    with pytest.raises(SteerError, match=rf"quadrants\.{name}: -0\.5 is not allowed; .*greater than or equal to 0"):
-        small_config(f"quadrants.{name}=-0.5")
+    with pytest.raises(SteerError, match=rf"intervention\.{name}: -0\.5 is not allowed; .*greater than or equal to 0"):
+        small_config(*settings(**{name: -0.5}))
 
 
 def test_an_unknown_quadrant_is_refused_with_the_nearest_name():
-    with pytest.raises(SteerError, match=r"quadrants\.positive_likly: unknown key; did you mean 'positive_likely'"):
-        small_config("quadrants.positive_likly=2")
+    with pytest.raises(SteerError, match=r"intervention\.positive_likly: unknown key; did you mean 'positive_likely'"):
+        small_config(*settings(positive_likly=2))
 
 
 def test_the_predicted_signs_are_those_of_the_papers_form():
@@ -100,17 +105,17 @@ def test_the_shipped_plan_weakens_and_strengthens_every_quadrant_once():
 
 # By seed, what an arm adds to GRPO's entropy at each of 4 rollouts.
 GAPS = {
-    "as-said": ("positive_likely=0.5", [[0.0, 0.01, 0.02, 0.03 + 0.001 * seed] for seed in range(3)]),
-    "against": ("positive_likely=2", [[0.0, 0.01, 0.02, 0.03 + 0.001 * seed] for seed in range(3)]),
-    "noise": ("negative_unlikely=2", [[0.0, 0.01 * (seed - 1), 0.0, 0.02 * (seed - 1)] for seed in range(3)]),
-    "late": ("negative_likely=2", [[0.0, -0.02 * seed, 0.01 * seed, 0.03 + 0.001 * seed] for seed in range(3)]),
+    "as-said": ({"positive_likely": 0.5}, [[0.0, 0.01, 0.02, 0.03 + 0.001 * seed] for seed in range(3)]),
+    "against": ({"positive_likely": 2}, [[0.0, 0.01, 0.02, 0.03 + 0.001 * seed] for seed in range(3)]),
+    "noise": ({"negative_unlikely": 2}, [[0.0, 0.01 * (seed - 1), 0.0, 0.02 * (seed - 1)] for seed in range(3)]),
+    "late": ({"negative_likely": 2}, [[0.0, -0.02 * seed, 0.01 * seed, 0.03 + 0.001 * seed] for seed in range(3)]),
 }
 
 
 def made(seeds=(0, 1, 2)) -> Comparison:
     """Hand-made curves: GRPO falls from 0.30 by 0.02 a rollout, 0.05 apart between seeds."""
     arms = {"grpo": Arm(label="GRPO")}
-    arms |= {name: Arm(label=name, overrides=[f"quadrants.{setting}"]) for name, (setting, _) in GAPS.items()}
+    arms |= {name: Arm(label=name, overrides=settings(**factors)) for name, (factors, _) in GAPS.items()}
     rows = [
         {"arm": arm, "seed": seed, "step": step + 1, "reward/mean": 0.1 * step}
         | {"entropy/policy": 0.3 - 0.02 * step + 0.05 * seed + (GAPS[arm][1][seed][step] if arm in GAPS else 0)}
@@ -154,7 +159,7 @@ def test_one_seed_has_no_interval_and_decides_nothing():
 
 
 def test_an_arm_that_changes_two_quadrants_is_refused():
-    arms = {"grpo": Arm(label="GRPO"), "both": Arm(label="x", overrides=[f"quadrants.{n}=2" for n in QUADRANTS[:2]])}
+    arms = {"grpo": Arm(label="GRPO"), "both": Arm(label="x", overrides=settings(**dict.fromkeys(QUADRANTS[:2], 2)))}
     plan = Plan(arms=arms, baseline="grpo", seeds=[0])
     with pytest.raises(SteerError, match=r"arms\.both: changes positive_likely, positive_unlikely; change one"):
         SCRIPT["intervention"](plan, "both")

@@ -105,7 +105,15 @@ def test_html_needs_nothing_from_another_place(page):
 
 
 def test_html_states_numbers_setting_and_limits(page):
-    for text in ("+0.093 to +0.117", "0.210", "steer.form=", "steer compare", "2026-01-02", "Undecided", "a note"):
+    for text in (
+        "+0.093 to +0.117",
+        "0.210",
+        "intervention.name=",
+        "steer compare",
+        "2026-01-02",
+        "Undecided",
+        "a note",
+    ):
         assert text in page
     assert 'class="banner"' not in page
 

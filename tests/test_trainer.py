@@ -1,5 +1,7 @@
 """The training step: what changes it, what must not, and what it logs."""
 
+import itertools
+import json
 import math
 from dataclasses import replace
 
@@ -7,13 +9,14 @@ import pytest
 import torch
 from small import small_trainer, without_time
 
+from steer_core.advantages import ADVANTAGES
 from steer_core.entropy_change import ENTROPY_CHANGE
 from steer_core.errors import SteerError
-from steer_core.loss import clipped_surrogate, denominator, reduce_loss
+from steer_core.loss import REDUCTIONS, ClipRange, clip_indicator, reduce_loss
+from steer_core.metrics import update_metrics
 from steer_core.policy import Sequences
 from steer_core.token_stats import token_stats
 from steer_core.trainer import Batch, make_optimizer
-from steer_core.weights import normaliser
 
 
 def weights_of(trainer):
@@ -48,7 +51,9 @@ def test_lambda_min_one_is_grpo_bit_for_bit(tmp_path):
 @pytest.mark.parametrize("form", list(ENTROPY_CHANGE))
 def test_every_form_of_steer_changes_the_update(tmp_path, form):
     grpo, _, _ = update_once(small_trainer(tmp_path / "a"))
-    steer, readings, _ = update_once(small_trainer(tmp_path / "b", f"steer.form={form}"))
+    steer, readings, _ = update_once(
+        small_trainer(tmp_path / "b", "intervention.name=steer", f"intervention.form={form}")
+    )
     assert_same_weights(grpo, steer, equal=False)
     assert readings["lambda"].min() == pytest.approx(0.7)
     assert readings["lambda"].max() <= 1
@@ -65,10 +70,10 @@ def test_same_seed_gives_the_same_metrics_twice_and_another_seed_others(tmp_path
     assert_same_weights(weights_of(runs[0]), weights_of(runs[1]))
 
 
-@pytest.mark.parametrize("reduction", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
-@pytest.mark.parametrize("form", ["none", "paper"])
-def test_the_step_does_not_depend_on_the_micro_batch_split(tmp_path, reduction, form):
-    common = (f"algorithm.reduction={reduction}", f"steer.form={form}", "optimizer.name=sgd")
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("method", ["none", "steer"])
+def test_the_step_does_not_depend_on_the_micro_batch_split(tmp_path, reduction, method):
+    common = (f"algorithm.reduction={reduction}", f"intervention.name={method}", "optimizer.name=sgd")
     results = [
         update_once(small_trainer(tmp_path / str(size), *common, f"optimizer.micro_batch_sequences={size}"))
         for size in (8, 3, 1)
@@ -99,11 +104,14 @@ def test_scope_rollout_divides_by_the_maximum_of_the_policy_that_sampled(tmp_pat
     rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
     old = trainer.score_rollout(rollout)
     advantages = torch.linspace(-1, 1, len(rollout.texts))
-    parts = [part for batch in trainer.batches(rollout, old, advantages) for part in batch]
-    scale = trainer.normaliser_of(parts, trainer.changes([part.old for part in parts], parts))
-    p, a = old.logprob.exp(), advantages[:, None]
-    omega = a * p * (1 - p) * (old.logprob + old.entropy)
-    torch.testing.assert_close(scale, normaliser(omega, rollout.response_mask_BT))
+    readings, _, _ = trainer.update(list(trainer.batches(rollout, old, advantages)), step=1)
+    p, a, mask = old.logprob.exp(), advantages[:, None], rollout.response_mask_BT.bool()
+    omega = (a * p * (1 - p) * (old.logprob + old.entropy)).abs()
+    assert trainer.state == {"normaliser": pytest.approx(float(omega[mask].max()), rel=1e-5)}
+    first = mask.clone()  # the first step is that of the policy that sampled
+    first[8:] = False
+    wanted = torch.exp(math.log(0.7) * omega / omega[mask].max())[first]
+    torch.testing.assert_close(readings["lambda"][: len(wanted)], wanted, rtol=0, atol=1e-5)
 
 
 def test_equal_rewards_give_no_gradient_no_nan_and_a_note(tmp_path):
@@ -122,12 +130,19 @@ def test_equal_rewards_give_no_gradient_no_nan_and_a_note(tmp_path):
     assert "equal" in notes[0]["note"]
 
 
-def test_a_policy_that_turns_nan_is_refused_before_it_reaches_the_weights(tmp_path):
+@pytest.mark.parametrize(
+    ("advantage", "message"),
+    [
+        (1e38, r"rollout 1: the gradients are not finite .*learning_rate.*checkpoint"),
+        (float("nan"), r"intervention.name: none makes advantages that are not finite; .*learning_rate"),
+        (float("inf"), r"intervention.name: none makes advantages that are not finite; .*learning_rate"),
+    ],
+)
+def test_what_is_not_finite_is_refused_before_it_reaches_the_weights(tmp_path, advantage, message):
     trainer = small_trainer(tmp_path / "a")
-    advantages = torch.full((16,), float("nan"))
     before = weights_of(trainer)
-    with pytest.raises(SteerError, match=r"rollout 1: the gradients are not finite .*learning_rate.*checkpoint"):
-        update_once(trainer, advantages)
+    with pytest.raises(SteerError, match=message):
+        update_once(trainer, torch.full((16,), advantage))
     assert_same_weights(before, weights_of(trainer))
 
 
@@ -137,12 +152,14 @@ def test_log_probs_that_turn_nan_after_sampling_are_refused_before_the_loss(tmp_
     batches = list(trainer.batches(rollout, trainer.score_rollout(rollout), torch.linspace(-1, 1, 16)))
     with torch.no_grad():
         next(trainer.model.parameters())[5, 0] = float("nan")
-    with pytest.raises(SteerError, match=r"rollout 7: the log-probs are not finite .*learning_rate.*checkpoint"):
+    with pytest.raises(
+        SteerError, match=r"rollout 7: the log-probs or entropies are not finite .*learning_rate.*check"
+    ):
         trainer.update(batches, step=7)
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
-@pytest.mark.parametrize("reduction", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_the_step_does_not_depend_on_the_order_of_sequences_within_a_mini_batch(tmp_path, reduction):
     order = [*torch.randperm(8, generator=torch.Generator().manual_seed(1)).tolist(), *range(15, 7, -1)]
     results = []
@@ -209,12 +226,14 @@ def test_quadrants_of_predicted_entropy_change_add_up_to_its_total(tmp_path):
         assert sum(parts) == pytest.approx(row["entropy_change/paper"], rel=1e-4, abs=1e-12)
 
 
-@pytest.mark.parametrize("form", ["none", "paper"])
-@pytest.mark.parametrize("reduction", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
-def test_a_tabular_policys_mean_entropy_changes_by_the_sum_of_the_logged_exact_estimate(tmp_path, reduction, form):
+@pytest.mark.parametrize("method", ["none", "steer", "entropy-advantage"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_tabular_policys_mean_entropy_changes_by_the_sum_of_the_logged_exact_estimate(tmp_path, reduction, method):
     """A free logit at every (state, token) and one SGD step: measured against the readings of `Trainer.update`."""
     settings = ("optimizer.name=sgd", "optimizer.learning_rate=2e-3", "optimizer.learning_rate_factor=0.5")
-    trainer = small_trainer(tmp_path / "a", *settings, f"algorithm.reduction={reduction}", f"steer.form={form}")
+    trainer = small_trainer(
+        tmp_path / "a", *settings, f"algorithm.reduction={reduction}", f"intervention.name={method}"
+    )
     generator = torch.Generator().manual_seed(0)
     sequences, width, size = 6, 9, 12
     logits = torch.nn.Parameter(torch.randn(sequences, width, size, generator=generator, dtype=torch.float64) * 2)
@@ -227,17 +246,17 @@ def test_a_tabular_policys_mean_entropy_changes_by_the_sum_of_the_logged_exact_e
     stats = token_stats(logits, tokens)
     new, old = stats.detach(), token_stats(logits.detach() + noise, tokens)
     prompts = torch.ones(sequences, 1, dtype=torch.long)
-    batch = Batch(Sequences(prompts, prompts, tokens, mask), old, advantages)
-    weights = trainer.weights(new, batch, None, None)
-    assert (float(weights[mask].min()) < 0.8) == (form == "paper")
-    count = denominator(mask, reduction)
-    losses = weights * clipped_surrogate(stats.logprob, old.logprob, advantages, trainer.clip)
-    reduce_loss(losses, mask, reduction, count).backward()
+    batch = Batch(Sequences(prompts, prompts, tokens, mask), old, advantages, torch.zeros(mask.shape))
+    count = trainer.denominator([batch])
+    treatment = trainer.treatments([new], [batch], count)[0]
+    assert (float(treatment.weights.min()) < 0.8) == (method == "steer")
+    assert torch.equal(treatment.advantages, advantages[mask]) == (method != "entropy-advantage")
+    reduce_loss(trainer.losses(stats, batch, treatment), mask, reduction, count).backward()
     optimizer.step()
 
     states = int(mask.sum())
     measured = float((token_stats(logits.detach(), tokens).entropy - new.entropy)[mask].mean())
-    predicted = trainer.readings([new], [batch], [weights], count, states)
+    predicted = trainer.readings([new], [batch], [treatment], count, states)
     assert float(predicted["exact"].sum()) == pytest.approx(measured, rel=1e-3)
     assert len(predicted["exact"]) == states
     assert float(predicted["paper"].sum()) != pytest.approx(measured, rel=0.05)
@@ -272,6 +291,50 @@ def test_every_promised_metric_is_logged_and_finite(tmp_path):
         "time/training_tokens_per_second",
     ]
     assert [name for name in promised if not math.isfinite(row[name])] == []
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_most_damped_is_the_token_that_set_steers_maximum(tmp_path, form):
+    trainer = small_trainer(tmp_path / "a", "intervention.name=steer", f"intervention.form={form}")
+    rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
+    batches = list(trainer.batches(rollout, trainer.score_rollout(rollout), torch.linspace(-1, 1, 16)))
+    tokens, _, _ = trainer.update(batches, step=1)
+    p, a, r = tokens["probability"], tokens["advantage"], tokens["ratio"]
+    entropy, passes = tokens["entropy"], clip_indicator(r, a, trainer.clip)
+    omega = (passes * r * a * p * (1 - p) * (p.log() + entropy)).abs()
+    if form == "released":  # A / p_old = A r / p, no indicator, and the entropy of the policy that sampled
+        sampled = torch.cat([part.old.entropy[part.mask_BT] for batch in batches for part in batch])
+        omega = (a * r * (1 - p) * (p.log() + sampled)).abs()
+    counts = [sum(int(part.mask_BT.sum()) for part in batch) for batch in batches]
+    largest = [int(size.argmax()) + start for size, start in zip(omega.split(counts), (0, counts[0]), strict=True)]
+    assert tokens["most_damped"].nonzero().squeeze(-1).tolist() == largest
+    told = update_metrics(tokens, trainer.clip, list(ENTROPY_CHANGE), form)
+    for name in ("probability", "entropy", "advantage", "ratio"):
+        wanted = float(tokens[name][largest].abs().mean())
+        assert told[f"lambda/most_damped/{name}"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_step_that_damps_no_token_names_none_as_most_damped(tmp_path):
+    _, tokens, _ = update_once(small_trainer(tmp_path / "a"))
+    assert not tokens["most_damped"].any()
+    told = update_metrics(tokens, ClipRange(), list(ENTROPY_CHANGE), "paper")
+    assert not [name for name in told if "most_damped" in name]
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_a_rollouts_advantages_are_those_of_its_rewards_and_lengths(tmp_path, monkeypatch, name):
+    seen, estimate = [], ADVANTAGES[name]
+    monkeypatch.setitem(ADVANTAGES, name, lambda *given: seen.append(given) or estimate(*given))
+    settings = ("rollout.prompts=2", "train.rollouts=1", "evaluation.every=0", "train.probe_sequences=0")
+    trainer = small_trainer(tmp_path / "a", *settings, f"algorithm.advantage={name}")
+    verdicts = itertools.cycle([True, False, False])
+    trainer.task.verify = lambda problem, response: next(verdicts)
+    assert trainer.fit()
+    ((rewards_PG, lengths_PG),) = seen
+    assert rewards_PG.tolist() == [[1, 0, 0, 1], [0, 0, 1, 0]]
+    rows = [json.loads(line) for line in (trainer.run.path / "rollouts" / "step_000001.jsonl").read_text().splitlines()]
+    assert [len(row["logprob"]) for row in rows] == lengths_PG[:, 0].tolist()
+    assert [row["advantage"] for row in rows] == estimate(rewards_PG, lengths_PG)[:, 0].tolist()
 
 
 def test_a_requested_stop_ends_after_the_rollout_in_hand_with_a_checkpoint(tmp_path):

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steer_core.entropy_change import paper_entropy_change
+from steer_core.interventions.steer import Steer
 from steer_core.loss import ClipRange
 from steer_core.token_stats import token_stats
-from steer_core.weights import normaliser, steer_weights
+from steer_core.weights import MAPS, normaliser, steer_weights
 
 changes = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=40)
 lambdas = st.floats(0.01, 1.0, exclude_max=True)
@@ -163,6 +164,92 @@ def test_weights_carry_no_gradient():
     scale = normaliser(change, mask)
     assert not scale.requires_grad
     assert not steer_weights(change, mask, 0.7, scale).requires_grad
+
+
+CHANGE = torch.tensor([0.0, 1.0, -2.0, 4.0, 8.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("map", "bounds", "smallest", "weights"),
+    [
+        ("exponential", (0.5, 1.0), 0.0, [1.0, 0.5**0.25, 0.5**0.5, 0.5, 0.5]),
+        ("exponential", (0.3, 1.2), 0.0, [1.2, 1.2 * 0.25**0.25, 0.6, 0.3, 0.3]),
+        ("exponential", (0.3, 1.2), 1.0, [1.2, 1.2 * 0.25**0.25, 0.6, 0.3, 0.3]),  # for the linear map alone
+        ("linear", (0.5, 1.0), 0.0, [1.0, 0.875, 0.75, 0.5, 0.5]),
+        ("linear", (0.8, 1.2), 0.0, [1.2, 1.1, 1.0, 0.8, 0.8]),
+        ("linear", (0.8, 1.2), 1.0, [1.2, 1.2, 1.2 - 0.4 / 3, 0.8, 0.8]),
+        ("binary", (0.5, 1.0), 0.0, [1.0, 1.0, 1.0, 0.5, 0.5]),
+        ("binary", (0.8, 1.2), 1.0, [1.2, 1.2, 1.2, 0.8, 0.8]),
+    ],
+)
+def test_maps_by_hand_where_the_scale_is_4(map, bounds, smallest, weights):
+    low, high = bounds
+    actual = steer_weights(CHANGE, torch.ones(5), low, torch.tensor(4.0).double(), map, high, smallest)
+    assert actual.tolist() == pytest.approx(weights, rel=1e-12)
+
+
+@given(changes, st.floats(0.05, 1), st.floats(1, 2), st.sampled_from(MAPS), st.floats(0.1, 1))
+def test_every_map_falls_from_lambda_max_to_lambda_min(values, low, high, map, quantile):
+    change = torch.tensor(values, dtype=torch.float64)
+    scale = normaliser(change, torch.ones_like(change), quantile)
+    weights = steer_weights(change, torch.ones_like(change), low, scale, map, high)
+    order = change.abs().argsort()
+    assert (weights[order].diff() <= 0).all()
+    assert (weights[change == 0] == high).all()
+    assert (weights[(change.abs() >= scale) & (change != 0)] == low).all()
+    assert ((weights >= low) & (weights <= high)).all()
+
+
+@pytest.mark.parametrize("map", MAPS)
+def test_masked_tokens_get_1_and_tokens_of_a_silent_step_lambda_max(map):
+    mask = torch.tensor([True, False, True])
+    weights = steer_weights(torch.tensor([1.0, 9.0, 0.0]), mask, 0.5, torch.tensor(1.0), map, 1.5)
+    assert weights.tolist() == [0.5, 1.0, 1.5]
+    silent = steer_weights(torch.zeros(3), mask, 0.5, torch.tensor(0.0), map, 1.5)
+    assert silent.tolist() == [1.5, 1.0, 1.5]
+
+
+def test_equal_changes_under_the_linear_map_get_lambda_min_not_nan():
+    weights = steer_weights(torch.ones(3), torch.ones(3), 0.8, torch.tensor(1.0), "linear", 1.2, smallest=1.0)
+    assert torch.equal(weights, torch.full((3,), 0.8))
+
+
+def test_the_asymmetric_sides_damp_what_lowers_entropy_alone():
+    """Of two likely tokens the one with A > 0 lowers entropy; the other, twice as large, does not set the maximum."""
+    logits = torch.tensor([[2.0, 0.0, 0.0]] * 3)
+    stats, advantages = token_stats(logits, torch.zeros(3, dtype=torch.long)), torch.tensor([1.0, -2.0, 0.5])
+    change = Steer(sides="lowering").change(stats, stats, advantages, ClipRange())
+    both = Steer().change(stats, stats, advantages, ClipRange())
+    assert both[0] < 0 < both[1]
+    assert change.tolist() == [both[0], 0, both[2]]
+    rule = Steer(sides="lowering", lambda_min=0.49)
+    torch.testing.assert_close(rule.lambdas(change, rule.scale(change)), torch.tensor([0.49, 1.0, 0.7]))
+    torch.testing.assert_close(rule.lambdas(both, rule.scale(both)), torch.tensor([0.7, 0.49, 0.49**0.25]))
+
+
+@pytest.mark.parametrize(("smallest", "scale"), [(0.0, 0.01), (0.01, 0.01), (0.04, 0.04)])
+def test_the_normaliser_is_at_least_its_floor(smallest, scale):
+    change, rule = torch.tensor([0.0, -0.01, 0.005], dtype=torch.float64), Steer(smallest_normaliser=smallest)
+    assert rule.scale(change).item() == scale
+    wanted = [0.7 ** (size / scale) for size in (0, 0.01, 0.005)]
+    assert rule.lambdas(change, rule.scale(change)).tolist() == pytest.approx(wanted)
+
+
+def test_the_quantile_is_read_only_where_the_normaliser_is_one():
+    change = torch.arange(1.0, 11.0)
+    assert Steer(quantile=0.5).scale(change) == 10
+    assert Steer(quantile=0.5, normaliser="quantile").scale(change) == 5
+
+
+def test_an_unknown_map_raises_with_the_nearest():
+    with pytest.raises(ValueError, match="map: 'linea' is none of STEER's; did you mean 'linear'"):
+        steer_weights(torch.ones(1), torch.ones(1), 0.7, torch.tensor(1.0), "linea")
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.3, 1.2), (0.5, math.inf), (0.5, math.nan), (0.0, 1.2)])
+def test_bounds_that_are_none_raise(low, high):
+    with pytest.raises(ValueError, match=r"lambda_min: .* is not within \(0, lambda_max = "):
+        steer_weights(torch.ones(1), torch.ones(1), low, torch.tensor(1.0), "linear", high)
 
 
 @pytest.mark.parametrize("lambda_min", [0.0, -0.1, 1.0001, math.nan])

@@ -37,7 +37,7 @@ def method(name: str) -> type[Intervention]:
         raise SteerError(f"intervention.name: {name!r} is no method; {nearest(name, METHODS)}, or write module:Class")
     try:
         found = getattr(import_module(module), kind)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: an empty or relative module
         raise SteerError(f"intervention.name: {name} is not found ({error}); check module and class") from error
     if not (isinstance(found, type) and issubclass(found, Intervention)):
         raise SteerError(f"intervention.name: {name} is no Intervention; derive it from steer_core's")

@@ -129,8 +129,8 @@ class Intervention:
         """All rules applied to some tokens. Raises SteerError where one gives NaN, infinity or a negative weight."""
         advantages = self.advantages(tokens)
         tokens = replace(tokens, advantages=advantages)
-        weights = self.weights(tokens) * self.mask(tokens)
-        extra = self.extra_factors(tokens) if "extra_loss" in self.touches else None
+        weights = (self.weights(tokens) * self.mask(tokens)).to(advantages.dtype)
+        extra = self.extra_factors(tokens).to(advantages.dtype) if "extra_loss" in self.touches else None
         for what, values in (("advantages", advantages), ("weights", weights), ("extra factors", extra)):
             if values is not None and not values.isfinite().all():
                 raise SteerError(

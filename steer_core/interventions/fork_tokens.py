@@ -31,4 +31,4 @@ class ForkTokens(Intervention):
     def mask(self, tokens: Tokens) -> Tensor:
         """Tokens at or above the (1 - share) quantile of entropy."""
         entropy = tokens.new.entropy
-        return entropy >= entropy.quantile(1 - self.share)
+        return entropy >= entropy.quantile(1 - self.share) if len(entropy) else super().mask(tokens)

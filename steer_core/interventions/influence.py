@@ -15,7 +15,8 @@ from steer_core.interventions.base import Intervention, Step, Tokens
 from steer_core.ladder import derivative, gradient
 from steer_core.settings import STRICT
 
-_HALVINGS = 50
+_NEGLIGIBLE = torch.finfo(torch.float64).eps
+_HALVINGS = 110  # from 1 / _NEGLIGIBLE down to the precision of a mu near 0
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -71,11 +72,14 @@ def planned_weights(influence: Tensor, strength: float, bound: float) -> Tensor:
     influence: I (N,), each token's share. sum lambda I grows with mu, so bisection finds it; where
     the bound keeps it from the target, mu is as large as makes a difference.
     """
-    total, largest = influence.sum(dtype=torch.float64), influence.abs().max()
-    if total >= 0 or largest == 0:
+    if not influence.any():
         return torch.ones_like(influence)
-    share, target = (influence / largest).double(), (1 - strength) * total / largest
-    smallest = share[share != 0].abs().min()
+    share = influence.double() / influence.abs().max()
+    total = share.sum()
+    if total >= 0:
+        return torch.ones_like(influence)
+    target, size = (1 - strength) * total, share.abs()
+    smallest = size[~(size <= _NEGLIGIBLE)].min()  # NaN stays, for `treat` to refuse
 
     def weights(mu: Tensor) -> Tensor:
         return (1 + mu * share).clamp(1 - bound, 1 + bound)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steer_core.interventions.base import Intervention, State, Tokens
 from steer_core.settings import STRICT
+from steer_core.weights import ROUNDING
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -45,7 +46,7 @@ class Stare(Intervention):
         for side, weight in ((tokens.advantages > 0, self.positive), (tokens.advantages < 0, self.negative)):
             places = side.nonzero().squeeze(-1)
             if len(places):
-                count = max(1, math.ceil(self.share * len(places)))
+                count = max(1, math.ceil(self.share * len(places) - ROUNDING))
                 weights[places[tokens.new.logprob[places].topk(count, largest=False).indices]] = weight
         return weights
 

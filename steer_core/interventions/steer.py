@@ -57,6 +57,11 @@ class Steer(Intervention):
     def weights(self, tokens: Tokens) -> Tensor:
         """lambda of every token."""
         change = self.change(tokens.new, tokens.old, tokens.advantages, tokens.clip)
+        if not change.isfinite().all():
+            raise SteerError(
+                f"intervention.form: {self.form} estimates entropy changes that are not finite, because log-probs, "
+                "entropies or advantages are not; lower optimizer.learning_rate"
+            )
         scale = change.new_tensor(tokens.state["normaliser"]) if self.scope == "rollout" else self.scale(change)
         return self.lambdas(change, scale)
 

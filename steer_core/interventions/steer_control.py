@@ -8,6 +8,7 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from steer_core.errors import SteerError
 from steer_core.interventions.base import Tokens
 from steer_core.interventions.steer import Steer
 from steer_core.settings import STRICT
@@ -20,6 +21,14 @@ class SteerControl(Steer):
     name: str = "steer-control"
     control: Literal["shuffled", "uniform"] = "shuffled"
     """`shuffled`: the same weights on tokens drawn at random; `uniform`: their mean on every token."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scope == "rollout":
+            raise SteerError(
+                "intervention.scope: rollout is not for steer-control, which deals weights out within an optimiser "
+                "step; use step"
+            )
 
     def weights(self, tokens: Tokens) -> Tensor:
         """lambda as STEER gives it, dealt out anew among the tokens whose update it estimates to change entropy."""

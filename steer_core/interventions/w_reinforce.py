@@ -24,4 +24,5 @@ class WReinforce(Intervention):
 
     def weights(self, tokens: Tokens) -> Tensor:
         """`positive` where A > 0."""
-        return torch.where(tokens.advantages > 0, self.positive, 1.0)
+        weights = torch.ones_like(tokens.advantages)
+        return weights.masked_fill(tokens.advantages > 0, self.positive)

@@ -1,0 +1,110 @@
+"""One rollout of the small model, off policy and clipped here and there, and what any method makes of it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from small import small_trainer
+from torch import Tensor
+
+from steer_core.interventions import METHODS, intervention
+from steer_core.loss import ClipRange, reduce_loss
+from steer_core.rollout import Rollout
+from steer_core.token_stats import TokenStats
+from steer_core.trainer import Batch, Trainer, make_optimizer
+
+ACTING = {
+    "none": {},
+    "steer": {"lambda_min": 0.3},
+    "clip-higher": {"high": 0.6},
+    "entropy-loss": {"coefficient": 0.1},
+    "adaptive-entropy-loss": {"target": 9.0, "step": 0.1, "maximum": 1.0},
+    "fork-tokens": {},
+    "w-reinforce": {},
+    "entropy-advantage": {},
+    "clip-cov": {"share": 0.1, "low": 0.01},
+    "kl-cov": {"share": 0.1},
+    "quadrants": {"positive_likely": 0.5, "negative_unlikely": 2.0},
+    "influence": {},
+    "stare": {"target": 9.0, "positive": 2.0},
+    "entropic": {"target": 1.0},
+    "steer-control": {"lambda_min": 0.3},
+}
+"""Settings under which every method does something in a step."""
+assert set(ACTING) == set(METHODS)
+STATE = {"coefficient": 0.2, "entropy": 0.1, "integral": -3.0}
+"""What closed loops remember when the step begins."""
+
+
+@dataclass
+class Sampled:
+    """Eight sequences, two groups of four: the responses, the policy that sampled them, one advantage each."""
+
+    rollout: Rollout
+    old: TokenStats
+    advantages: Tensor
+
+
+def trainer_of(folder: Path, *overrides: str) -> Trainer:
+    """A small trainer in float64, plain SGD and no probe."""
+    settings = ("model.dtype=float64", "optimizer.name=sgd", "optimizer.learning_rate=0.1", "train.probe_sequences=0")
+    return small_trainer(folder, "rollout.prompts=2", "rollout.max_new_tokens=16", *settings, *overrides)
+
+
+def sampled(trainer: Trainer, noise: float = 0.3) -> Sampled:
+    """A rollout of the trainer, as if `noise` (standard deviation) lay between the old log-probs and the new."""
+    rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
+    old, source = trainer.score_rollout(rollout), torch.Generator().manual_seed(5)
+    drift = noise * torch.randn(old.logprob.shape, generator=source, dtype=torch.float64)
+    old = replace(old, logprob=old.logprob + drift.to(old.logprob))
+    advantages = torch.tensor([1.5, -0.5, -0.5, -0.5, 0.0, 0.9, -0.9, 2.0]).to(old.logprob)
+    return Sampled(rollout, old, advantages)
+
+
+def micro_batches(trainer: Trainer, data: Sampled, size: int) -> list[Batch]:
+    """The one mini-batch of the rollout, as micro-batches of so many sequences."""
+    optimizer = replace(trainer.config.optimizer, micro_batch_sequences=size)
+    trainer.config = replace(trainer.config, optimizer=optimizer)
+    (parts,) = trainer.batches(data.rollout, data.old, data.advantages)
+    return parts
+
+
+def equip(trainer: Trainer, name: str, **settings: object) -> Trainer:
+    """The trainer with another method, a fresh optimiser and the state that closed loops would have."""
+    algorithm = trainer.config.algorithm
+    trainer.intervention = intervention({"name": name, **settings})
+    clip = ClipRange(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip)
+    trainer.clip, trainer.state = trainer.intervention.clip_range(clip), dict(STATE)
+    trainer.optimizer = make_optimizer(trainer.model, trainer.config.optimizer)
+    return trainer
+
+
+def outcome(trainer: Trainer, parts: Iterable[Batch]) -> dict[str, Tensor]:
+    """One optimiser step over these micro-batches of this process, from the same weights each time: what it did."""
+    parts, losses, of_tokens = list(parts), [], trainer.losses
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+    def watched(stats, part, treatment):
+        losses.append(of_tokens(stats, part, treatment))
+        return losses[-1]
+
+    trainer.losses = watched
+    try:
+        readings, norms, _ = trainer.update([parts], step=1)
+        after = torch.cat([value.flatten() for value in trainer.model.state_dict().values()])
+    finally:
+        trainer.losses = of_tokens
+        trainer.model.load_state_dict(before)
+    reduction, count = trainer.config.algorithm.reduction, trainer.denominator(parts)
+    shares = [reduce_loss(loss.detach(), p.mask_BT, reduction, count) for loss, p in zip(losses, parts, strict=True)]
+    return {
+        "weights": readings["lambda"],
+        "advantages": readings["advantage"],
+        "ratio": readings["ratio"],
+        "predicted": readings["paper"],
+        "loss": torch.stack(shares).sum(),
+        "norm": torch.tensor(norms[0], dtype=torch.float64),
+        "parameters": after,
+        "state": torch.tensor(list(trainer.state.values()), dtype=torch.float64),
+    }

@@ -1,0 +1,135 @@
+"""No memory setting and no number of processes changes a step: weights, loss, gradient and parameters stay."""
+
+import multiprocessing
+from dataclasses import replace
+
+import pytest
+import torch
+from scenario import ACTING, equip, micro_batches, outcome, sampled, trainer_of
+from two_ranks import ROWS, work
+
+from steer_core import ranks
+from steer_core.interventions.steer import Steer
+
+CASES = {name: (name, settings) for name, settings in ACTING.items()}
+CASES |= {
+    "steer, rollout": ("steer", {"scope": "rollout"}),
+    "steer, quantile": ("steer", {"normaliser": "quantile", "form": "exact"}),
+    "steer, covariance": ("steer", {"form": "covariance", "sides": "lowering"}),
+    "steer-control, uniform": ("steer-control", {"control": "uniform"}),
+}
+"""Every method, and the ways of STEER that read more than a token."""
+EVEN, UNEVEN = [[0, 1], [2, 3]], [[0], [1, 2, 3]]
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    return trainer_of(tmp_path_factory.mktemp("one") / "run")
+
+
+@pytest.fixture(scope="module")
+def data(trainer):
+    return sampled(trainer)
+
+
+@pytest.fixture(scope="module")
+def whole(trainer, data):
+    """What one process with one micro-batch does, by case."""
+    parts = micro_batches(trainer, data, 8)
+    return {key: outcome(equip(trainer, name, **settings), parts) for key, (name, settings) in CASES.items()}
+
+
+def assert_same(actual, expected):
+    assert set(actual) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-6, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_the_scenario_has_clipped_tokens_and_every_method_but_none_changes_it(whole):
+    ratio, advantages = whole["none"]["ratio"], whole["none"]["advantages"]
+    assert ((ratio > 1.28) & (advantages > 0)).any()
+    assert ((ratio < 0.8) & (advantages < 0)).any()
+    for key, result in whole.items():
+        assert result["norm"] > 1e-3
+        assert torch.equal(result["parameters"], whole["none"]["parameters"]) == (key == "none")
+
+
+@pytest.mark.parametrize("key", CASES)
+@pytest.mark.parametrize("size", [4, 2, 1])
+def test_a_step_does_not_depend_on_its_micro_batches(trainer, data, whole, key, size):
+    name, settings = CASES[key]
+    parts = micro_batches(trainer, data, size)
+    assert len(parts) == 8 // size
+    assert_same(outcome(equip(trainer, name, **settings), parts), whole[key])
+
+
+@pytest.mark.parametrize("name", ["steer", "steer-control"])
+def test_scope_micro_depends_on_the_split(trainer, data, name):
+    weights = [
+        outcome(equip(trainer, name, scope="micro"), micro_batches(trainer, data, size))["weights"] for size in (8, 2)
+    ]
+    assert float((weights[0] - weights[1]).abs().max()) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def both(trainer, data, tmp_path_factory):
+    """What each of two ranks did, by case; each holds half of the sequences, or a quarter and the rest."""
+    folder = tmp_path_factory.mktemp("two")
+    torch.save(data, folder / "data.pt")
+    cases = [(key, *CASES[key], EVEN) for key in CASES]
+    cases += [(f"{key}, uneven", *CASES[key], UNEVEN) for key in ("steer", "steer, rollout", "entropy-loss", "stare")]
+    cases.append(("micro", "steer", {"scope": "micro"}, UNEVEN))
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=work, args=(rank, folder, cases), daemon=True) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(240)
+    stuck = [worker for worker in workers if worker.is_alive()]
+    for worker in stuck:
+        worker.terminate()
+    assert not stuck
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    "key", [*CASES, "steer, uneven", "steer, rollout, uneven", "entropy-loss, uneven", "stare, uneven"]
+)
+def test_a_step_of_two_ranks_is_that_of_one(both, whole, key):
+    first, second = (result[key] for result in both)
+    expected = whole[key.removesuffix(", uneven")]
+    together = {
+        name: torch.cat([first[name], second[name]]) for name in ("weights", "advantages", "ratio", "predicted")
+    }
+    together["loss"] = first["loss"] + second["loss"]
+    assert_same(first | together, expected)
+    assert_same(second | together, expected)
+
+
+def test_scope_micro_takes_its_maximum_over_a_micro_batch_of_one_rank(trainer, data, both):
+    alone = []
+    for part in micro_batches(trainer, data, 2):
+        equip(trainer, "steer", scope="micro")
+        tokens = replace(trainer.tokens([trainer.score(part).detach()], [part]), state={})
+        alone.append(Steer().treat(tokens).weights)
+    torch.testing.assert_close(both[0]["micro"]["weights"], alone[0])
+    torch.testing.assert_close(both[1]["micro"]["weights"], torch.cat(alone[1:]))
+
+
+def test_what_two_ranks_tell_one_another(both):
+    for rank, found in enumerate(result["ranks"] for result in both):
+        assert (found["count"], found["total"]) == (2, 7)
+        assert found["added"].tolist() == [3, 30]
+        assert torch.equal(found["gathered"], ROWS)
+        assert torch.equal(found["own"], ROWS[:1] if rank == 0 else ROWS[1:])
+        assert torch.equal(found["gathered_none"], ROWS[1:])
+
+
+def test_one_process_has_nothing_to_tell():
+    values = torch.tensor([1.0, 2.0])
+    ranks.add(values)
+    assert values.tolist() == [1, 2]
+    assert (ranks.count(), ranks.total(5)) == (1, 5)
+    assert ranks.gather(values) is values
+    assert ranks.own(values, values) is values

@@ -1,0 +1,44 @@
+"""What one of two data-parallel processes does, for `test_invariance.py`; no test of its own."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from scenario import equip, micro_batches, outcome, trainer_of
+
+from steer_core import ranks
+
+ROWS = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+
+
+def work(rank: int, folder: Path, cases: list[tuple[str, str, dict, list[list[int]]]]) -> None:
+    """Take the step of every case with this rank's micro-batches of two sequences, and save what came of it.
+
+    cases: (key, method, settings, micro-batches of each rank). What each function of `ranks` gives is
+    saved too; it returns nothing.
+    """
+    torch.set_num_threads(1)
+    place = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2, timeout=timedelta(seconds=120))
+    mine = ROWS[:1] if rank == 0 else ROWS[1:]
+    gathered, added = ranks.gather(mine), torch.tensor([1.0, 10.0]) * (rank + 1)
+    ranks.add(added)
+    results = {
+        "ranks": {
+            "count": ranks.count(),
+            "total": ranks.total(3 + rank),
+            "added": added,
+            "gathered": gathered,
+            "own": ranks.own(gathered, mine),
+            "gathered_none": ranks.gather(mine[: rank * 2]),
+        }
+    }
+    trainer = trainer_of(folder / f"rank{rank}")
+    data = torch.load(folder / "data.pt", weights_only=False)
+    parts = micro_batches(trainer, data, 2)
+    for key, name, settings, share in cases:
+        equip(trainer, name, **settings)
+        results[key] = outcome(trainer, [parts[i] for i in share[rank]])
+    torch.save(results, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
