@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from steer_core import ranks
 from steer_core.advantages import ADVANTAGES
+from steer_core.batch import Batch, flatten, mean_entropy, spread
 from steer_core.config import OptimizerConfig
 from steer_core.entropy_change import ENTROPY_CHANGE, quadrant_index
 from steer_core.errors import SteerError
@@ -21,7 +21,7 @@ from steer_core.interventions.base import State, Step, Tokens, Treatment
 from steer_core.ladder import Lens
 from steer_core.loss import ClipRange, clipped_surrogate, denominator, importance_ratio, reduce_loss, token_coefficients
 from steer_core.metrics import rollout_metrics, update_metrics
-from steer_core.policy import Sequences, load_policy, score
+from steer_core.policy import load_policy, score
 from steer_core.probe import watched_step
 from steer_core.rollout import HuggingFaceEngine, Rollout, check_room
 from steer_core.run import RunFolder, step_of
@@ -29,45 +29,6 @@ from steer_core.seeding import derive_seed
 from steer_core.tasks import Problem, make_task
 from steer_core.token_stats import TokenStats, concatenate
 from steer_core.tokenizer import check_prompt
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some sequences of a rollout, ready for the loss, with the statistics of the policy that sampled.
-
-    draws_BT: uniform within (0, 1), for interventions that choose tokens at random.
-    """
-
-    sequences: Sequences
-    old: TokenStats
-    advantages_BT: Tensor
-    draws_BT: Tensor
-
-    @property
-    def mask_BT(self) -> Tensor:
-        """True at response tokens."""
-        return self.sequences.response_mask_BT.bool()
-
-
-def flatten(stats: list[TokenStats], parts: list[Batch]) -> tuple[TokenStats, TokenStats, Tensor]:
-    """(new, old, advantages) of the response tokens of some micro-batches, flat: what a form takes."""
-    new = [values.map(lambda x, part=part: x[part.mask_BT]) for values, part in zip(stats, parts, strict=True)]
-    old = [part.old.map(lambda x, part=part: x[part.mask_BT]) for part in parts]
-    advantages = torch.cat([part.advantages_BT[part.mask_BT] for part in parts])
-    return concatenate(new), concatenate(old), advantages
-
-
-def spread(values: Tensor, part: Batch, fill: float) -> Tensor:
-    """Values of a micro-batch's response tokens, flat, at their places in (B, T); `fill` at padding."""
-    return torch.full_like(part.old.entropy, fill).masked_scatter_(part.mask_BT, values)
-
-
-def mean_entropy(stats: list[TokenStats], parts: list[Batch]) -> float:
-    """Mean entropy over the response tokens of some micro-batches, of all ranks, in nats."""
-    flat = torch.cat([values.entropy[part.mask_BT] for values, part in zip(stats, parts, strict=True)])
-    sums = torch.stack([flat.sum(dtype=torch.float64), flat.new_tensor(len(flat), dtype=torch.float64)])
-    ranks.add(sums)
-    return float(sums[0] / sums[1])
 
 
 class Trainer:

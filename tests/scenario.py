@@ -8,11 +8,12 @@ import torch
 from small import small_trainer
 from torch import Tensor
 
+from steer_core.batch import Batch
 from steer_core.interventions import METHODS, intervention
 from steer_core.loss import ClipRange, reduce_loss
 from steer_core.rollout import Rollout
 from steer_core.token_stats import TokenStats
-from steer_core.trainer import Batch, Trainer, make_optimizer
+from steer_core.trainer import Trainer, make_optimizer
 
 ACTING = {
     "none": {},

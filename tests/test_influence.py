@@ -9,12 +9,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scenario import equip, micro_batches, sampled, trainer_of
 
+from steer_core.batch import flatten
 from steer_core.entropy_change import push
 from steer_core.interventions.base import Step
 from steer_core.interventions.influence import per_unit_of_push, planned_weights
 from steer_core.ladder import Lens, gradient, statistics
 from steer_core.loss import token_coefficients
-from steer_core.trainer import flatten, make_optimizer
+from steer_core.trainer import make_optimizer
 
 size = st.floats(1e-6, 1e3)
 shares = st.lists(st.one_of(st.just(0.0), size, size.map(lambda x: -x)), min_size=1, max_size=20)

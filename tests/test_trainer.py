@@ -10,13 +10,14 @@ import torch
 from small import small_trainer, without_time
 
 from steer_core.advantages import ADVANTAGES
+from steer_core.batch import Batch
 from steer_core.entropy_change import ENTROPY_CHANGE
 from steer_core.errors import SteerError
 from steer_core.loss import REDUCTIONS, ClipRange, clip_indicator, reduce_loss
 from steer_core.metrics import update_metrics
 from steer_core.policy import Sequences
 from steer_core.token_stats import token_stats
-from steer_core.trainer import Batch, make_optimizer
+from steer_core.trainer import make_optimizer
 
 
 def weights_of(trainer):

@@ -37,6 +37,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from steer_core import ranks
+from steer_core.batch import Batch, flatten, spread
 from steer_core.errors import SteerError
 from steer_core.interventions.base import State, Tokens
 from steer_core.interventions.steer import Steer
@@ -44,7 +45,6 @@ from steer_core.loss import ClipRange, importance_ratio
 from steer_core.metrics import weight_metrics
 from steer_core.policy import Sequences, logits_of
 from steer_core.token_stats import TokenStats, concatenate, token_stats
-from steer_core.trainer import Batch, flatten, spread
 
 try:
     import trl
