@@ -19,5 +19,5 @@ class SteerError(Exception):
 def nearest(word: object, known: Iterable[str]) -> str:
     """`did you mean 'x'?` where a known word is near, else all known words."""
     known = list(known)
-    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

@@ -20,6 +20,8 @@ from steer_core.statistics import agreement
 from steer_core.tasks import Countdown
 from steer_core.token_stats import TokenStats
 
+METHODS = ("name: none", "name: steer, form: exact, lambda_min: 0.3", "name: quadrants, negative_likely: 2")
+METHODS += ("name: entropy-advantage", "name: entropy-loss, coefficient: 0.3")
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=1e-3),
     "sgd, momentum and decay": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, weight_decay=0.01),
@@ -148,22 +150,12 @@ def test_statistics_are_flat_over_the_response_tokens_row_by_row(lens, model):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize(
-    "settings_of_method",
-    [
-        "name: none",
-        "name: steer, form: exact, lambda_min: 0.3",
-        "name: quadrants, negative_likely: 2",
-        "name: entropy-advantage",
-        "name: entropy-loss, coefficient: 0.3",
-    ],
-)
-def test_gradient_with_the_tokens_pushes_is_minus_that_of_the_training_loss(tmp_path, reduction, settings_of_method):
+@pytest.mark.parametrize("method", METHODS)
+def test_gradient_with_the_tokens_pushes_is_minus_that_of_the_training_loss(tmp_path, reduction, method):
     """The trainer's own step with SGD at rate 1: what it subtracts is the gradient of its loss."""
     settings = ("optimizer.name=sgd", "optimizer.learning_rate=1", "optimizer.max_grad_norm=1e9")
-    trainer = small_trainer(
-        tmp_path / "a", *settings, f"algorithm.reduction={reduction}", f"intervention={{{settings_of_method}}}"
-    )
+    settings += (f"algorithm.reduction={reduction}", f"intervention={{{method}}}")
+    trainer = small_trainer(tmp_path / "a", *settings)
     model = trainer.model.double()
     sampled = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
     generator = torch.Generator().manual_seed(4)
