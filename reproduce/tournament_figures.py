@@ -95,16 +95,20 @@ def rates(stages: dict[str, dict[str, Any]]) -> Figure | None:
                 row = stage["arms"][arm]
                 x, y = row["pass@1"], row["entropy"]
                 axis.errorbar(
-                    x["mean"], y["mean"], fmt="o", ms=4, lw=1.1, color=colours[arm],
-                    xerr=[[x["mean"] - x["low"]], [x["high"] - x["mean"]]],
-                    yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]],
-                )  # fmt: skip
+                    x["mean"], y["mean"], fmt="o", ms=4, lw=1.1, color=colours[arm], xerr=_arms(x), yerr=_arms(y)
+                )
             title = "AdamW" if name == "test" else "SGD"
             label(axis, title, "pass@1", "policy entropy (nats / token)", whole=False)
         handles = [Line2D([], [], color=colours[arm], marker="o", ms=4, lw=1.1) for arm in shown]
         labels = ["GRPO", "GRPO, half the rate", "STEER, tuned", "its mean weight", "its weights shuffled"]
         figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=7)
     return figure
+
+
+def _arms(interval: dict[str, float | None]) -> list[list[float]] | None:
+    """How far an interval reaches to each side, as `errorbar` takes it; None for one seed, which has none."""
+    low, mean, high = interval["low"], interval["mean"], interval["high"]
+    return None if low is None or low != low else [[mean - low], [high - mean]]
 
 
 def save_figures(comparisons: dict[str, Comparison], stages: dict[str, dict[str, Any]], out: Path) -> None:

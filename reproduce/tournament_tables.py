@@ -10,7 +10,7 @@ excludes 0. For the measure named in PRIMARY, p values (t) are corrected by Holm
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +286,9 @@ def write_results(plan: Any, folder: Path, out: Path, command: str, console: Con
     if not comparisons:
         raise SteerError(f"--out: {folder} holds no finished run of a stage yet; run the tournament without --report")
     chosen = json.loads((folder / "chosen.json").read_text(encoding="utf-8"))
+    comparisons = {
+        name: replace(one, environment=one.environment | {"command": command}) for name, one in comparisons.items()
+    }
     stages = {name: stage_results(comparison) for name, comparison in comparisons.items()}
     labels = {name: method.label for name, method in plan.methods.items()}
     first = next(iter(stages.values()))["environment"]
