@@ -5,9 +5,10 @@
     python reproduce/tournament.py --report  # only the report, of what has run so far
 
 The plan is tournament.yaml: methods with the strengths they may choose from, how they choose, and the stages, with
-seeds and problems that tuning never sees. Stages: `test` (all methods and controls), `sgd`, `extreme` clipping, and
-`hard` (five numbers, for the three best and the controls; its base model is made first, 6 minutes, where it is
-missing). Interrupted at any moment, the same command goes on where it was. About 4 hours on 2 CPU cores.
+seeds and problems that tuning never sees. Stages: `test` (all methods and controls), `sgd`, `extreme` clipping, `hard`
+(five numbers, for the three best and the controls; its base model is made first, 6 minutes, where it is missing) and
+`rates` (a grid of learning rates). Interrupted at any moment, the same command goes on where it was. About 4 hours on
+2 CPU cores.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ class Stage:
     arms: dict[str, Entry] = Field(min_length=1)
     methods: Literal["all", "none"] = "none"
     best: int = Field(0, ge=0)
+    best_against: str = ""
+    rates: list[float] = Field(default_factory=list)
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -198,7 +201,12 @@ def stage_plan(plan: Tournament, stage: Stage, chosen: dict[str, dict], best: li
         base = chosen[entry.of]["overrides"] if entry.of else []
         arms[name] = Arm(label=entry.label, overrides=_last_of_each([*base, *entry.overrides]))
     for name in plan.methods if stage.methods == "all" else best:
-        arms[name] = Arm(label=plan.methods[name].label, overrides=chosen[name]["overrides"])
+        label, overrides = plan.methods[name].label, chosen[name]["overrides"]
+        for rate in stage.rates:
+            own = _last_of_each([*overrides, f"{RATE}={rate:g}"])
+            arms.setdefault(f"{name}-x{rate:g}", Arm(label=f"{label}, x {rate:g}", overrides=own))
+        if not stage.rates:
+            arms[name] = Arm(label=label, overrides=overrides)
     common = merged(plan.common, stage.settings)
     return Plan(arms=arms, baseline=next(iter(arms)), seeds=stage.seeds, common=common, note=stage.title)
 
@@ -207,12 +215,13 @@ def _last_of_each(overrides: list[str]) -> list[str]:
     return list({override.partition("=")[0]: override for override in overrides}.values())
 
 
-def best_methods(comparison: Comparison, plan: Tournament, count: int) -> list[str]:
-    """The methods with the highest mean pass@<largest k> minus the baseline's at equal pass@1."""
+def best_methods(comparison: Comparison, plan: Tournament, count: int, against: str) -> list[str]:
+    """The methods with the highest mean pass@<largest k> minus that of an arm at equal pass@1; none for count 0."""
+    name_of_k = f"pass@{comparison.largest_k}"
     gaps = {
-        name: float(np.mean([gap[f"pass@{comparison.largest_k}"].mean() for gap in shared]))
-        for name in plan.methods
-        if (shared := at_equal_pass1(comparison, name, comparison.plan.baseline))
+        name: float(np.mean([gap[name_of_k].mean() for gap in shared]))
+        for name in (plan.methods if count else ())
+        if (shared := at_equal_pass1(comparison, name, against))
     }
     return sorted(gaps, key=lambda name: -gaps[name])[:count]
 
@@ -252,7 +261,12 @@ def tune(plan: Tournament, folder: Path, jobs: int, console: Console) -> dict[st
         ]
         overrides = settings_of(plan.methods[name], strength, rate)
         chosen[name] = {"strength": strength, "learning_rate": rate, "overrides": overrides, "tried": tried}
-    write_atomically(folder / "chosen.json", json.dumps(chosen, indent=1) + "\n")
+    grpo = [
+        {"strength": None, "learning_rate": r, "at_level": _or_none(found[a][0]), "highest_pass@1": found[a][1]}
+        for r in plan.learning_rates
+        for a in [f"grpo.x{r:g}"]
+    ]
+    write_atomically(folder / "chosen.json", json.dumps({"methods": chosen, "grpo": grpo}, indent=1) + "\n")
     return chosen
 
 
@@ -286,13 +300,14 @@ def main() -> None:
         plan = build(Tournament, read_yaml(PLAN))
         plan = quick(plan) if args.quick else plan
         if not args.report:
-            chosen, best = tune(plan, folder, args.jobs, console), []
+            chosen, first = tune(plan, folder, args.jobs, console), None
             for name, stage in plan.stages.items():
                 model = stage.settings.get("model", {}).get("path")
                 if model:
                     make_base(Path(model), stage.settings["task"]["numbers"], console)
+                best = best_methods(first, plan, stage.best, stage.best_against) if stage.best else []
                 comparison = run(stage_plan(plan, stage, chosen, best), folder / name, args.jobs, console)
-                best = best or best_methods(comparison, plan, max(s.best for s in plan.stages.values()))
+                first = first or comparison
         write_results(plan, folder, out, command, console)
     except Stopped:
         print("stopped; the same command goes on", file=sys.stderr)

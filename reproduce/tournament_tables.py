@@ -261,18 +261,21 @@ def stage_markdown(stage: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def choices_markdown(chosen: dict[str, Any], labels: dict[str, str]) -> str:
+def choices_markdown(tuning: dict[str, Any], labels: dict[str, str]) -> str:
     """What every method chose, and from what."""
     lines = ["## What each method chose in tuning", "", "| method | strength | learning rate x | trials |"]
     lines += ["| --- | --- | --- | --- |"]
-    for name, choice in chosen.items():
+    plain = {"grpo": {"strength": None, "learning_rate": 1, "tried": tuning["grpo"]}}
+    for name, choice in (plain | tuning["methods"]).items():
         tried = ", ".join(
             f"{'' if t['strength'] is None else format(t['strength'], 'g') + ' '}x{t['learning_rate']:g}: "
             + (f"{t['at_level']:.3f}" if t["at_level"] is not None else f"(pass@1 {t['highest_pass@1']:.3f})")
             for t in choice["tried"]
         )
         strength = "" if choice["strength"] is None else f"{choice['strength']:g}"
-        lines.append(f"| {labels[name]} | {strength} | {choice['learning_rate']:g} | {tried} |")
+        lines.append(
+            f"| {labels.get(name, 'GRPO (runs at each)')} | {strength} | {choice['learning_rate']:g} | {tried} |"
+        )
     return "\n".join(lines)
 
 
@@ -285,7 +288,7 @@ def write_results(plan: Any, folder: Path, out: Path, command: str, console: Con
     comparisons = {name: one for name, one in comparisons.items() if len(one.evaluations) and len(one.final())}
     if not comparisons:
         raise SteerError(f"--out: {folder} holds no finished run of a stage yet; run the tournament without --report")
-    chosen = json.loads((folder / "chosen.json").read_text(encoding="utf-8"))
+    tuning = json.loads((folder / "chosen.json").read_text(encoding="utf-8"))
     comparisons = {
         name: replace(one, environment=one.environment | {"command": command}) for name, one in comparisons.items()
     }
@@ -293,11 +296,17 @@ def write_results(plan: Any, folder: Path, out: Path, command: str, console: Con
     labels = {name: method.label for name, method in plan.methods.items()}
     first = next(iter(stages.values()))["environment"]
     about = f"`{command}`, {first['date'][:10]}, {first['cores']} cores of an {first['processor']}."
-    parts = ["# The tournament", about, *[f"- {note}" for note in NOTES], choices_markdown(chosen, labels)]
+    parts = ["# The tournament", about, *[f"- {note}" for note in NOTES], choices_markdown(tuning, labels)]
     text = "\n\n".join([*parts, *map(stage_markdown, stages.values())]) + "\n"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        found = {"command": command, "notes": NOTES, "chosen": chosen, "stages": stages}
+        found = {
+            "command": command,
+            "notes": NOTES,
+            "chosen": tuning["methods"],
+            "grpo_in_tuning": tuning["grpo"],
+            "stages": stages,
+        }
         write_atomically(out / "results.json", json.dumps(_clean(found), indent=1) + "\n")
         write_atomically(out / "tournament.md", text)
         save_figures(comparisons, stages, out)

@@ -143,7 +143,7 @@ def test_results_and_pictures_are_written_from_the_runs_alone(tmp_path, monkeypa
 
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "plan.yaml").touch()
-    (tmp_path / "chosen.json").write_text(json.dumps(CHOSEN))
+    (tmp_path / "chosen.json").write_text(json.dumps({"methods": CHOSEN, "grpo": []}))
     made = comparison()
     about = {"date": "2026-01-02T00:00:00", "cores": 2, "processor": "CPU", "command": "x"}
     monkeypatch.setattr(tables, "load_comparison", lambda folder: replace(made, environment=about))
