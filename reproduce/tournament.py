@@ -25,7 +25,8 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from rich.console import Console
-from tournament_tables import at_equal_pass1, write_results
+from tournament_statistics import at_shared_pass1
+from tournament_tables import write_results
 
 from steer_core.comparison import Arm, Comparison, Plan, load_comparison
 from steer_core.environment import cores
@@ -221,7 +222,7 @@ def best_methods(comparison: Comparison, plan: Tournament, count: int, against: 
     gaps = {
         name: float(np.mean([gap[name_of_k].mean() for gap in shared]))
         for name in (plan.methods if count else ())
-        if (shared := at_equal_pass1(comparison, name, against))
+        if name != against and (shared := at_shared_pass1(comparison, name, against))
     }
     return sorted(gaps, key=lambda name: -gaps[name])[:count]
 

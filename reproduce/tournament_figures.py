@@ -53,7 +53,10 @@ def _shown(comparison: Comparison, stage: dict[str, Any]) -> dict[str, str]:
 
 
 def forest(stage: dict[str, Any], reference: str) -> Figure:
-    """Differences from an arm at equal pass@1, one row a method, with intervals over seeds; decided ones in colour."""
+    """Differences from an arm at equal pass@1, one row a method, with intervals over seeds.
+
+    Red: decided (the primary measure, Holm's p below 0.05). Blue: both intervals exclude 0, uncorrected.
+    """
     rows = [
         row for row in stage["arms"].values()
         if row.get("against", {}).get(reference, {}).get("equal_pass@1")
@@ -68,7 +71,8 @@ def forest(stage: dict[str, Any], reference: str) -> Figure:
                 found = row["against"][reference]["equal_pass@1"].get(name)
                 if found is None:
                     continue
-                colour = MUTED if found["verdict"] == "undecided" else DECIDED
+                firm = found["verdict"] != "undecided" and found.get("p_holm", 1.0) < 0.05
+                colour = DECIDED if firm else MUTED if found["verdict"] == "undecided" else RATE_CONTROL
                 if found["over_seeds"]:
                     axis.plot(found["over_seeds"], [place, place], color=colour, lw=1.4)
                 axis.plot(found["mean"], place, "o", color=colour, ms=4, mec="white", mew=0.5)
@@ -76,7 +80,7 @@ def forest(stage: dict[str, Any], reference: str) -> Figure:
             label(axis, name, "difference" + (" (nats / token)" if name == "entropy" else ""), "", whole=False)
         axes[0].set_yticks(range(len(rows)), [row["label"] for row in rows])
         told = stage["arms"][reference]["label"]
-        figure.suptitle(f"Minus {told}, at equal pass@1: 95% over seeds, decided in colour", fontsize=8.5)
+        figure.suptitle(f"Minus {told}, at equal pass@1: 95% over seeds; red decided, blue exploratory", fontsize=8.5)
     return figure
 
 

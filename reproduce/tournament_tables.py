@@ -1,10 +1,8 @@
-"""What the tournament found: levels, differences at equal steps and at equal pass@1, and what is decided.
+"""What the tournament found, as JSON and tables: levels, differences, and what is decided.
 
-Two runs are compared at equal pass@1 where both, seed by seed, first reach the highest pass@1 that both reach at some
-evaluation; values between evaluations are interpolated, problem by problem. A seed in which one of the two never rose
-above the base model is left out and counted. Each difference carries two 95% intervals: Student t over the training
-seeds, and a bootstrap over seeds and problems together (pass@k only). It is called decided where every interval it has
-excludes 0. For the measure named in PRIMARY, p values (t) are corrected by Holm over the arms of the stage.
+The measure named primary, pass@<largest k> at equal pass@1, is called decided where both of its intervals exclude 0 and
+Holm's p (t, over the arms of the stage) is below 0.05; all else is exploratory. How two methods are compared:
+`tournament_statistics.py`.
 """
 
 from __future__ import annotations
@@ -15,118 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from rich.console import Console
 from tournament_figures import save_figures
+from tournament_statistics import area, at_equal_steps, at_shared_pass1, by_problem, differences, runs_of
 
 from steer_core.comparison import Comparison, load_comparison
 from steer_core.errors import SteerError
-from steer_core.evaluation import pass_at_k
 from steer_core.run import write_atomically
-from steer_core.statistics import (
-    Interval,
-    at_first_crossing,
-    bootstrap_over_seeds_and_problems,
-    holm,
-    interval_over_seeds,
-    paired_p_value,
-)
+from steer_core.statistics import bootstrap_over_seeds_and_problems, holm, interval_over_seeds
 
 NOTES = [
     "Levels: pass@k with a bootstrap over seeds and problems, entropy and area with Student t over seeds; 95%.",
     "Area: mean pass@1 over training, trapezoid over the evaluations, the base model's included.",
-    "Differences are paired by seed. Decided: the t interval over seeds excludes 0 and, for pass@k, so does the "
-    "bootstrap over seeds and problems.",
+    "Step: length of the optimiser's steps in all parameters, gradient: its norm before clipping, both over the first "
+    "arm's; update time: of an update, probe apart, over the first arm's (the machine did other work meanwhile).",
+    "Differences are paired by seed; in brackets Student t over seeds. (*): both that interval and a bootstrap over "
+    "seeds and problems, each draw matched anew, exclude 0. Bold, decided: the primary measure, (*), and p (Holm, over "
+    "the arms of the stage) below 0.05. All else is exploratory and not corrected for its number.",
     "Equal pass@1: at the highest level that both runs of a seed reach; seeds in which one never rose above the base "
     "model are left out.",
 ]
-
-
-def measures(comparison: Comparison) -> dict[str, str]:
-    """What arms are compared in beside pass@1: entropy, and pass@k for each larger k."""
-    return {"entropy": "policy_entropy", **{f"pass@{k}": f"pass@{k}" for k in comparison.ks if k > 1}}
-
-
-def runs_of(comparison: Comparison, arm: str) -> dict[int, pd.DataFrame]:
-    """By seed, the evaluations of an arm's finished runs in the order of training, the base model first."""
-    done, curves = comparison.final(), comparison.curves()
-    return {
-        int(seed): curves[(curves.arm == arm) & (curves.seed == seed)].sort_values("step")
-        for seed in sorted(done[done.arm == arm].seed)
-    }
-
-
-def by_problem(run: pd.DataFrame, k: int) -> np.ndarray:
-    """pass@k of every evaluation (rows) at every problem (columns)."""
-    return np.stack([pass_at_k(row.correct, row.samples, k) for row in run.itertuples(index=False)])
-
-
-def shared_level(a: pd.DataFrame, b: pd.DataFrame) -> float | None:
-    """The highest pass@1 that two runs both reach; None where it is no higher than where they began."""
-    level = min(a["pass@1"].max(), b["pass@1"].max())
-    return level if level > max(a["pass@1"].iloc[0], b["pass@1"].iloc[0]) else None
-
-
-def at_equal_pass1(comparison: Comparison, arm: str, against: str) -> list[dict[str, Any]]:
-    """Arm minus another at their shared level, one entry a seed that has one: entropy, and pass@k by problem."""
-    mine, theirs = runs_of(comparison, arm), runs_of(comparison, against)
-    gaps = []
-    for seed in sorted(mine.keys() & theirs.keys()):
-        level = shared_level(mine[seed], theirs[seed])
-        if level is None:
-            continue
-        gap: dict[str, Any] = {"seed": seed, "level": level}
-        for name, column in measures(comparison).items():
-            values = [
-                at_first_crossing(
-                    run["pass@1"], by_problem(run, int(name[5:])) if name != "entropy" else run[column], level
-                )
-                for run in (mine[seed], theirs[seed])
-            ]
-            gap[name] = values[0] - values[1]
-        gaps.append(gap)
-    return gaps
-
-
-def at_equal_steps(comparison: Comparison, arm: str, against: str) -> list[dict[str, Any]]:
-    """Arm minus another at the last evaluation, one entry a seed: entropy, and pass@k by problem, pass@1 among them."""
-    mine, theirs = runs_of(comparison, arm), runs_of(comparison, against)
-    gaps = []
-    for seed in sorted(mine.keys() & theirs.keys()):
-        ends = [run.tail(1) for run in (mine[seed], theirs[seed])]
-        gap = {"seed": seed, "entropy": float(ends[0].policy_entropy.iloc[0] - ends[1].policy_entropy.iloc[0])}
-        gap |= {f"pass@{k}": by_problem(ends[0], k)[0] - by_problem(ends[1], k)[0] for k in comparison.ks}
-        gap["area"] = area(mine[seed]) - area(theirs[seed])
-        gaps.append(gap)
-    return gaps
-
-
-def area(run: pd.DataFrame) -> float:
-    """Mean pass@1 over training."""
-    return float(np.trapezoid(run["pass@1"], run.step) / (run.step.iloc[-1] - run.step.iloc[0]))
-
-
-def differences(gaps: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By measure: the mean difference, its intervals, its p value and whether it is decided."""
-    table = {}
-    for name in [key for key in (gaps[0] if gaps else ()) if key not in ("seed", "level")]:
-        values = [np.asarray(gap[name]) for gap in gaps]
-        means = [float(value.mean()) for value in values]
-        over_seeds, found = interval_over_seeds(means), [interval_over_seeds(means)]
-        row = {"mean": over_seeds.mean, "over_seeds": bounds(over_seeds), "by_seed": means}
-        if values[0].ndim:
-            both = bootstrap_over_seeds_and_problems(values)
-            row["over_seeds_and_problems"] = bounds(both)
-            found.append(both)
-        verdicts = {interval.verdict for interval in found}
-        row["verdict"] = verdicts.pop() if len(verdicts) == 1 else "undecided"
-        table[name] = row | {"p": paired_p_value(means)}
-    return table
-
-
-def bounds(interval: Interval) -> list[float] | None:
-    """[low, high], or None where there is none."""
-    return [interval.low, interval.high] if np.isfinite(interval.low) else None
 
 
 def corrected(tables: dict[str, dict[str, Any]], primary: str) -> None:
@@ -166,7 +72,7 @@ def stage_results(comparison: Comparison) -> dict[str, Any]:
         others = [arm for arm in arms if arm != reference] if reference in arms else []
         tables: dict[str, dict] = {"equal_steps": {}, "equal_pass@1": {}}
         for arm in others:
-            shared = at_equal_pass1(comparison, arm, reference)
+            shared = at_shared_pass1(comparison, arm, reference)
             tables["equal_steps"][arm] = differences(at_equal_steps(comparison, arm, reference))
             tables["equal_pass@1"][arm] = differences(shared)
             rows[arm].setdefault("against", {})[reference] = {
@@ -191,16 +97,27 @@ def stage_results(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def decided(stage: dict[str, Any], reference: str) -> list[str]:
-    """At equal pass@1, the differences from a reference that are decided, in words; the primary's Holm p beside it."""
-    said = []
+def decided(stage: dict[str, Any], reference: str) -> tuple[list[str], list[str]]:
+    """At equal pass@1 against a reference, in words: (what is decided in the primary measure, exploratory findings).
+
+    Decided: both intervals exclude 0 and Holm's p is below 0.05. Exploratory: both intervals exclude 0, uncorrected.
+    """
+    firm, exploratory = [], []
     for row in stage["arms"].values():
         table = row.get("against", {}).get(reference, {}).get("equal_pass@1", {})
         for name, found in table.items():
-            if found["verdict"] != "undecided":
-                holm_p = f", p (Holm) {found['p_holm']:.3f}" if "p_holm" in found else ""
-                said.append(f"{row['label']}: {name} {found['verdict']} ({difference_text(found)}{holm_p})")
-    return said
+            if found["verdict"] == "undecided":
+                continue
+            p = found.get("p_holm")
+            text = f"{row['label']}: {name} {found['verdict']} ({difference_text(found)}"
+            text += f", p (Holm) {p:.3f})" if p is not None else ")"
+            (firm if is_decided(found, name == stage["primary"]) else exploratory).append(text)
+    return firm, exploratory
+
+
+def is_decided(found: dict[str, Any], primary: bool) -> bool:
+    """Whether a difference is decided; see `decided`."""
+    return primary and found["verdict"] != "undecided" and found.get("p_holm", 1.0) < 0.05
 
 
 def difference_text(found: dict[str, Any]) -> str:
@@ -219,19 +136,22 @@ def stage_markdown(stage: dict[str, Any]) -> str:
     """The tables of a stage and what they decide."""
     ks = [name for name in next(iter(stage["arms"].values())) if name.startswith("pass@")]
     lines = [f"## {stage['title']}", "", f"{stage['runs']} of {stage['planned']} runs have finished.", ""]
-    lines += [f"| method | seeds | entropy | {' | '.join(ks)} | area | mean weight | update time |"]
-    lines += ["| --- " * (6 + len(ks)) + "|"]
+    lines += [f"| method | seeds | entropy | {' | '.join(ks)} | area | mean weight | gradient | step | update time |"]
+    lines += ["| --- " * (8 + len(ks)) + "|"]
     if stage["base"]:
         cells = " | ".join(level_text(stage["base"][k]) for k in ks)
-        lines.append(f"| base model |  | {stage['base']['entropy']['mean']:.3f} | {cells} |  |  |  |")
-    unit = stage["arms"].get(stage["baseline"], {}).get("update_seconds")
+        lines.append(f"| base model |  | {stage['base']['entropy']['mean']:.3f} | {cells} |  |  |  |  |  |")
+    unit = stage["arms"].get(stage["baseline"], {})
     for row in stage["arms"].values():
         cells = " | ".join(level_text(row[k]) for k in ks)
         weight = "" if row["lambda/mean"] in (None, 1.0) else f"{row['lambda/mean']:.3f}"
-        cost = f"{row['update_seconds'] / unit:.2f}" if unit else ""
+        ratios = " | ".join(
+            f"{row[name] / unit[name]:.2f}" if unit and row[name] is not None and unit[name] else ""
+            for name in ("grad_norm/mean", "probe/update_norm", "update_seconds")
+        )
         lines.append(
             f"| {row['label']} | {len(row['seeds'])} | {level_text(row['entropy'])} | {cells} | "
-            f"{level_text(row['area'])} | {weight} | {cost} |"
+            f"{level_text(row['area'])} | {weight} | {ratios} |"
         )
     for reference in [stage["baseline"], *stage["controls"]]:
         if reference not in stage["arms"]:
@@ -249,15 +169,19 @@ def stage_markdown(stage: dict[str, Any]) -> str:
                 lines.append(f"| {row['label']} | 0 | never above the base model |{' |' * (1 + len(names))}")
                 continue
             found = told["equal_pass@1"]
-            marks = [f"**{difference_text(found[n])}**" if found[n]["verdict"] != "undecided" else
-                     difference_text(found[n]) for n in names]  # fmt: skip
+            marks = [
+                f"{'**' * is_decided(found[n], n == stage['primary'])}{difference_text(found[n])}"
+                f"{'**' * is_decided(found[n], n == stage['primary'])}{' (*)' * (found[n]['verdict'] != 'undecided')}"
+                for n in names
+            ]
             p = found[stage["primary"]].get("p_holm", float("nan"))
             lines.append(
                 f"| {row['label']} | {told['seeds_at_equal_pass@1']} | {told['level']:.3f} | {' | '.join(marks)} | "
                 f"{p:.3f} |"
             )
-        said = decided(stage, reference)
-        lines += ["", f"Decided against {label}: {'; '.join(said) or 'nothing'}."]
+        firm, exploratory = decided(stage, reference)
+        lines += ["", f"Decided against {label}: {'; '.join(firm) or 'nothing'}.", ""]
+        lines += [f"Exploratory, not corrected for their number: {'; '.join(exploratory) or 'nothing'}."]
     return "\n".join(lines)
 
 
@@ -313,8 +237,11 @@ def write_results(plan: Any, folder: Path, out: Path, command: str, console: Con
     except OSError as error:
         raise SteerError(f"--results: {out} cannot be written ({error.strerror}); name another folder") from error
     for name, stage in stages.items():
-        said = decided(stage, stage["baseline"])
-        console.print(f"{name}: decided at equal pass@1 against the baseline: {'; '.join(said) or 'nothing'}")
+        for reference in [stage["baseline"], *stage["controls"]]:
+            if reference in stage["arms"]:
+                firm, _ = decided(stage, reference)
+                label = stage["arms"][reference]["label"]
+                console.print(f"{name}: decided at equal pass@1 against {label}: {'; '.join(firm) or 'nothing'}")
     console.print(f"wrote {out / 'tournament.md'}, results.json and the figures", highlight=False, soft_wrap=True)
 
 

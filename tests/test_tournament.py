@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,10 +15,12 @@ from steer_core.config import Config
 from steer_core.errors import SteerError
 from steer_core.interventions import METHODS
 from steer_core.settings import build, read_yaml
+from steer_core.statistics import at_first_crossing
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "reproduce"))
 import tournament as script
 import tournament_figures as figures
+import tournament_statistics as statistics
 import tournament_tables as tables
 
 PLAN = build(script.Tournament, read_yaml(script.PLAN))
@@ -90,46 +93,101 @@ def test_a_trial_that_reaches_the_level_beats_one_that_does_not_and_then_pass_at
     assert script.choose(trials, {"a.0": low, "a.1": low, "b.0": missed})["a"] == "a.0"
 
 
-def test_tuning_scores_interpolate_the_second_largest_k_where_pass1_first_reaches_the_level():
-    # grpo: pass@1 0.05, 0.2, 0.4 at steps 0, 2, 4 with k = 1 and 2, so the second largest k is 1 itself
-    scores = script.tuning_scores(comparison(seeds=(0,)), 0.3)
-    assert scores["grpo"] == pytest.approx((0.3, 0.4))
-    assert np.isnan(script.tuning_scores(comparison(seeds=(0,)), 0.45)["grpo"][0])
+def test_tuning_scores_are_pass_at_16_where_pass1_first_reaches_the_level():
+    rows = pd.DataFrame(
+        {
+            "arm": ["a"] * 3 + ["b"] * 3,
+            "step": [10, 0, 20] * 2,
+            "pass@1": [0.2, 0.1, 0.4, 0.12, 0.1, 0.14],
+            "pass@16": [0.6, 0.5, 0.8, 0.7, 0.5, 0.9],
+            "pass@32": [0.9] * 6,
+        }
+    )
+    made = SimpleNamespace(ks=(1, 16, 32), curves=lambda: rows)
+    scores = script.tuning_scores(made, 0.3)
+    assert scores["a"] == pytest.approx((0.7, 0.4))  # halfway between steps 10 and 20
+    assert np.isnan(scores["b"][0])
+    assert scores["b"][1] == pytest.approx(0.14)
 
 
 def test_the_shared_level_is_the_lower_of_two_highest_pass1_and_must_exceed_the_base():
     made = comparison()
-    grpo, steer = tables.runs_of(made, "grpo")[0], tables.runs_of(made, "steer")[0]
+    grpo, steer = statistics.runs_of(made, "grpo")[0], statistics.runs_of(made, "steer")[0]
     assert grpo["pass@1"].max() == pytest.approx(0.4)
     assert steer["pass@1"].max() == pytest.approx(0.4)
-    assert tables.shared_level(grpo, steer) == pytest.approx(0.4)
+    assert statistics.shared_level(grpo, steer) == pytest.approx(0.4)
     sunk = steer.assign(**{"pass@1": [0.05, 0.02, 0.05]})
-    assert tables.shared_level(grpo, sunk) is None
+    assert statistics.shared_level(grpo, sunk) is None
 
 
 def test_differences_at_equal_pass1_are_those_of_the_interpolated_checkpoints():
     # `slow` ends at pass@1 0.4 too, with pass@2 0.6 against 0.4, entropy 0.28 against 0.20
-    gaps = tables.at_equal_pass1(comparison(), "slow", "grpo")
+    gaps = statistics.at_shared_pass1(comparison(), "slow", "grpo")
     assert [gap["seed"] for gap in gaps] == [0, 1, 2]
     assert [gap["pass@2"].mean() for gap in gaps] == pytest.approx([0.2] * 3)
     assert [gap["entropy"] for gap in gaps] == pytest.approx([0.08] * 3)
-    table = tables.differences(gaps)
+    table = statistics.differences(gaps)
     assert table["pass@2"]["mean"] == pytest.approx(0.2)
     assert table["pass@2"]["verdict"] == "undecided"  # the seeds agree exactly: no spread to judge by
 
 
 def test_a_difference_is_decided_only_where_every_interval_excludes_zero():
     wide = [{"seed": s, "pass@2": np.array([1.0, 0, 0, 0, 0, 0, 0, 0, 0, -0.9]) + 0.01 * s} for s in range(5)]
-    found = tables.differences(wide)["pass@2"]
+    found = statistics.differences(wide)["pass@2"]
     assert found["over_seeds"][0] > 0  # over seeds alone it would be decided
     assert found["over_seeds_and_problems"][0] < 0
     assert found["verdict"] == "undecided"
     tight = [{"seed": s, "pass@2": np.full(10, 0.2) + 0.01 * s} for s in range(5)]
-    assert tables.differences(tight)["pass@2"]["verdict"] == "higher"
+    assert statistics.differences(tight)["pass@2"]["verdict"] == "higher"
+
+
+def test_matching_anew_on_the_very_same_problems_gives_the_difference_itself(monkeypatch):
+    monkeypatch.setattr(statistics, "redrawn", lambda problems: np.full((problems, 3), 1 / problems))
+    for gap in statistics.at_shared_pass1(comparison(), "slow", "grpo"):
+        for name in ("pass@2", "entropy"):
+            assert gap["drawn"][name] == pytest.approx([np.mean(gap[name])] * 3), name
+
+
+def test_values_at_many_levels_are_those_of_one_crossing_each():
+    random = np.random.default_rng(0)
+    x, y = random.random((5, 40)).cumsum(0), random.random((5, 40))
+    levels = x[0] + (x[-1] - x[0]) * random.random(40)
+    levels[3] = np.nan
+    found = statistics.at_levels(x, y, levels)
+    assert np.isnan(found[3])
+    for d in [d for d in range(40) if d != 3]:
+        assert found[d] == pytest.approx(at_first_crossing(x[:, d], y[:, d], levels[d]))
+
+
+def test_the_primary_needs_holm_to_be_decided_and_other_measures_are_exploratory():
+    def stage(p_holm):
+        found = {"mean": 0.1, "over_seeds": [0.05, 0.15], "verdict": "higher"}
+        table = {"pass@32": found | {"p_holm": p_holm}, "entropy": found}
+        row = {"label": "X", "against": {"grpo": {"equal_pass@1": table}}}
+        return {"primary": "pass@32", "arms": {"x": row}}
+
+    firm, exploratory = tables.decided(stage(0.2), "grpo")
+    assert (len(firm), len(exploratory)) == (0, 2)
+    firm, exploratory = tables.decided(stage(0.04), "grpo")
+    assert firm == ["X: pass@32 higher (+0.100 [+0.050, +0.150], p (Holm) 0.040)"]
+    assert exploratory == ["X: entropy higher (+0.100 [+0.050, +0.150])"]
+
+
+def test_the_best_are_ranked_against_the_arm_that_is_named():
+    plan = replace(PLAN, methods={"steer": PLAN.methods["steer"], "slow": PLAN.methods["opo"]})
+    assert script.best_methods(comparison(), plan, 1, "grpo") == ["slow"]
+    assert script.best_methods(comparison(), plan, 0, "grpo") == []
+    assert script.best_methods(comparison(), plan, 2, "slow") == ["steer"]  # none is compared with itself
+
+
+def test_the_stage_of_rates_holds_the_best_and_steer_at_each_rate():
+    arms = stages()["rates"].arms
+    assert {"steer-x0.25", "steer-x1", "stare-x0.25", "stare-x1", "opo-x1", "grpo-lr-quarter"} <= set(arms)
+    assert "optimizer.learning_rate_factor=0.25" in arms["stare-x0.25"].overrides
 
 
 def test_the_area_is_the_mean_of_pass1_over_training():
-    assert tables.area(pd.DataFrame({"step": [0, 2, 4], "pass@1": [0.1, 0.2, 0.4]})) == pytest.approx(0.225)
+    assert statistics.area(pd.DataFrame({"step": [0, 2, 4], "pass@1": [0.1, 0.2, 0.4]})) == pytest.approx(0.225)
 
 
 def test_holm_is_taken_over_the_arms_of_a_stage():
