@@ -16,7 +16,7 @@ from steer_core.token_stats import TokenStats, concatenate
 class Batch:
     """Some sequences of a rollout, ready for the loss, with the statistics of the policy that sampled.
 
-    draws_BT: uniform within (0, 1), for interventions that choose tokens at random.
+    draws_BT: uniform within [0, 1), for interventions that choose tokens at random.
     """
 
     sequences: Sequences

@@ -111,6 +111,9 @@ def load_plan(
     """
     data = read_yaml(path)
     if methods is not None:
+        twice = [name for name in methods if methods.count(name) > 1]
+        if twice:
+            raise SteerError(f"--methods: {twice[0]} is named twice; name each once")
         kept = {name: arm for name, arm in data["arms"].items() if name == data["baseline"]}
         data["arms"] = kept | {_NOT_A_NAME.sub("_", name): _by_name(name) for name in methods}
     arms = data.get("arms")

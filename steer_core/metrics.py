@@ -5,7 +5,8 @@ entropy/...         nats. `entropy/policy` is the Shannon entropy of the policy 
                     another quantity with the same expectation.
 entropy_change/...  change of the mean entropy over the rollout's response tokens by its optimiser
                     steps, as each single-state form predicts it for plain gradient steps of the same
-                    learning rate and (weighted) loss, before gradient clipping; by quadrant too.
+                    learning rate and (weighted) loss, before gradient clipping and without an
+                    intervention's extra loss term; by quadrant too.
 quadrant/...        share of response tokens in each quadrant.
 lambda/...          the intervention's token weights: quantiles, mean, share within 1% of 1; and, as
                     `lambda/most_damped/...`, what the token of smallest weight in each step was like

@@ -51,7 +51,7 @@ def test_no_intervention_keeps_advantages_weights_and_loss():
 
 
 def test_clip_higher_sets_the_upper_bound_alone():
-    assert ClipHigher().clip_range(ClipRange(0.1, 0.2, 3.0)) == ClipRange(0.1, 0.28, 3.0)
+    assert ClipHigher().clip_range(ClipRange(0.1, 0.2, 3.0)) == ClipRange(0.1, 0.5, 3.0)
     assert ClipHigher(high=0.5).clip_range(ClipRange(0.1, 0.2, None)) == ClipRange(0.1, 0.5, None)
 
 

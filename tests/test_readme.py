@@ -93,6 +93,17 @@ def test_the_readmes_two_lines_make_a_trainer_of_trl_with_these_weights(tmp_path
     assert names["trainer"].steer.lambda_min == 0.7
 
 
+def test_the_method_of_the_page_on_adding_one_trains_from_the_folder_it_lies_in(tmp_path):
+    page = (ROOT / "steer_core" / "interventions" / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "calm_module.py").write_text(re.search(r"```python\n(.*?)```", page, flags=re.DOTALL)[1])
+    line = next(line for line in page.splitlines() if line.startswith("steer train intervention.name=calm_module:Calm"))
+    program = Path(sys.executable).with_name("steer")  # the installed command, which does not look in the folder itself
+    words = [str(program), *shortened(shlex.split(line))[1:], "--no-report", "train.rollouts=1", "evaluation.every=0"]
+    done = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert (tmp_path / "runs" / "calm" / "metrics.jsonl").exists()
+
+
 def test_the_readmes_settings_of_verl_name_what_is_there():
     pytest.importorskip("verl")
     from importlib import import_module

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -35,6 +37,8 @@ def method(name: str) -> type[Intervention]:
     module, separator, kind = place.partition(":")
     if not separator:
         raise SteerError(f"intervention.name: {name!r} is no method; {nearest(name, METHODS)}, or write module:Class")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # an installed `steer` does not look there by itself
     try:
         found = getattr(import_module(module), kind)
     except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: an empty or relative module

@@ -16,7 +16,8 @@ from steer_core.token_stats import TokenStats
 class AdaptiveEntropyLoss(Intervention):
     """-c H on every token; c rises by a step below the target and falls above it (Skywork-OR1, arXiv 2505.22312).
 
-    It acts only while the last step's entropy is at or below the target.
+    It acts only while the last step's entropy is at or below the target; at a target that entropy
+    never falls to, this is plain GRPO. The defaults are those of the authors' 7B runs.
     """
 
     name: str = "adaptive-entropy-loss"

@@ -33,7 +33,7 @@ class Tokens:
     """The response tokens that a rule sees at once, flat (N,); nothing here carries gradient.
 
     new: statistics of the policy being updated. old: of the policy that sampled. clip: the clip
-    range in force. draws: uniform within (0, 1), one a token, from the run's seed: for rules that
+    range in force. draws: uniform within [0, 1), one a token, from the run's seed: for rules that
     choose at random. state: see `Intervention.next_state`. step: for rules that differentiate.
     """
 

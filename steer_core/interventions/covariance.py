@@ -27,6 +27,7 @@ class ClipCov(Intervention):
     """A few tokens of high covariance, drawn at random, do not count (Cui et al., arXiv 2505.22617, eq. 11).
 
     They stay in the loss's denominator. Candidates lie between the bounds and are not clipped already.
+    The clip range is the configured one; the authors' scripts set it to 1 / 1 and the dual clip to 10.
     """
 
     name: str = "clip-cov"
@@ -63,7 +64,8 @@ class KLCov(Intervention):
     """No clip, and coefficient |ln p - ln p_old| on the tokens of highest covariance (arXiv 2505.22617, eq. 12).
 
     At ratio 1, as in the first mini-batch of a rollout, the penalty has no gradient. `share` is a
-    fraction, as in verl; the authors' scripts write it in per cent.
+    fraction, as in verl; the authors' scripts write it in per cent. In a step whose advantages are all
+    equal every covariance is 0 and some tokens are penalised all the same, as in verl.
     """
 
     name: str = "kl-cov"

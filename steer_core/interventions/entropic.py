@@ -43,7 +43,10 @@ class EntroPIC(Intervention):
         return -importance_ratio(stats.logprob, old.logprob)
 
     def extra_factors(self, tokens: Tokens) -> Tensor:
-        """alpha |A| at likely tokens, scaled so that a token-mean over all becomes the mean over them."""
+        """alpha |A| at likely tokens, scaled so that a token-mean over all becomes the mean over them.
+
+        Under another reduction the likely tokens carry the weights of that reduction, times the same scale.
+        """
         error = float(tokens.new.entropy.mean()) - self.target
         alpha = min(max(self.kp * error + self.ki * tokens.state.get("integral", 0.0), -1.0), 1.0)
         likely = tokens.new.logprob.exp() > self.threshold

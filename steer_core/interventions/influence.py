@@ -1,4 +1,4 @@
-"""Influence weights: plan the step's effect on entropy from every token's exact share in it."""
+"""Influence weights: plan the step's effect on entropy from every token's first-order share in it."""
 
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ class Influence(Intervention):
 def per_unit_of_push(step: Step, states: int) -> Tensor:
     """D (N,): derivative of each token's log-prob along the preconditioned gradient of the mean entropy.
 
-    The preconditioner is that of the optimiser before the step: 1 / (sqrt(v) + eps) for Adam, up to
-    a factor that all tokens share; 1 for SGD and before Adam's first step.
+    The preconditioner is that of the optimiser before the step, 1 / (sqrt(v) + eps) for Adam without
+    its bias correction; 1 for SGD and before Adam's first step. The step's own differs by this
+    batch's gradient in v, by how the correction weighs against eps, and by a factor all tokens share.
     """
     total: dict[str, Tensor] = {}
     for lens in step.lenses:

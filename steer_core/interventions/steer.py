@@ -26,7 +26,7 @@ class Steer(Intervention):
     form: Literal["paper", "released", "exact", "covariance"] = "paper"
     """Estimate of the entropy change."""
     map: Literal["exponential", "linear", "binary"] = "exponential"
-    """From the size of the estimate to lambda; binary: lambda_min from the normaliser on, lambda_max below."""
+    """From the size of the estimate to lambda; linear from 0 on; binary: lambda_min from the normaliser on."""
     lambda_min: float = Field(0.7, gt=0)
     """Weight of the token at the normaliser; 1 is plain GRPO bit for bit."""
     lambda_max: float = Field(1.0, gt=0)
