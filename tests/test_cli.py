@@ -88,7 +88,8 @@ def test_unknown_key_names_the_nearest_known_one(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("intervention.lambda_min=1.5", "intervention.lambda_min: 1.5 is not allowed"),
+        ("intervention.lambda_min=0.5", "intervention.lambda_min: no method is named that takes it"),
+        ("intervention={name: steer, lambda_min: 1.5}", "intervention.lambda_min: 1.5 is above lambda_max (1.0)"),
         ("train.rollouts=many", "train.rollouts: 'many' is not allowed"),
         ("rollout.prompts=0", "rollout.prompts: 0 is not allowed"),
         ("model.path=/no/such/folder", "model.path: /no/such/folder holds no config.json"),
