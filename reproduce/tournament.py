@@ -3,12 +3,14 @@
     python reproduce/tournament.py           # tunes, runs every stage in runs/tournament, then reports
     python reproduce/tournament.py --quick   # a slice in 5 minutes in runs/tournament-quick: shows the machinery
     python reproduce/tournament.py --report  # only the report, of what has run so far
+    python reproduce/tournament.py --stages hard   # these stages alone, on any machine
 
 The plan is tournament.yaml: methods with the strengths they may choose from, how they choose, and the stages, with
 seeds and problems that tuning never sees. Stages: `test` (all methods and controls), `sgd`, `extreme` clipping, `hard`
 (five numbers, for the three best and the controls; its base model is made first, 6 minutes, where it is missing) and
 `rates` (a grid of learning rates). Interrupted at any moment, the same command goes on where it was. About 4 hours on
-2 CPU cores.
+2 CPU cores. With `--stages`, what tuning chose and how the methods ranked is read from the results where it was not
+found in the folder of the runs, and the results of all other stages stay as they are.
 """
 
 from __future__ import annotations
@@ -25,8 +27,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from rich.console import Console
-from tournament_statistics import at_shared_pass1
-from tournament_tables import write_results
+from tournament_tables import read_results, stage_results, write_results
 
 from steer_core.comparison import Arm, Comparison, Plan, load_comparison
 from steer_core.environment import cores
@@ -216,14 +217,14 @@ def _last_of_each(overrides: list[str]) -> list[str]:
     return list({override.partition("=")[0]: override for override in overrides}.values())
 
 
-def best_methods(comparison: Comparison, plan: Tournament, count: int, against: str) -> list[str]:
-    """The methods with the highest mean pass@<largest k> minus that of an arm at equal pass@1; none for count 0."""
-    name_of_k = f"pass@{comparison.largest_k}"
-    gaps = {
-        name: float(np.mean([gap[name_of_k].mean() for gap in shared]))
-        for name in (plan.methods if count else ())
-        if name != against and (shared := at_shared_pass1(comparison, name, against))
-    }
+def best_methods(results: dict[str, Any], plan: Tournament, count: int, against: str) -> list[str]:
+    """The methods of a stage's results with the highest mean of the primary measure minus that of an arm, at equal
+    pass@1; none for count 0."""
+    gaps = {}
+    for name in plan.methods if count else ():
+        found = results["arms"].get(name, {}).get("against", {}).get(against, {}).get("equal_pass@1")
+        if found:
+            gaps[name] = found[results["primary"]]["mean"]
     return sorted(gaps, key=lambda name: -gaps[name])[:count]
 
 
@@ -267,8 +268,25 @@ def tune(plan: Tournament, folder: Path, jobs: int, console: Console) -> dict[st
         for r in plan.learning_rates
         for a in [f"grpo.x{r:g}"]
     ]
-    write_atomically(folder / "chosen.json", json.dumps({"methods": chosen, "grpo": grpo}, indent=1) + "\n")
+    keep_choices(folder, chosen, grpo)
     return chosen
+
+
+def keep_choices(folder: Path, methods: dict[str, dict], grpo: list[dict]) -> None:
+    """Write chosen.json, which the later stages and the report read."""
+    write_atomically(folder / "chosen.json", json.dumps({"methods": methods, "grpo": grpo}, indent=1) + "\n")
+
+
+def choices_of(folder: Path, results: dict[str, Any], out: Path) -> dict[str, dict]:
+    """What each method chose, without tuning: from chosen.json of the folder, or from earlier results."""
+    if not (folder / "chosen.json").is_file():
+        if not results:
+            raise SteerError(
+                f"--stages: neither {folder} nor {out} holds what tuning chose; run without --stages first"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        keep_choices(folder, results["chosen"], results["grpo_in_tuning"])
+    return json.loads((folder / "chosen.json").read_text(encoding="utf-8"))["methods"]
 
 
 def _or_none(value: float) -> float | None:
@@ -283,6 +301,33 @@ def make_base(path: Path, numbers: int, console: Console) -> None:
         subprocess.run([*script, "--out", str(path), "--numbers", str(numbers), "--threads", "1"], check=True)
 
 
+def run_stages(
+    plan: Tournament,
+    names: list[str],
+    chosen: dict[str, dict],
+    folder: Path,
+    earlier: dict[str, Any],
+    jobs: int,
+    console: Console,
+) -> None:
+    """Run stages in the plan's order; what ranks the methods is the first stage, of this folder or of earlier results."""
+    first = next(iter(plan.stages))
+    for name, stage in plan.stages.items():
+        if name not in names:
+            continue
+        model = stage.settings.get("model", {}).get("path")
+        if model:
+            make_base(Path(model), stage.settings["task"]["numbers"], console)
+        best = []
+        if stage.best and (folder / first / "plan.yaml").is_file():
+            best = best_methods(stage_results(load_comparison(folder / first)), plan, stage.best, stage.best_against)
+        elif stage.best:
+            if first not in earlier.get("stages", {}):
+                raise SteerError(f"--stages: {name} takes the best of {first}, which has not run; run {first} first")
+            best = best_methods(earlier["stages"][first], plan, stage.best, stage.best_against)
+        run(stage_plan(plan, stage, chosen, best), folder / name, jobs, console)
+
+
 def main() -> None:
     """Run what is not finished yet, then report; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -290,26 +335,27 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="folder of the results (default: reproduce/results/tournament)")
     parser.add_argument("--quick", action="store_true", help="3 methods, 2 seeds, short runs; decides nothing")
     parser.add_argument("--report", action="store_true", help="train nothing; report what has run")
+    parser.add_argument("--stages", nargs="+", metavar="STAGE", help="run these alone, tuned as the results say")
     parser.add_argument("--jobs", type=int, default=cores(), help="runs at a time (default: the cores, %(default)s)")
     args = parser.parse_args()
     if args.jobs < 1:
         parser.error(f"--jobs: {args.jobs} is below 1; give the number of runs to train at a time")
     folder = args.out or ROOT / "runs" / ("tournament-quick" if args.quick else "tournament")
     out = args.results or (folder if args.quick else ROOT / "reproduce" / "results" / "tournament")
-    console, command = Console(), f"python reproduce/tournament.py{' --quick' * args.quick}"
+    console = Console()
+    asked = f" --stages {' '.join(args.stages)}" if args.stages else ""
+    command = f"python reproduce/tournament.py{' --quick' * args.quick}{asked}"
     try:
         plan = build(Tournament, read_yaml(PLAN))
         plan = quick(plan) if args.quick else plan
+        for name in args.stages or ():
+            if name not in plan.stages:
+                raise SteerError(f"--stages: {name!r} is no stage; choose from {', '.join(plan.stages)}")
+        earlier = read_results(out) if args.stages else {}
         if not args.report:
-            chosen, first = tune(plan, folder, args.jobs, console), None
-            for name, stage in plan.stages.items():
-                model = stage.settings.get("model", {}).get("path")
-                if model:
-                    make_base(Path(model), stage.settings["task"]["numbers"], console)
-                best = best_methods(first, plan, stage.best, stage.best_against) if stage.best else []
-                comparison = run(stage_plan(plan, stage, chosen, best), folder / name, args.jobs, console)
-                first = first or comparison
-        write_results(plan, folder, out, command, console)
+            tuned = choices_of(folder, earlier, out) if args.stages else tune(plan, folder, args.jobs, console)
+            run_stages(plan, args.stages or list(plan.stages), tuned, folder, earlier, args.jobs, console)
+        write_results(plan, folder, out, command, console, earlier)
     except Stopped:
         print("stopped; the same command goes on", file=sys.stderr)
         sys.exit(INTERRUPTED)

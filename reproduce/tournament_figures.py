@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from tournament_statistics import is_decided
 
 from steer_core.comparison import Comparison
 from steer_core.report.style import ARM_COLOURS, MUTED, STYLE, label
@@ -71,7 +72,7 @@ def forest(stage: dict[str, Any], reference: str) -> Figure:
                 found = row["against"][reference]["equal_pass@1"].get(name)
                 if found is None:
                     continue
-                firm = found["verdict"] != "undecided" and found.get("p_holm", 1.0) < 0.05
+                firm = is_decided(found, name == stage["primary"])
                 colour = DECIDED if firm else MUTED if found["verdict"] == "undecided" else RATE_CONTROL
                 if found["over_seeds"]:
                     axis.plot(found["over_seeds"], [place, place], color=colour, lw=1.4)
@@ -118,8 +119,9 @@ def _arms(interval: dict[str, float | None]) -> list[list[float]] | None:
 def save_figures(comparisons: dict[str, Comparison], stages: dict[str, dict[str, Any]], out: Path) -> None:
     """Write every picture there is data for, as PNG."""
     drawn = {}
-    for name, stage in stages.items():
-        drawn[f"{name}_trade"] = trade(comparisons[name], stage)
+    for name, comparison in comparisons.items():
+        stage = stages[name]
+        drawn[f"{name}_trade"] = trade(comparison, stage)
         if any("against" in row for row in stage["arms"].values()):
             drawn[f"{name}_differences"] = forest(stage, stage["baseline"])
     drawn["rates"] = rates(stages)

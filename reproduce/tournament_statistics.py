@@ -154,3 +154,9 @@ def matched_anew(drawn_SD: np.ndarray, mean: float) -> Interval:
 def bounds(interval: Interval) -> list[float] | None:
     """[low, high], or None where there is none."""
     return [interval.low, interval.high] if np.isfinite(interval.low) else None
+
+
+def is_decided(found: dict[str, Any], primary: bool) -> bool:
+    """Whether a difference is decided: in the primary measure, by both intervals, with Holm's p below 0.05."""
+    p = found.get("p_holm")
+    return primary and found["verdict"] != "undecided" and p is not None and p < 0.05

@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from tournament_figures import save_figures
-from tournament_statistics import area, at_equal_steps, at_shared_pass1, by_problem, differences, runs_of
+from tournament_statistics import (
+    area,
+    at_equal_steps,
+    at_shared_pass1,
+    by_problem,
+    differences,
+    is_decided,
+    runs_of,
+)
 
 from steer_core.comparison import Comparison, load_comparison
 from steer_core.errors import SteerError
@@ -62,7 +70,7 @@ def levels(comparison: Comparison, arm: str) -> dict[str, Any]:
 
 
 def stage_results(comparison: Comparison) -> dict[str, Any]:
-    """Every number of a stage, of the runs that have finished."""
+    """Every number of a stage, of the runs that have finished, as results.json keeps them."""
     plan, primary = comparison.plan, f"pass@{comparison.largest_k}"
     finished = set(comparison.final().arm)
     arms = [arm for arm in plan.arms if arm in finished]
@@ -84,7 +92,7 @@ def stage_results(comparison: Comparison) -> dict[str, Any]:
         for table in tables.values():
             corrected(table, primary)
     planned = len(plan.arms) * len(plan.seeds)
-    return {
+    results = {
         "title": plan.note,
         "baseline": plan.baseline,
         "controls": plan.controls,
@@ -95,6 +103,7 @@ def stage_results(comparison: Comparison) -> dict[str, Any]:
         "arms": rows,
         "environment": comparison.environment,
     }
+    return _clean(results)
 
 
 def decided(stage: dict[str, Any], reference: str) -> tuple[list[str], list[str]]:
@@ -115,11 +124,6 @@ def decided(stage: dict[str, Any], reference: str) -> tuple[list[str], list[str]
     return firm, exploratory
 
 
-def is_decided(found: dict[str, Any], primary: bool) -> bool:
-    """Whether a difference is decided; see `decided`."""
-    return primary and found["verdict"] != "undecided" and found.get("p_holm", 1.0) < 0.05
-
-
 def difference_text(found: dict[str, Any]) -> str:
     """`+0.012 [-0.003, +0.027]`, the interval over seeds."""
     span = f" [{found['over_seeds'][0]:+.3f}, {found['over_seeds'][1]:+.3f}]" if found["over_seeds"] else ""
@@ -128,14 +132,16 @@ def difference_text(found: dict[str, Any]) -> str:
 
 def level_text(interval: dict[str, float]) -> str:
     """`0.212 [0.180, 0.240]`."""
-    span = f" [{interval['low']:.3f}, {interval['high']:.3f}]" if np.isfinite(interval["low"]) else ""
+    span = f" [{interval['low']:.3f}, {interval['high']:.3f}]" if interval["low"] is not None else ""
     return f"{interval['mean']:.3f}{span}"
 
 
 def stage_markdown(stage: dict[str, Any]) -> str:
     """The tables of a stage and what they decide."""
     ks = [name for name in next(iter(stage["arms"].values())) if name.startswith("pass@")]
-    lines = [f"## {stage['title']}", "", f"{stage['runs']} of {stage['planned']} runs have finished.", ""]
+    about = stage["environment"]
+    made = f"`{about['command']}`, {about['date'][:10]}, {about['cores']} cores of an {about['processor']}"
+    lines = [f"## {stage['title']}", "", f"{stage['runs']} of {stage['planned']} runs have finished ({made}).", ""]
     lines += [f"| method | seeds | entropy | {' | '.join(ks)} | area | mean weight | gradient | step | update time |"]
     lines += ["| --- " * (8 + len(ks)) + "|"]
     if stage["base"]:
@@ -174,10 +180,10 @@ def stage_markdown(stage: dict[str, Any]) -> str:
                 f"{'**' * is_decided(found[n], n == stage['primary'])}{' (*)' * (found[n]['verdict'] != 'undecided')}"
                 for n in names
             ]
-            p = found[stage["primary"]].get("p_holm", float("nan"))
+            p = found[stage["primary"]].get("p_holm")
             lines.append(
                 f"| {row['label']} | {told['seeds_at_equal_pass@1']} | {told['level']:.3f} | {' | '.join(marks)} | "
-                f"{p:.3f} |"
+                f"{'' if p is None else format(p, '.3f')} |"
             )
         firm, exploratory = decided(stage, reference)
         lines += ["", f"Decided against {label}: {'; '.join(firm) or 'nothing'}.", ""]
@@ -203,9 +209,19 @@ def choices_markdown(tuning: dict[str, Any], labels: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def write_results(plan: Any, folder: Path, out: Path, command: str, console: Console) -> None:
-    """results.json, tournament.md and the figures, of what has run so far."""
+def read_results(out: Path) -> dict[str, Any]:
+    """results.json of an earlier tournament; empty where there is none."""
+    path = out / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
+
+def write_results(
+    plan: Any, folder: Path, out: Path, command: str, console: Console, earlier: dict[str, Any] | None = None
+) -> None:
+    """results.json, tournament.md and the figures, of what has run so far.
+
+    earlier: the results of another run of the tournament, whose other stages stay in the file as they are.
+    """
     comparisons = {
         name: load_comparison(folder / name) for name in plan.stages if (folder / name / "plan.yaml").exists()
     }
@@ -216,27 +232,21 @@ def write_results(plan: Any, folder: Path, out: Path, command: str, console: Con
     comparisons = {
         name: replace(one, environment=one.environment | {"command": command}) for name, one in comparisons.items()
     }
-    stages = {name: stage_results(comparison) for name, comparison in comparisons.items()}
+    known = (earlier or {}).get("stages", {}) | {name: stage_results(one) for name, one in comparisons.items()}
+    stages = {name: known[name] for name in plan.stages if name in known}
     labels = {name: method.label for name, method in plan.methods.items()}
-    first = next(iter(stages.values()))["environment"]
-    about = f"`{command}`, {first['date'][:10]}, {first['cores']} cores of an {first['processor']}."
-    parts = ["# The tournament", about, *[f"- {note}" for note in NOTES], choices_markdown(tuning, labels)]
+    parts = ["# The tournament", *[f"- {note}" for note in NOTES], choices_markdown(tuning, labels)]
     text = "\n\n".join([*parts, *map(stage_markdown, stages.values())]) + "\n"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        found = {
-            "command": command,
-            "notes": NOTES,
-            "chosen": tuning["methods"],
-            "grpo_in_tuning": tuning["grpo"],
-            "stages": stages,
-        }
-        write_atomically(out / "results.json", json.dumps(_clean(found), indent=1) + "\n")
+        found = {"notes": NOTES, "chosen": tuning["methods"], "grpo_in_tuning": tuning["grpo"], "stages": stages}
+        write_atomically(out / "results.json", json.dumps(found, indent=1) + "\n")
         write_atomically(out / "tournament.md", text)
         save_figures(comparisons, stages, out)
     except OSError as error:
         raise SteerError(f"--results: {out} cannot be written ({error.strerror}); name another folder") from error
-    for name, stage in stages.items():
+    for name in comparisons:
+        stage = stages[name]
         for reference in [stage["baseline"], *stage["controls"]]:
             if reference in stage["arms"]:
                 firm, _ = decided(stage, reference)

@@ -356,7 +356,8 @@ def test_settings_that_leave_steer_without_meaning_are_refused(settings, message
 
 
 def test_scope_micro_takes_what_scope_step_must_refuse(tmp_path):
-    make(tmp_path, steer=Steer(scope="micro"), steps_per_generation=1, per_device_train_batch_size=16)
+    trainer = make(tmp_path, steer=Steer(scope="micro"), steps_per_generation=1, per_device_train_batch_size=16)
+    assert trainer.steer.scope == "micro"
 
 
 def test_without_trl_the_extra_is_named(monkeypatch):

@@ -111,11 +111,11 @@ class Intervention:
 
     def extra_loss(self, stats: TokenStats, old: TokenStats) -> Tensor:
         """A term beside the surrogate at each token, of the shape of `stats`, which carry gradient."""
-        raise NotImplementedError
+        return stats.logprob.new_zeros(stats.logprob.shape)
 
     def extra_factors(self, tokens: Tokens) -> Tensor:
-        """Factor (N,) on `extra_loss`."""
-        raise NotImplementedError
+        """Factor (N,) on `extra_loss`, where a method has one."""
+        return tokens.advantages.new_ones(tokens.advantages.shape)
 
     def begin_rollout(self, state: State, tokens: Tokens) -> State:
         """The state for a rollout, given its tokens as the policy that sampled saw them (new is old)."""
