@@ -310,7 +310,7 @@ def run_stages(
     jobs: int,
     console: Console,
 ) -> None:
-    """Run stages in the plan's order; what ranks the methods is the first stage, of this folder or of earlier results."""
+    """Run stages in the plan's order; the methods are ranked by the first one, of this folder or of results."""
     first = next(iter(plan.stages))
     for name, stage in plan.stages.items():
         if name not in names:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from steer_core.comparison import Comparison
-from steer_core.evaluation import pass_at_k
+from steer_core.measures import pass_at_k
 from steer_core.statistics import (
     Interval,
     at_first_crossing,

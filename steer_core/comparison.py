@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass as settings
 
 from steer_core.config import Config
 from steer_core.errors import SteerError
-from steer_core.evaluation import pass_at_k
+from steer_core.measures import pass_at_k
 from steer_core.run import RunFolder
 from steer_core.settings import apply_overrides, build, read_yaml, to_dict
 from steer_core.statistics import Interval, at_first_crossing, bootstrap_over_problems, interval_over_seeds

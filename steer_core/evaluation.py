@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 
 from steer_core.config import EvaluationConfig
-from steer_core.errors import SteerError
+from steer_core.measures import pass_at_k
 from steer_core.policy import Policy, score
 from steer_core.rollout import RolloutEngine
 from steer_core.statistics import bootstrap_over_problems
@@ -42,21 +42,6 @@ class Evaluation:
     def to_dict(self, ks: tuple[int, ...]) -> dict[str, Any]:
         """The evaluation as JSON, with pass@k for each k."""
         return {**{f"pass@{k}": self.pass_at(k) for k in ks}, **asdict(self)}
-
-
-def pass_at_k(correct, samples: int, k: int) -> np.ndarray:
-    """1 - C(n - c, k) / C(n, k) for each problem's c of n = `samples` (Chen et al. 2021, eq. 1).
-
-    correct: (..., ) counts. Raises SteerError for k outside 1..n and ValueError for counts outside 0..n.
-    """
-    correct = np.asarray(correct)
-    if not 1 <= k <= samples:
-        raise SteerError(f"pass@{k}: k is not within 1 and the {samples} samples of a problem; sample more or lower k")
-    if correct.size and (correct.min() < 0 or correct.max() > samples):
-        raise ValueError(f"correct: a count lies outside 0..{samples}")
-    drawn = np.arange(k)
-    wrong = (samples - correct)[..., None] - drawn
-    return 1.0 - np.prod(np.clip(wrong, 0, None) / (samples - drawn), axis=-1)
 
 
 def evaluate(

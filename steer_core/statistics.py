@@ -36,17 +36,26 @@ class Interval:
         return "lower" if self.high < 0 else "undecided"
 
 
-def bootstrap_over_problems(values_SQ: Sequence[Sequence[float]], draws: int = 2000, seed: int = 0) -> Interval:
+def bootstrap_over_problems(
+    values_SQ: Sequence[Sequence[float]], draws: int = 2000, seed: int = 0, expanded: bool = False
+) -> Interval:
     """Mean over seeds and problems, and its percentile bootstrap interval over problems.
 
     values_SQ: one row a seed, one column a problem. It covers the choice of held-out problems, not
-    the choice of training seeds. Raises ValueError where there is no value.
+    the choice of training seeds. expanded: take the quantiles further out, as far as Student's t lies
+    outside the normal and n outside n - 1 (Hesterberg 2015, section 3.2): a plain percentile interval
+    over 30 problems is too narrow. With one problem it has no bounds. Raises ValueError where there is no value.
     """
     values_Q = np.asarray(values_SQ, dtype=float).mean(0)
-    if not values_Q.size:
+    problems, tail = len(values_Q), 0.025
+    if not problems:
         raise ValueError("values: no problem to take a mean over")
-    picks = np.random.default_rng(seed).integers(len(values_Q), size=(draws, len(values_Q)))
-    low, high = np.quantile(values_Q[picks].mean(-1), [0.025, 0.975])
+    if expanded and problems == 1:
+        return Interval(float(values_Q[0]), float("nan"), float("nan"))
+    if expanded:
+        tail = stats.norm.cdf(np.sqrt(problems / (problems - 1)) * stats.t.ppf(tail, problems - 1))
+    picks = np.random.default_rng(seed).integers(problems, size=(draws, problems))
+    low, high = np.quantile(values_Q[picks].mean(-1), [tail, 1 - tail])
     return Interval(float(values_Q.mean()), float(low), float(high))
 
 
