@@ -175,9 +175,39 @@ def test_the_primary_needs_holm_to_be_decided_and_other_measures_are_exploratory
 
 def test_the_best_are_ranked_against_the_arm_that_is_named():
     plan = replace(PLAN, methods={"steer": PLAN.methods["steer"], "slow": PLAN.methods["opo"]})
-    assert script.best_methods(comparison(), plan, 1, "grpo") == ["slow"]
-    assert script.best_methods(comparison(), plan, 0, "grpo") == []
-    assert script.best_methods(comparison(), plan, 2, "slow") == ["steer"]  # none is compared with itself
+    found = tables.stage_results(comparison())
+    assert script.best_methods(found, plan, 1, "grpo") == ["slow"]
+    assert script.best_methods(found, plan, 2, "grpo") == ["slow", "steer"]
+    assert script.best_methods(found, plan, 0, "grpo") == []
+    assert script.best_methods(found, plan, 2, "nobody") == []
+
+
+def committed():
+    return json.loads((Path(script.__file__).parent / "results/tournament/results.json").read_text())
+
+
+def test_a_stage_alone_takes_choices_and_ranking_from_earlier_results(tmp_path, monkeypatch):
+    earlier, ran = committed(), {}
+    monkeypatch.setattr(script, "run", lambda plan, folder, *_: ran.update({folder.name: plan}))
+    chosen = script.choices_of(tmp_path, earlier, tmp_path / "results")
+    assert {name: choice["overrides"] for name, choice in chosen.items()} == {
+        name: choice["overrides"] for name, choice in earlier["chosen"].items()
+    }
+    assert script.choices_of(tmp_path, {}, tmp_path) == chosen  # kept in the folder from now on
+    script.run_stages(PLAN, ["rates"], chosen, tmp_path, earlier, 1, None)
+    assert list(ran) == ["rates"]
+    rows = earlier["stages"]["test"]["arms"]
+    gaps = {
+        name: rows[name]["against"]["grpo-lr-half"]["equal_pass@1"]["pass@32"]["mean"]
+        for name in PLAN.methods
+        if rows[name]["against"]["grpo-lr-half"]["equal_pass@1"]
+    }
+    best = sorted(gaps, key=gaps.get)[-3:]
+    assert {f"{name}-x0.25" for name in best} <= set(ran["rates"].arms)
+    with pytest.raises(SteerError, match="rates takes the best of test, which has not run"):
+        script.run_stages(PLAN, ["rates"], chosen, tmp_path, {}, 1, None)
+    with pytest.raises(SteerError, match="holds what tuning chose; run without --stages"):
+        script.choices_of(tmp_path / "empty", {}, tmp_path)
 
 
 def test_the_stage_of_rates_holds_the_best_and_steer_at_each_rate():
@@ -215,6 +245,19 @@ def test_results_and_pictures_are_written_from_the_runs_alone(tmp_path, monkeypa
     assert {"test_trade.png", "test_differences.png"} <= {path.name for path in out.iterdir()}
     assert figures.rates({"test": found}) is None
     assert "decided at equal pass@1" in capsys.readouterr().out
+
+    # another stage, run elsewhere later, joins this one and leaves it as it is
+    (tmp_path / "later" / "sgd").mkdir(parents=True)
+    (tmp_path / "later" / "sgd" / "plan.yaml").touch()
+    (tmp_path / "later" / "chosen.json").write_text(json.dumps({"methods": CHOSEN, "grpo": []}))
+    before = (out / "test_trade.png").stat().st_mtime_ns
+    tables.write_results(PLAN, tmp_path / "later", out, "python x --stages sgd", Console(), tables.read_results(out))
+    both = json.loads((out / "results.json").read_text())["stages"]
+    assert list(both) == ["test", "sgd"]
+    assert both["test"] == found
+    assert both["sgd"]["environment"]["command"] == "python x --stages sgd"
+    assert (out / "test_trade.png").stat().st_mtime_ns == before
+    assert (out / "tournament.md").read_text().count("| GRPO, slower | 3 | 0.290 [0.265, 0.315] |") == 2
 
 
 def test_a_report_without_a_finished_run_says_so(tmp_path):
