@@ -6,7 +6,7 @@ ARG BASE_IMAGE=python:3.11-slim
 FROM ${BASE_IMAGE}
 
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends make \
+    && apt-get install -y --no-install-recommends bubblewrap make \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home steer \
     && install -d -o steer -g steer /home/steer/steer-core /home/steer/steer-core/runs

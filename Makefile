@@ -32,6 +32,7 @@ run: .venv/base.stamp ## install, then run or resume the comparison in runs/comp
 	@$(BIN)/steer compare $(COMPARE) --resume
 
 test: lint .venv/parity.stamp ## lint, then run the tests (TRL's and verl's parity among them) and replay the notebooks
+	@command -v bwrap >/dev/null || echo "test: bubblewrap is missing, so the sandbox's tests are skipped (apt-get install bubblewrap)"
 	@echo "test: pytest"
 	@$(BIN)/python -m pytest
 	@set -- notebooks/*.ipynb; \

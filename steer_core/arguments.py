@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from steer_core.config import Config
+from steer_core.config import BenchmarkConfig, Config
 from steer_core.environment import cores
 from steer_core.interventions import METHODS, catalogue, method
 from steer_core.settings import describe
@@ -27,14 +27,15 @@ class _Command(argparse.ArgumentParser):
 def _settings_help() -> str:
     """Every setting of a run, and of every intervention."""
 
-    def lines(rows: list) -> list[str]:
-        return [f"  {key}={'' if value is None else value}\n      {meaning}" for key, value, meaning in rows]
-
-    text = ["settings (section.key=value), with their defaults:", *lines(describe(Config))]
+    text = ["settings (section.key=value), with their defaults:", *_lines(describe(Config))]
     for name, meaning, _ in catalogue():
         own = [row for row in describe(method(name), "intervention.") if row[0] != "intervention.name"]
-        text += [f"\nwith intervention.name={name}: {meaning}", *lines(own)]
+        text += [f"\nwith intervention.name={name}: {meaning}", *_lines(own)]
     return "\n".join(text)
+
+
+def _lines(rows: list) -> list[str]:
+    return [f"  {key}={'' if value is None else value}\n      {meaning}" for key, value, meaning in rows]
 
 
 def parser_of(functions: dict[str, Callable]) -> argparse.ArgumentParser:
@@ -110,7 +111,15 @@ def parser_of(functions: dict[str, Callable]) -> argparse.ArgumentParser:
         "--from-step", type=int, metavar="N", help="with --resume: from the checkpoint taken after rollout N"
     )
 
-    command = add("evaluate", settings=True)
+    command = add(
+        "evaluate",
+        "examples:\n  steer evaluate embedded evaluation.problems=50\n"
+        "  steer evaluate embedded --benchmarks countdown\n"
+        "  steer evaluate models/qwen2.5-math-1.5b --benchmarks aime24 math500 benchmark.style=qwen-boxed "
+        "--out runs/qwen\n\nsettings on benchmarks, with their defaults (model.* and task.* as below):\n"
+        + "\n".join(_lines(describe(BenchmarkConfig, "benchmark."))),
+        settings=True,
+    )
     command.add_argument(
         "model", metavar="MODEL", help="`embedded`, a Hugging Face model folder, or a run folder (its last checkpoint)"
     )
@@ -120,7 +129,30 @@ def parser_of(functions: dict[str, Callable]) -> argparse.ArgumentParser:
     command.add_argument(
         "--config", type=Path, help="a run's YAML file or shipped name (default: the run's own, or all defaults)"
     )
-    command.add_argument("--out", type=Path, help="write the result to this JSON file too")
+    command.add_argument(
+        "--benchmarks",
+        nargs="+",
+        metavar="NAME",
+        help="`countdown` or benchmarks that `steer data list` names: keeps every response, goes on after a kill",
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        help="write the result to this JSON file too; with --benchmarks, the folder (default: runs/evaluate/MODEL)",
+    )
+    command.add_argument("--resume", action="store_true", help="with --benchmarks: go on with the evaluation in --out")
+    command.add_argument(
+        "--published", metavar="NAME", help="with --benchmarks: set this model's published scores beside the result"
+    )
+
+    command.add_argument(
+        "--accept-changed", action="store_true", help="with --benchmarks: take data files that are not the manifest's"
+    )
+
+    command = add("paired")
+    command.add_argument("first", type=Path, metavar="A", help="folder of a finished `steer evaluate --benchmarks`")
+    command.add_argument("second", type=Path, metavar="B", help="another one; the difference is A minus B")
+    command.add_argument("--grader", metavar="NAME", help="whose verdicts to go by (default: the first of each)")
 
     command = add(
         "estimate",
@@ -168,5 +200,29 @@ def parser_of(functions: dict[str, Callable]) -> argparse.ArgumentParser:
         "--out", type=Path, help="folder to write report.html and figures/ to (default: the folder itself, or ./report)"
     )
 
+    command = add("data")
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    action = actions.add_parser("list", help="the sets, where each would come from, and the prompt styles")
+    _add_folder(action)
+    told = "what is broken in the released files, and which problems the sets share"
+    action = actions.add_parser("audit", help=told, description=f"Tell {told}.")
+    action.add_argument("names", nargs="*", metavar="NAME", help="sets to look at (default: those whose file is there)")
+    _add_folder(action)
+    action.add_argument(
+        "--out", type=Path, default=Path("runs/data"), help="folder of data_audit.md and .json (default: %(default)s)"
+    )
+    action.add_argument(
+        "--accept-changed", action="store_true", help="look at files that are not the manifest's too, and say so"
+    )
+
     add("doctor")
     return parser
+
+
+def _add_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the parquet files (default: STEER_DATA, else ../shared/data beside the checkout)",
+    )

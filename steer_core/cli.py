@@ -1,4 +1,4 @@
-"""The `steer` command: compare, train, evaluate, estimate, report, doctor."""
+"""The `steer` command: compare, train, evaluate, paired, estimate, report, data, doctor."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steer_core.arguments import CONFIGS, PLANS, parser_of
+from steer_core.cli_benchmarks import evaluate_on_benchmarks, paired
 from steer_core.config import load_config
 from steer_core.errors import INTERRUPTED, SteerError
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; exit 0 when it came to its end, 2 on bad input, 130 when it was stopped."""
     parser = parser_of(
-        {function.__name__: function for function in (compare, train, evaluate, estimate, report, doctor)}
+        {function.__name__: function for function in (compare, train, evaluate, paired, estimate, report, data, doctor)}
     )
     args, rest = parser.parse_known_args(arguments)
     if rest and not (hasattr(args, "settings") and all(_is_setting(word) for word in rest)):
@@ -117,7 +118,14 @@ def train(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Evaluate a model on held-out problems."""
+    """Evaluate a model on held-out problems of a task, or on benchmarks."""
+    if args.benchmarks:
+        words = [*args.benchmarks, *args.settings]  # the option takes the settings behind it too
+        names, settings = [[word for word in words if _is_setting(word) is asked] for asked in (False, True)]
+        return evaluate_on_benchmarks(args, _trained(args.model)[0], names, settings)
+    for option in ("resume", "published", "accept_changed"):
+        if getattr(args, option):
+            raise SteerError(f"--{option.replace('_', '-')}: belongs to --benchmarks; name some, or drop it")
     path, overrides = _file_and_settings([*([str(args.config)] if args.config else []), *args.settings], CONFIGS)
     import torch
     from rich.console import Console
@@ -204,6 +212,24 @@ def report(args: argparse.Namespace) -> int:
     console.print(f"report: {write_report(comparison, folder)}")
     if len(comparison.final()):
         console.print(summary_table(comparison))
+    return 0
+
+
+def data(args: argparse.Namespace) -> int:
+    """List the data sets, or audit them: what is broken in their files, and what they share."""
+    from rich.console import Console
+
+    from steer_core import audit
+
+    console = Console()
+    console = Console(width=max(console.width, audit.COLUMNS))
+    if args.action == "list":
+        console.print(*audit.listing(args.data), sep="\n")
+        return 0
+    record = audit.audit(args.names, args.data, args.accept_changed)
+    page = audit.write(record, args.out)
+    console.print(*audit.tables(record), sep="\n")
+    console.print(f"written: {page}, with every pair of problems that sets share in data_audit.json", highlight=False)
     return 0
 
 

@@ -171,6 +171,40 @@ class EvaluationConfig(SamplingConfig):
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
+class BenchmarkConfig(SamplingConfig):
+    """How a model is evaluated on benchmarks; the defaults are the paper's."""
+
+    engine: Literal["huggingface", "vllm"] = "huggingface"
+    """What generates: Hugging Face `generate`, or vLLM where it is installed."""
+    max_new_tokens: int = Field(3072, ge=1)
+    """Longest response in tokens, cut to the room that a benchmark's longest prompt leaves in the model's positions."""
+    top_p: float = Field(0.7, gt=0, le=1)
+    """Nucleus mass."""
+    batch_sequences: int = Field(32, ge=1)
+    """Responses that are generated, graded and saved together; it also deals out the random numbers."""
+    samples: int | None = Field(None, ge=1)
+    """Samples a problem; null: the paper's for each benchmark (32 for AIME and AMC, 4 for LiveCodeBench, else 1)."""
+    problems: int | None = Field(None, ge=1)
+    """How many problems, the first of each benchmark; null: all."""
+    style: str = "shipped"
+    """How a problem becomes a prompt: one of the named styles; `steer data list` shows them."""
+    seed: int = Field(0, ge=0)
+    """Sets every draw, by (seed, benchmark, batch)."""
+    threads: int = Field(2, ge=1)
+    """torch's threads."""
+
+
+@dataclass(config=STRICT, kw_only=True, frozen=True)
+class BenchmarksConfig:
+    """One evaluation on benchmarks."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    benchmark: BenchmarkConfig = Field(default_factory=BenchmarkConfig)
+    task: CountdownConfig = Field(default_factory=CountdownConfig)
+    """The problems of the benchmark `countdown`."""
+
+
+@dataclass(config=STRICT, kw_only=True, frozen=True)
 class TrainConfig:
     """Length, seed and checkpoints of the run."""
 

@@ -15,6 +15,8 @@ from typing import Literal
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from steer_core.errors import SteerError
+
 DISTRIBUTION = "steer-core"
 INSTALL = "pip install -c constraints.txt -e"
 CUDA_SIBLINGS = ("torchvision", "torchaudio", "torchcodec")
@@ -33,7 +35,7 @@ class Check:
 def diagnose() -> list[Check]:
     """Every check, in the order of likely causes. Never raises: what goes wrong is a finding."""
     checks = []
-    for probe in (_python, _base, _extras, _machine, _cuda_siblings, _embedded_model):
+    for probe in (_python, _base, _extras, _machine, _sandbox, _cuda_siblings, _embedded_model):
         try:
             checks.extend(probe())
         except Exception as error:  # a probe that breaks is a finding too
@@ -106,6 +108,18 @@ def _machine() -> Iterator[Check]:
 def _room(name: str, gib: float, least: float, remedy: str) -> Check:
     short = f"; below {least} GiB: {remedy}" if gib < least else ""
     return Check(name, "warning" if short else "ok", f"{gib:.1f} GiB available{short}")
+
+
+def _sandbox() -> Iterator[Check]:
+    """Code rewards need one, and nothing else does."""
+    from steer_core.rewards.sandbox import require_sandbox
+
+    try:
+        require_sandbox()
+    except SteerError as error:
+        yield Check("sandbox", "absent", f"no code can be graded: {str(error).removeprefix('sandbox: ')}")
+    else:
+        yield Check("sandbox", "ok", "bubblewrap runs a program; code can be graded")
 
 
 def _cuda_siblings() -> Iterator[Check]:

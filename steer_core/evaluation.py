@@ -49,7 +49,7 @@ def evaluate(
 ) -> Evaluation:
     """Sample `config.samples` responses to each problem, verify them, score their entropy."""
     rollout = engine.generate([p.prompt for p in problems], config.samples, config, seed)
-    right = [task.verify(problems[i // config.samples], text) for i, text in enumerate(rollout.texts)]
+    right = task.verify_all([problem for problem in problems for _ in range(config.samples)], rollout.texts)
     scored = [i for i in range(len(right)) if i % config.samples < _SCORED_SAMPLES]
     entropy, tokens = 0.0, 0
     with torch.no_grad():

@@ -70,13 +70,9 @@ def load_policy(path: str, device: str = "cpu", dtype: torch.dtype = torch.float
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
     except Exception as error:  # whatever a broken or foreign folder makes the loaders raise
-        reason = " ".join(str(error).split())[:300]
-        raise SteerError(
-            f"model.path: {path} does not load as a causal language model ({type(error).__name__}: {reason}); "
-            "save it again with save_pretrained, tokenizer included"
-        ) from error
+        raise _does_not_load(path, error) from error
+    tokenizer = load_tokenizer(path)
     unfit = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
     if unfit:
         raise SteerError(
@@ -84,14 +80,35 @@ def load_policy(path: str, device: str = "cpu", dtype: torch.dtype = torch.float
             "use a folder whose weights and config.json belong together"
         )
     check_tokenizer(tokenizer, model.config.vocab_size)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     # `generate` fills what a caller leaves open from here: a folder's own penalties would make the
     # sampler another policy than the one that is scored.
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
     )
     return Policy(model.eval().to(device), tokenizer)
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model folder, padding on the left, by its end token where it has no other.
+
+    Raises SteerError for a folder without one that loads.
+    """
+    folder = model_folder(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
+    except Exception as error:  # whatever a broken or foreign folder makes the loader raise
+        raise _does_not_load(path, error) from error
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _does_not_load(path: str, error: Exception) -> SteerError:
+    reason = " ".join(str(error).split())[:300]
+    return SteerError(
+        f"model.path: {path} does not load as a causal language model ({type(error).__name__}: {reason}); "
+        "save it again with save_pretrained, tokenizer included"
+    )
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,8 @@ class Trainer:
         rollout = self.engine.generate([p.prompt for p in problems], group, config.rollout, seed)
         sampled = time.perf_counter()
 
-        rewards = [float(self.task.verify(problems[i // group], text)) for i, text in enumerate(rollout.texts)]
+        solved = self.task.verify_all([problem for problem in problems for _ in range(group)], rollout.texts)
+        rewards = [float(right) for right in solved]
         rewards_PG = torch.tensor(rewards, dtype=self.model.dtype, device=self.model.device).view(-1, group)
         lengths_PG = rollout.response_mask_BT.sum(-1).view(-1, group)
         advantages_B = ADVANTAGES[config.algorithm.advantage](rewards_PG, lengths_PG).flatten()

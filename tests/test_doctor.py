@@ -131,3 +131,14 @@ def test_render_gives_a_line_each_and_counts():
         "failure  numpy  x",
         "failures: 1, warnings: 1",
     ]
+
+
+def test_a_missing_sandbox_is_no_fault_and_says_how_to_install_one(monkeypatch):
+    from steer_core.rewards import sandbox
+
+    sandbox.require_sandbox.cache_clear()
+    monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
+    (check,) = doctor._sandbox()
+    assert (check.name, check.state) == ("sandbox", "absent")
+    assert "apt install bubblewrap" in check.detail
+    sandbox.require_sandbox.cache_clear()

@@ -10,11 +10,12 @@ from small import small_trainer
 
 from steer_core.cli import main
 from steer_core.config import MathsConfig
+from steer_core.data import distinct, read_rows
 from steer_core.errors import SteerError
 from steer_core.policy import EMBEDDED
+from steer_core.rewards.maths import MathsGrader
 from steer_core.tasks import Maths, Problem, make_task, split_of
 from steer_core.tasks.countdown import CHARACTERS
-from steer_core.tasks.maths import answers_agree, distinct, read_rows
 from steer_core.tokenizer import character_tokenizer
 
 BENCHMARKS = Path(__file__).parents[2] / "shared" / "data"
@@ -168,7 +169,7 @@ def test_a_missing_file_and_one_that_is_not_parquet_are_told(tmp_path):
     ],
 )
 def test_a_right_answer_counts_in_every_form(truth, response):
-    assert answers_agree(truth, response)
+    assert MathsGrader(anywhere=True).grade([truth], [response])[0].correct
 
 
 @pytest.mark.parametrize(
@@ -192,13 +193,16 @@ def test_a_right_answer_counts_in_every_form(truth, response):
     ],
 )
 def test_a_wrong_answer_or_a_broken_text_does_not_count_and_does_not_raise(truth, response):
-    assert answers_agree(truth, response) is False
+    assert not MathsGrader(anywhere=True).grade([truth], [response])[0].correct
 
 
 def test_verify_judges_by_the_problems_answer(tmp_path):
     task = maths(tmp_path, sums(3))
     assert task.verify(Problem("", "", "3"), "1+2=3")
     assert not task.verify(Problem("", "", "3"), "1+2=4")
+    assert task.verify_all([Problem("", "", "3")] * 3, ["3", "4", r"\boxed{3}"]) == [True, False, True]
+    with pytest.raises(ValueError, match="shorter"):
+        task.verify_all([Problem("", "", "3")] * 2, ["3"])
 
 
 def test_a_run_trains_on_a_file_of_problems(tmp_path):
@@ -249,5 +253,7 @@ def test_a_benchmark_file_is_read_and_its_problems_are_counted_once(name, count)
 def test_the_ground_truth_of_a_benchmark_is_a_right_answer_in_every_form_that_prompts_ask_for(name, form):
     rows = distinct(read_rows(benchmark(name)), name).values()
     truths = [truth for _, truth in rows][:100]
-    assert [truth for truth in truths if not answers_agree(truth, form.replace("%s", truth))] == []
-    assert not any(answers_agree(truth, form.replace("%s", "123457")) for truth in truths)
+    right = MathsGrader(anywhere=True).grade(truths, [form.replace("%s", truth) for truth in truths])
+    assert [truth for truth, verdict in zip(truths, right, strict=True) if not verdict.correct] == []
+    wrong = MathsGrader(anywhere=True).grade(truths, [form.replace("%s", "123457")] * len(truths))
+    assert not any(verdict.correct for verdict in wrong)

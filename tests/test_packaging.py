@@ -21,6 +21,8 @@ SHIPPED = [
     *(f"models/countdown/{name}" for name in ("generation_config.json", "tokenizer_config.json")),
     *(f"configs/{name}.yaml" for name in ("grpo", "steer")),
     *(f"plans/{name}.yaml" for name in ("compare", "quick", "quadrants")),
+    "data_manifest.yaml",
+    "rewards/inside.py",
 ]
 
 

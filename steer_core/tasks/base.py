@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -30,6 +31,13 @@ class Task(Protocol):
     def verify(self, problem: Problem, response: str) -> bool:
         """Whether the response text solves the problem; never raises on any text."""
         ...
+
+    def verify_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[bool]:
+        """`verify` of many pairs, in order; a task whose verification can be slow overrides it with a batch.
+
+        Raises ValueError where the two differ in length.
+        """
+        return [self.verify(problem, text) for problem, text in zip(problems, responses, strict=True)]
 
 
 def split_of(problem_id: str) -> Split:

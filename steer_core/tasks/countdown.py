@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from steer_core.config import CountdownConfig
 from steer_core.errors import SteerError
-from steer_core.tasks.base import Problem, Split, split_of
+from steer_core.tasks.base import Problem, Split, Task, split_of
 
 CHARACTERS = "0123456789+-*/=,:"
 LARGEST_VALUE = 999
@@ -37,7 +37,7 @@ def apply(left: int, operator: str, right: int) -> int | None:
     raise ValueError(f"operator {operator!r} is none of + - * /")
 
 
-class Countdown:
+class Countdown(Task):
     """The Countdown task; `config` sets how many numbers there are and their ranges."""
 
     name = "countdown"

