@@ -90,9 +90,12 @@ def judged(rows: pd.DataFrame, grader: str, samples: int) -> dict[str, Any]:
 
 
 def percent(value: dict[str, float], error: bool = False) -> str:
-    """`13.8 ± 4.9` of an average with its standard error, `13.8 [4.4, 24.1]` of an interval; in percent."""
+    """`13.8 ± 4.9` of an average with its standard error, `13.8 [4.4, 24.1]` of an interval; in percent.
+
+    Problems that all came out alike tell nothing of how problems spread: no error is shown then.
+    """
     if error:
-        spread = "" if value["error"] != value["error"] else f" ± {100 * value['error']:.1f}"
+        spread = f" ± {100 * value['error']:.1f}" if value["error"] > 0 else ""
         return f"{100 * value['mean']:.1f}{spread}"
     span = "" if value["low"] != value["low"] else f" [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
     return f"{100 * value['mean']:.1f}{span}"

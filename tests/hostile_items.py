@@ -17,6 +17,14 @@ def nap(seconds):
     return seconds
 
 
+def burn(seconds):
+    """Use so much processor time, and say which process did."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+    return os.getpid()
+
+
 def pid(_):
     return os.getpid()
 
@@ -110,4 +118,5 @@ ACTS = {
     "no json": object,
     "babble": _babble,
     "garble": _garble,
+    "pid": os.getpid,
 }

@@ -273,6 +273,8 @@ def test_published_scores_stand_beside_the_result_for_the_model_that_is_named():
     assert lines[1] == ["mine", "graded by strict", "this evaluation", "25.0 ± 25.0"]
     assert ["Qwen2.5-Math-7B", "STEER", "paper, T3", "36.2"] in lines
     assert {line[0] for line in lines[2:]} == {"Qwen2.5-Math-7B"}
+    alike = tables.summarise(responses({"a": [W, W], "b": [W, W]}))
+    assert tables.published_lines(alike, "mine", tables.published_scores())[1][3] == "0.0"  # no error to be had
     everything = tables.published_lines(summary, "mine", tables.published_scores())
     assert len(everything) > len(lines)
     assert tables.published_lines({"countdown": {}}, "mine", tables.published_scores()) == []

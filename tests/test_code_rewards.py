@@ -305,6 +305,8 @@ def test_looking_for_a_block_takes_linear_time(text):
         ("1\n2\n", "1\n2", True),
         ("1  \n2\r\n\n\n", "1\n2", True),
         ("1\n\n2", "1\n2", False),
+        ("1\n2", "1", False),
+        ("1", "1\n2", False),
         ("1 2", "1\n2", False),
         ("  *", "*", False),
         ("yes", "YES", False),

@@ -16,6 +16,7 @@ from steer_core.rewards.answers import final_answer, last_expression
 from steer_core.rewards.countdown import CountdownGrader
 from steer_core.rewards.maths import MathsGrader, agree, canonical, judge
 from steer_core.rewards.workers import WorkerPool
+from steer_core.tasks import Countdown, Problem
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "reproduce"))
 import graders as script
@@ -331,6 +332,10 @@ def test_countdown_is_graded_by_its_own_verification():
     verdicts = grader.grade([prompt] * len(traces), traces)
     assert [verdict.status for verdict in verdicts] == ["wrong", "right", "right", "wrong", "unanswered", "wrong"]
     assert verdicts[1].answer == verdicts[2].answer != verdicts[3].answer
+    task, problem = Countdown(), Problem(prompt, prompt, "24")
+    assert task.verify_all([problem] * len(traces), traces) == [verdict.correct for verdict in verdicts]
+    with pytest.raises(ValueError, match="shorter"):
+        task.verify_all([problem, problem], ["24"])
     with pytest.raises(ValueError, match="is no prompt of Countdown"):
         grader.grade(["24"], ["24"])
     with pytest.raises(ValueError, match="shorter"):

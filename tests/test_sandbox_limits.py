@@ -218,6 +218,21 @@ def test_deep_recursion_and_a_cached_one_have_the_stack_they_need():
 
 
 @needs_bubblewrap
+def test_a_caller_that_ignores_and_blocks_signals_gets_the_same_outcomes():
+    script = """
+import signal
+from steer_core.rewards.sandbox import Limits, Sandbox
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+for program in ("print(1)", "while True: pass"):
+    with Sandbox(program, Limits(cpu=1, wall=60)) as sandbox:
+        print(sandbox.run("").end, end=";")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "done;timed out;"
+
+
+@needs_bubblewrap
 def test_a_set_has_the_same_order_in_every_run():
     program = "print(list({str(number) for number in range(99)}))"
     assert printed(program) == printed(program)
@@ -255,12 +270,12 @@ def test_a_stopped_run_ends_at_once_and_leaves_nothing(mode):
 
 @both_modes
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_when_the_parent_is_killed_the_sandbox_dies(mode, number):
+def test_when_the_parent_is_killed_the_sandbox_dies(mode, number, tmp_path):
     script = f"""
 from steer_core.rewards.sandbox import Limits, Sandbox
 Sandbox("import time\\ntime.sleep(60)", Limits(wall=60), {mode!r}).run("")
 """
-    parent = subprocess.Popen([sys.executable, "-c", script])
+    parent = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)})
     mark = f"steer-sandbox-of-{parent.pid}"
     wait_until(lambda: len(sandboxed(mark)) >= (3 if mode == "bubblewrap" else 2), "a program runs")
     parent.send_signal(number)

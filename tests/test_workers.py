@@ -136,6 +136,17 @@ def test_a_busy_machine_does_not_time_out_what_needs_little_processor_time():
         assert pool.map([2.5]) == [2.5]
 
 
+def test_the_limit_of_processor_time_is_each_items_own():
+    with WorkerPool(hostile.burn, workers=1, cpu_s=1) as pool:
+        assert len(set(pool.map([0.4] * 4))) == 1
+
+
+def test_a_worker_without_memory_is_replaced_and_one_that_raised_goes_on():
+    with WorkerPool(hostile.act, workers=1, memory_bytes=300 << 20) as pool:
+        first, _, second, _, third = pool.map(["pid", "fail", "pid", "one large", "pid"])
+    assert first == second != third
+
+
 def test_a_worker_that_somebody_kills_costs_no_verdict(tmp_path):
     got = []
     with WorkerPool(hostile.stay_the_first_time, workers=1) as pool:
@@ -172,14 +183,26 @@ RUN = """
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_parent_that_is_interrupted_or_killed_leaves_no_worker(tmp_path, number):
-    parent = script(f"{RUN}    pool.map([sys.argv[1]])", tmp_path / "pid", stderr=subprocess.PIPE)
+def test_ctrl_c_ends_the_workers_at_once(tmp_path):
+    code = """
+        import pathlib, hostile_items
+        from steer_core.rewards.workers import WorkerPool
+        try:
+            WorkerPool(hostile_items.stay, workers=1).map([sys.argv[1]])
+        except KeyboardInterrupt:
+            print(pathlib.Path(f"/proc/{pathlib.Path(sys.argv[1]).read_text()}").exists(), flush=True)
+    """
+    parent = script(code, tmp_path / "pid", stdout=subprocess.PIPE)
+    noted(tmp_path / "pid")
+    parent.send_signal(signal.SIGINT)
+    assert parent.communicate(timeout=60)[0] == b"False\n"
+
+
+def test_a_parent_that_is_killed_leaves_no_worker(tmp_path):
+    parent = script(f"{RUN}    pool.map([sys.argv[1]])", tmp_path / "pid")
     worker = noted(tmp_path / "pid")
-    parent.send_signal(number)
-    _, said = parent.communicate(timeout=30)
-    assert parent.returncode == -number
-    assert (b"KeyboardInterrupt" in said) == (number == signal.SIGINT)
+    parent.kill()
+    parent.wait()
     wait_until(lambda: not alive(worker), "the worker is dead", 30)
 
 

@@ -55,6 +55,7 @@ def main() -> None:
     channel, replies = sys.stdin.buffer, sys.stdout.buffer
     setup = json.loads(channel.readline())
     source = channel.read(setup["size"])
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # an ignored one, inherited, would hide how a process ended
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
     names = prelude()
@@ -221,7 +222,7 @@ def reply(channel, content: bytes, **fields) -> None:
 
 
 def prelude() -> dict:
-    """The names that a solution finds imported, as in LiveCodeBench's harness; none of them hides a builtin."""
+    """Names that a solution finds imported, after LiveCodeBench's harness; none of them hides a builtin."""
     builtins.exit = builtins.quit = sys.exit  # what `site` does, which was not imported
     names = {}
     for module in STARRED:
