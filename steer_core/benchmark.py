@@ -240,7 +240,7 @@ def evaluate_benchmarks(
         missing = not (folder / RESPONSES).exists() and not all(batch.path(folder).exists() for batch in everything)
         engine = engine_of(config, tokenizer, positions) if missing else None
         for one in benchmarks if missing else ():
-            graders = graders_of(one.grader)
+            graders = graders_of(one.grader, config.benchmark.sandbox)
             settings = replace(config.benchmark, max_new_tokens=limits[one.name])
             for batch in batches[one.name]:
                 watch(done, total, one.name)

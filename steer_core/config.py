@@ -188,6 +188,8 @@ class BenchmarkConfig(SamplingConfig):
     """How many problems, the first of each benchmark; null: all."""
     style: str = "shipped"
     """How a problem becomes a prompt: one of the named styles; `steer data list` shows them."""
+    sandbox: Literal["bubblewrap", "limits"] = "bubblewrap"
+    """What model-written code runs in; `limits` is for machines without bubblewrap and is no wall."""
     seed: int = Field(0, ge=0)
     """Sets every draw, by (seed, benchmark, batch)."""
     threads: int = Field(2, ge=1)

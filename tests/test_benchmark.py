@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -244,6 +245,27 @@ def test_mathematics_is_judged_by_the_strict_grader_and_the_release_beside_it():
     found = tables.summarise(frame)["made"]["graders"]["strict"]
     assert found["maj"]["mean"] == 1.0  # two votes for 4, one for 5, one silent
     assert found["status"]["unanswered"] == 1
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_code_is_run_and_judged_by_its_tests():
+    tests = json.dumps({"inputs": ["2 3\n"], "outputs": ["5\n"]})
+    right, wrong = (f"```python\na, b = map(int, input().split())\nprint(a {sign} b)\n```" for sign in "+-")
+    batch = next(batches_of(Benchmark("made", "code", 3, [Item("made/1", "add", tests)], "", ""), 8))
+    frame = benchmark.sample(batch, Scripted([right, wrong, "no idea"]), graders_of("code"), BenchmarkConfig())
+    assert frame["code/status"].to_pylist() == ["right", "wrong", "unanswered"]
+    assert frame["code/detail"].to_pylist()[1] == "test 1 of 1: wrong answer"
+
+
+def test_without_bubblewrap_code_is_judged_only_where_the_weaker_limits_are_asked_for(monkeypatch):
+    from steer_core.rewards import sandbox
+
+    sandbox.require_sandbox.cache_clear()
+    monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
+    with pytest.raises(SteerError, match=r"bubblewrap .* is not installed; `apt install bubblewrap`"):
+        graders_of("code")
+    assert graders_of("code", BenchmarkConfig(sandbox="limits").sandbox)[0].mode == "limits"
+    sandbox.require_sandbox.cache_clear()
 
 
 def responses(statuses_by_problem, prompt="p", benchmark_name="aime24"):

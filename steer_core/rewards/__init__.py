@@ -5,8 +5,11 @@ from steer_core.rewards.base import Grader, Status, Verdict
 __all__ = ["Grader", "Status", "Verdict", "graders_of"]
 
 
-def graders_of(kind: str) -> list[Grader]:
-    """The graders of a kind of problem (maths, code, countdown); the first is the one to go by."""
+def graders_of(kind: str, sandbox: str = "bubblewrap") -> list[Grader]:
+    """The graders of a kind of problem (maths, code, countdown); the first is the one to go by.
+
+    sandbox: what code runs in. Raises SteerError where this machine has no such sandbox, for code.
+    """
     if kind == "maths":
         from steer_core.rewards.maths import MathsGrader
         from steer_core.rewards.release import ReleaseGrader
@@ -15,7 +18,7 @@ def graders_of(kind: str) -> list[Grader]:
     if kind == "code":
         from steer_core.rewards.code import CodeGrader
 
-        return [CodeGrader()]
+        return [CodeGrader(mode=sandbox)]
     if kind == "countdown":
         from steer_core.rewards.countdown import CountdownGrader
 
