@@ -33,6 +33,8 @@ def read_responses(folder: Path) -> pd.DataFrame:
     absent = {"benchmark", "problem", "sample", "finish_reason", "tokens"} - set(frame.columns)
     if absent:
         raise SteerError(f"{path}: lacks the columns {', '.join(sorted(absent))}; evaluate again with this version")
+    if frame.empty:
+        raise SteerError(f"{path}: holds no response; evaluate again")
     return frame
 
 

@@ -268,6 +268,15 @@ def test_without_bubblewrap_code_is_judged_only_where_the_weaker_limits_are_aske
     sandbox.require_sandbox.cache_clear()
 
 
+@pytest.mark.parametrize(("kind", "reference"), [("maths", "4"), ("countdown", "2,2=4:")])
+def test_an_empty_response_is_unanswered_by_every_grader(kind, reference):
+    for grader in graders_of(kind):
+        verdicts = grader.grade([reference] * 2, ["", " \n"])
+        assert [(verdict.status, verdict.answer) for verdict in verdicts] == [("unanswered", None)] * 2
+        with pytest.raises(ValueError, match="shorter|1 ref"):
+            grader.grade([reference], [])
+
+
 def responses(statuses_by_problem, prompt="p", benchmark_name="aime24"):
     """A frame of graded responses, from lists of statuses by problem."""
     rows = [
@@ -333,6 +342,8 @@ def test_pairs_that_cannot_be_compared_say_why(tmp_path, capsys):
     (tmp_path / "torn" / benchmark.RESPONSES).write_bytes(b"PAR1 torn")
     with pytest.raises(SteerError, match="is not read"):
         tables.read_responses(tmp_path / "torn")
+    with pytest.raises(SteerError, match="holds no response; evaluate again"):
+        tables.read_responses(written(tmp_path / "empty", cases["shares no benchmark"].iloc[:0]))
     with pytest.raises(SteerError, match="lacks the columns finish_reason"):
         tables.read_responses(written(tmp_path / "old", cases["shares no benchmark"].drop(columns="finish_reason")))
 
