@@ -22,7 +22,7 @@ from pathlib import Path
 from wrong_answers import KINDS, boxed, neighbour, wrong_answer
 
 from steer_core.data import data_folder, facts_of, names, read_release
-from steer_core.environment import processor_name
+from steer_core.environment import environment
 from steer_core.rewards.answers import final_answer
 from steer_core.rewards.base import Verdict
 from steer_core.rewards.maths import MathsGrader
@@ -165,16 +165,18 @@ def report(result: dict) -> str:
     exceptions = [exception for file in files.values() for exception in file["exceptions"]]
     groups = Counter((e["file"], e["kind"], e["reason"]) for e in exceptions)
     listed = [[*key, count] for key, count in groups.items()]
+    made = result["environment"]
     sample = f"{QUICK} ground truths a file. " if result["quick"] else ""
     return (
-        f"# The strict and the release grader on the real files\n\n`{result['command']}`. {sample}"
+        f"# The strict and the release grader on the real files\n\n`{made['command']}`, {made['date'][:10]}, "
+        f"{made['cores']} cores of an {made['processor']}. {sample}"
         "Cells are % of problems judged as they should be, with the number that are not.\n\n"
         f"## Strict\n\n{rates(files, 0)}\n## Release (evaluation)\n\n{rates(files, 1)}\n"
         f"## Agreement, all files\n\n{agreement(files)}\n"
         f"## The strict grader's exceptions\n\n{_listing(listed)}\n"
         f"## Throughput\n\nIn a second of processor time a worker judges {speed['strict']:.0f} answers by the strict "
         f"grader and {speed['release']:.0f} by the release's (right and wrong, of {THROUGHPUT} ground truths a file; "
-        f"{result['processor']}).\n"
+        f"{made['processor']}).\n"
     )
 
 
@@ -200,9 +202,8 @@ def main() -> None:
         files[name] = measure_file(name, truths)
         print(f"{name}: {len(truths)} ground truths, {len(files[name]['exceptions'])} exceptions", flush=True)
     result = {
-        "command": "python reproduce/graders.py" + " --quick" * quick,
+        "environment": environment() | {"command": "python reproduce/graders.py" + " --quick" * quick},
         "quick": quick,
-        "processor": processor_name(),
         "throughput": throughput(sampled),
         "files": files,
     }

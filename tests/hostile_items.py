@@ -52,6 +52,14 @@ def stay_the_first_time(path):
     return stay(path)
 
 
+def die_the_first_time(path):
+    """Die where nobody was before; else stay."""
+    if not Path(path).exists():
+        Path(path).touch()
+        os._exit(1)
+    return stay(path)
+
+
 def leave_a_child(path):
     """Start a process that outlives this one, say which, and stay."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])

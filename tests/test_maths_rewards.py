@@ -99,6 +99,7 @@ DIFFERENT = {
     r"\[\boxed{337}\]": [r"-\boxed{337}", r"\frac{1}{\boxed{337}}", r"{\boxed{337}}+1"],
     "1,2,3": ["1,2", "1,2,3,4", "1,2,2", "123"],
     "-2,-2": ["-2"],
+    "1,1,2": ["1,2,3", "1,2,2"],
     "4210_{5}": ["4210_6"],
     r"40 \text{ minutes}": [r"40 \text{ hours}", "40 seconds", r"40\%"],
     r"45^\circ": [r"45 \text{ radians}"],
@@ -121,11 +122,13 @@ DIFFERENT = {
 TOWER = r"\boxed{9^{9^{9^9}}}"
 QUICKLY_READ = [
     r"\boxed{18!!}",
+    r"\boxed{e^{e^{e^{e^{10}}}}}",
     r"\boxed{" + "1" * 1_000_000 + "}",
     r"\boxed{" + "{" * 100_000 + "}" * 100_000 + "}",
     r"\boxed{" + r"\frac{1}{" * 90 + "1" + "}" * 91,
     r"\boxed{" + "(" * 450 + "1" + ")" * 450 + "}",
     r"\boxed{" + r"\text{" * 150 + "1" + "}" * 151,
+    r"\boxed{" + r"\text{" * 20_000 + "1" + "}" * 20_001,
     r"\boxed{" + "1=" * 400 + "1}",
     r"\boxed{" + " " * 900 + "1}",
     "\\boxed{\x00}",
@@ -302,6 +305,7 @@ def test_no_wrong_answer_is_made_that_could_be_right():
 
     assert kinds_without("18") == set()
     assert kinds_without("0") == {"sign", "swapped fraction", "other unit"}
+    assert kinds_without("0.0") >= {"sign", "other unit"}
     assert kinds_without("1") == {"swapped fraction"}
     assert kinds_without("0,1,2") >= {"sign"}
     assert kinds_without(r"\frac{3}{3}") == {"swapped fraction"}

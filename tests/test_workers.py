@@ -176,13 +176,6 @@ def test_what_a_worker_started_dies_with_it(tmp_path):
         wait_until(lambda: not alive(int((tmp_path / "child").read_text())), "the worker's child is dead")
 
 
-RUN = """
-    import sys, threading, hostile_items
-    from steer_core.rewards.workers import WorkerPool
-    pool = WorkerPool(hostile_items.stay, workers=1)
-"""
-
-
 def test_ctrl_c_ends_the_workers_at_once(tmp_path):
     code = """
         import pathlib, hostile_items
@@ -199,19 +192,32 @@ def test_ctrl_c_ends_the_workers_at_once(tmp_path):
 
 
 def test_a_parent_that_is_killed_leaves_no_worker(tmp_path):
-    parent = script(f"{RUN}    pool.map([sys.argv[1]])", tmp_path / "pid")
+    code = """
+        import hostile_items
+        from steer_core.rewards.workers import WorkerPool
+        WorkerPool(hostile_items.stay, workers=1).map([sys.argv[1]])
+    """
+    parent = script(code, tmp_path / "pid")
     worker = noted(tmp_path / "pid")
     parent.kill()
     parent.wait()
     wait_until(lambda: not alive(worker), "the worker is dead", 30)
 
 
-def test_an_interpreter_that_exits_ends_its_workers_though_one_is_busy(tmp_path):
-    asking = "    threading.Thread(target=pool.map, args=([sys.argv[1]],), daemon=True).start()"
-    waiting = "    import pathlib, time\n    while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)"
-    parent = script(f"{RUN}{asking}\n{waiting}", tmp_path / "pid", stderr=subprocess.DEVNULL)
-    assert parent.wait(timeout=60) == 0
-    wait_until(lambda: not alive(noted(tmp_path / "pid")), "the worker is dead", 30)
+def test_an_interpreter_that_exits_ends_its_workers_first_though_one_is_busy(tmp_path):
+    code = """
+        import atexit, pathlib, threading, time, hostile_items
+        from steer_core.rewards.workers import WorkerPool
+        note = pathlib.Path(sys.argv[1])
+        atexit.register(lambda: print(pathlib.Path(f"/proc/{note.read_text()}").exists()))
+        pool = WorkerPool(hostile_items.stay, workers=1)
+        threading.Thread(target=pool.map, args=([str(note)],), daemon=True).start()
+        while not (note.exists() and note.read_text()):
+            time.sleep(0.01)
+    """
+    parent = script(code, tmp_path / "pid", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert parent.communicate(timeout=60)[0] == b"False\n"
+    assert parent.returncode == 0
 
 
 def test_a_forked_child_has_workers_of_its_own_and_leaves_its_parents_alone():
@@ -243,8 +249,9 @@ def test_a_pool_is_lazy_and_serves_again_after_it_was_closed():
     assert _children(os.getpid()) == set()
 
 
-def test_closing_a_pool_tells_who_waits_for_it(tmp_path):
-    pool, told = WorkerPool(hostile.stay, workers=1), []
+@pytest.mark.parametrize("function", [hostile.stay, hostile.die_the_first_time])
+def test_closing_a_pool_tells_who_waits_for_it(tmp_path, function):
+    pool, told = WorkerPool(function, workers=1), []
 
     def ask():
         with pytest.raises(RuntimeError, match="was closed while it was in use") as error:

@@ -93,11 +93,6 @@ def last_expression(text: str) -> str | None:
     return found
 
 
-def has_foreign_digits(text: str) -> bool:
-    """Whether a digit is none of 0 to 9: a full-width or Arabic one, which one reader takes and another does not."""
-    return not text.isascii() and any(c.isdecimal() and not c.isascii() for c in text)
-
-
 def plain(text: str) -> str:
     r"""An answer in one notation: no `$`, sizes or spacing commands, one kind of fraction, text, minus and degree."""
     for pattern, replacement in _REWRITTEN:

@@ -24,7 +24,6 @@ from typing import Any
 from steer_core.rewards.answers import (
     brackets,
     final_answer,
-    has_foreign_digits,
     has_words,
     last_expression,
     members,
@@ -106,7 +105,7 @@ def agree(reference: str, answer: str) -> bool:
     if len(answer) > max(LONGEST, 2 * len(reference)):
         return False
     reference, answer = plain(reference), plain(answer)
-    if not squashed(answer) or has_foreign_digits(answer):
+    if not squashed(answer):
         return False
     if squashed(reference) == squashed(answer):
         return True
@@ -271,7 +270,7 @@ def _apart(right: Any, answer: Any, rounded: bool) -> bool:
 def canonical(answer: str) -> str:
     """An answer so written that equal ones are equal text, as far as that is cheap; what a majority vote counts."""
     text = plain(answer[: 2 * LONGEST])
-    if len(text) > LONGEST or has_foreign_digits(text):
+    if len(text) > LONGEST:
         return squashed(text)
     try:
         return _canonical_list(text)
