@@ -249,13 +249,13 @@ def test_a_pool_is_lazy_and_serves_again_after_it_was_closed():
     assert _children(os.getpid()) == set()
 
 
-@pytest.mark.parametrize("function", [hostile.stay, hostile.die_the_first_time])
-def test_closing_a_pool_tells_who_waits_for_it(tmp_path, function):
+@pytest.mark.parametrize(("function", "waiting"), [(hostile.stay, ["not begun"]), (hostile.die_the_first_time, [])])
+def test_closing_a_pool_tells_who_waits_for_it(tmp_path, function, waiting):
     pool, told = WorkerPool(function, workers=1), []
 
     def ask():
         with pytest.raises(RuntimeError, match="was closed while it was in use") as error:
-            pool.map([str(tmp_path / "pid"), "never begun"])
+            pool.map([str(tmp_path / "pid"), *waiting])
         told.append(error)
 
     asking = threading.Thread(target=ask)
