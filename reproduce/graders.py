@@ -1,6 +1,6 @@
 """What the strict and the release grader say of right and wrong answers to every problem of the real files.
 
-    python reproduce/graders.py            all files, about 10 minutes of two cores
+    python reproduce/graders.py            all files, about 6 minutes of two cores
     python reproduce/graders.py --quick    200 ground truths a file
 
 Every ground truth is written as a boxed answer, which has to be right, and made into ten kinds of wrong answer
@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from wrong_answers import KINDS, boxed, neighbour, wrong_answer
+from wrong_answers import KINDS, boxed, core, neighbour, wrong_answer
 
 from steer_core.data import data_folder, facts_of, names, read_release
 from steer_core.environment import environment
@@ -56,7 +56,7 @@ def responses_to(truths: list[str]) -> dict[str, Pairs]:
         pairs = [(truth, wrong_answer(kind, truth)) for truth in truths]
         made[f"wrong, {kind}"] = [(truth, response) for truth, response in pairs if response is not None]
     for form in ("Answer:", "no mark"):
-        near = [(truth, neighbour(truth)) for truth in truths]
+        near = [(truth, neighbour(core(truth))) for truth in truths]
         made[f"wrong, off by one, {form}"] = [(truth, FORMS[form](other)) for truth, other in near if other]
     return made
 

@@ -99,8 +99,13 @@ def several_boxes(truth: str) -> str:
 
 
 def wrong_answer(kind: str, truth: str) -> str | None:
-    """A wrong answer of one of the KINDS; where a ground truth holds a box, to what is in the box."""
-    return KINDS[kind]((final_answer(truth) if "\\boxed" in truth else None) or truth)
+    """A wrong answer of one of the KINDS, made from the `core` of a ground truth."""
+    return KINDS[kind](core(truth))
+
+
+def core(truth: str) -> str:
+    """What is in the box of a ground truth that holds one, else all of it."""
+    return (final_answer(truth) if "\\boxed" in truth else None) or truth
 
 
 def _is_zero(text: str) -> bool:
