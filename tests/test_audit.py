@@ -47,8 +47,9 @@ def run(*words):
 
 
 @pytest.fixture
-def page(tmp_path, capsys):
+def page(tmp_path, capsys, monkeypatch):
     """(exit status of an audit of the faulty sets, its folder, what it printed)."""
+    monkeypatch.setattr("sys.argv", ["steer", "data", "audit"])
     folder, out = faulty(tmp_path / "d"), tmp_path / "out"
     status = run("audit", "--data", folder, "--out", out, "--accept-changed")
     return status, out, capsys.readouterr().out
@@ -71,7 +72,7 @@ def test_every_planted_fault_is_counted(page):
     assert second["forms"] == {r"\boxed{Answer}": 1, r"Answer: \boxed{}, in Chinese": 1, "none": 1}
     assert second["raw_problem"]["rows"] == 0
     assert record["left_out"] == [name for name in audit.names() if name not in ("aime24", "dapo-math-17k")]
-    assert record["environment"]["command"].startswith("steer ")
+    assert record["environment"]["command"] == "steer data audit"
 
 
 @pytest.mark.filterwarnings("ignore:data ")

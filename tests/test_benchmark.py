@@ -109,12 +109,14 @@ def test_a_finished_evaluation_resumed_samples_nothing_and_tells_its_table(finis
 
 
 def test_twenty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path):
-    words = ("evaluate", "embedded", "--benchmarks", "countdown", "benchmark.problems=75", "benchmark.samples=8",
+    words = ("evaluate", "embedded", "--benchmarks", "countdown", "benchmark.problems=150", "benchmark.samples=8",
              "benchmark.batch_sequences=8", "benchmark.threads=1", "--out")  # fmt: skip
     output, moments, codes = tmp_path / "output", random.Random(0), []
     whole = start(output, *words, tmp_path / "whole")
     whole.join()
     assert whole.exitcode == 0, output.read_text()
+    timed = tables.read_responses(tmp_path / "whole").drop_duplicates("seed")
+    unit = float((timed["time/generated_seconds"] + timed["time/graded_seconds"]).mean())  # of a batch, on this machine
     parts = tmp_path / "killed" / "parts" / "countdown"
 
     def finished_parts():
@@ -126,17 +128,17 @@ def test_twenty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path):
         if attempt:  # the first falls anywhere, start-up included; the others from the next batches on
             more = before + moments.randint(0, 2)
             wait_until(lambda more=more, p=process: finished_parts() > more or not p.is_alive(), "a batch")
-        time.sleep(moments.uniform(0, 0.3))
+        time.sleep(moments.uniform(0, 1.5 * unit))
         process.kill()
         process.join()
         codes.append(process.exitcode)
     assert codes == [-signal.SIGKILL] * 20, output.read_text()
-    assert 0 < finished_parts() < 75
+    assert 0 < finished_parts() < 150
     last = start(output, *words, tmp_path / "killed", "--resume")
     last.join()
     assert last.exitcode == 0, output.read_text()
     pd.testing.assert_frame_equal(untimed(tmp_path / "killed"), untimed(tmp_path / "whole"))
-    assert len(untimed(tmp_path / "killed")) == 600
+    assert len(untimed(tmp_path / "killed")) == 1200
 
 
 @pytest.mark.parametrize("moment", ["written", "renamed", "gathered"])

@@ -281,6 +281,7 @@ Sandbox("import time\\ntime.sleep(60)", Limits(wall=60), {mode!r}).run("")
     parent.send_signal(number)
     parent.wait()
     wait_until(lambda: not sandboxed(mark), "the sandbox is gone", seconds=10)
+    assert sandboxed(mark) == []
 
 
 GOOD = b'{"status": "done", "detail": "", "seconds": 0.1, "clean": true, "size": 1}\nx'

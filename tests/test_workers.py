@@ -202,6 +202,7 @@ def test_a_parent_that_is_killed_leaves_no_worker(tmp_path):
     parent.kill()
     parent.wait()
     wait_until(lambda: not alive(worker), "the worker is dead", 30)
+    assert not alive(worker)
 
 
 def test_an_interpreter_that_exits_ends_its_workers_first_though_one_is_busy(tmp_path):
