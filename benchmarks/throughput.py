@@ -8,7 +8,7 @@ that a noisy machine slows both. `bare` is GRPO without the readings that every 
 entropy-change forms, quadrants, ratios). The probe, which the other arms go without, watches one of
 the 16 optimiser steps. With 4 micro-batches a step, scope `step` needs a values pass and scope
 `rollout` does not. Memory is what one rollout's updates add
-to a process at their peak, each arm in a process of its own (Linux). About 5 minutes. Run it on a quiet machine.
+to a process at their peak, each arm in a process of its own (Linux). About 15 minutes. Run it on a quiet machine.
 """
 
 from __future__ import annotations
