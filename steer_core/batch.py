@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,18 +16,60 @@ from steer_core.token_stats import TokenStats, concatenate
 class Batch:
     """Some sequences of a rollout, ready for the loss, with the statistics of the policy that sampled.
 
-    draws_BT: uniform within [0, 1), for interventions that choose tokens at random.
+    draws_BT: uniform within [0, 1), for interventions that choose tokens at random. rows: which responses
+    of the rollout. correction_BT: truncated importance ratios of policy to sampler, a factor on the loss.
     """
 
     sequences: Sequences
     old: TokenStats
     advantages_BT: Tensor
     draws_BT: Tensor
+    rows: list[int] = field(default_factory=list)
+    correction_BT: Tensor | None = None
 
     @property
     def mask_BT(self) -> Tensor:
         """True at response tokens."""
         return self.sequences.response_mask_BT.bool()
+
+
+def split_rows(rows: list[int], prompts: list[int], responses: list[int], tokens: int, packed: bool) -> list[list[int]]:
+    """Rows in micro-batches of at most `tokens` tokens, padding included unless packed; longest sequences first.
+
+    prompts, responses: tokens of every row of the rollout. A row that is longer than `tokens` goes alone.
+    """
+    parts: list[list[int]] = []
+    for row in sorted(rows, key=lambda i: (-prompts[i] - responses[i], i)):
+        grown = [*parts[-1], row] if parts else [row]
+        widest = max(prompts[i] for i in grown) + max(responses[i] for i in grown)
+        size = sum(prompts[i] + responses[i] for i in grown) if packed else len(grown) * widest
+        if parts and size <= tokens:
+            parts[-1] = grown
+        else:
+            parts.append([row])
+    return parts
+
+
+def split_into(parts: list[list[int]], count: int) -> list[list[int]]:
+    """The same rows in exactly `count` micro-batches, not fewer than there are; the largest are halved.
+
+    Ranks that share out gradients or weights must make as many passes as one another.
+    """
+    parts = list(parts)
+    while len(parts) < count:
+        largest = max(range(len(parts)), key=lambda i: len(parts[i]))
+        half = (len(parts[largest]) + 1) // 2
+        parts[largest : largest + 1] = [parts[largest][:half], parts[largest][half:]]
+    return parts
+
+
+def padding(batches: list[list[Batch]], packed: bool) -> float:
+    """Share of padding among the tokens that the micro-batches' forward passes read."""
+    masks = [
+        torch.cat([part.sequences.prompt_mask_BP.bool(), part.mask_BT], dim=1) for parts in batches for part in parts
+    ]
+    read, held = (ranks.total(sum(map(count, masks))) for count in (torch.Tensor.numel, lambda mask: int(mask.sum())))
+    return 0.0 if packed else 1 - held / read
 
 
 def flatten(stats: list[TokenStats], parts: list[Batch]) -> tuple[TokenStats, TokenStats, Tensor]:

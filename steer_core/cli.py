@@ -1,4 +1,4 @@
-"""The `steer` command: compare, train, evaluate, paired, estimate, report, data, doctor."""
+"""The `steer` command: compare, train, plan, evaluate, paired, estimate, report, show, data, doctor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import os
 import re
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; exit 0 when it came to its end, 2 on bad input, 130 when it was stopped."""
-    parser = parser_of(
-        {function.__name__: function for function in (compare, train, evaluate, paired, estimate, report, data, doctor)}
-    )
+    commands = (compare, train, plan, evaluate, paired, estimate, report, show, data, doctor)
+    parser = parser_of({function.__name__: function for function in commands})
     args, rest = parser.parse_known_args(arguments)
     if rest and not (hasattr(args, "settings") and all(_is_setting(word) for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -78,23 +78,30 @@ def train(args: argparse.Namespace) -> int:
         raise SteerError("--resume: a run goes on with the settings it began with; drop the configuration and --out")
     if args.from_step is not None and not args.resume:
         raise SteerError(f"--from-step: {args.from_step} needs --resume RUN; add it")
+    if args.auto_resume and (args.resume or not args.out):
+        raise SteerError("--auto-resume: begins the run in --out or goes on with it; give --out, and no --resume")
     path, overrides = _file_and_settings(args.settings, CONFIGS)
-    config = None if args.resume else load_config(path, overrides)
+    config = None if args.resume else load_config(path, overrides, args.scale)
+    from steer_core import ranks
     from steer_core.comparison import comparison_of
     from steer_core.report import write_report
     from steer_core.run import RunFolder, lock
     from steer_core.trainer import Trainer
 
-    if args.resume:
-        run = RunFolder.open(args.resume)
-        trainer = Trainer(run)
+    goes_on = bool(args.resume) or (args.auto_resume and (args.out / "config.yaml").exists())
+    if goes_on:
+        run = RunFolder.open(args.resume or args.out)
+        if args.auto_resume and run.config != config:
+            raise SteerError(f"--out: {args.out} holds a run with other settings; name another folder, or --resume it")
     else:
         run = RunFolder(args.out or Path("runs") / (path.stem if path else "run"), config)
-        trainer = Trainer(run)
+    trainer = Trainer(run)
+    if not goes_on and ranks.first():
         run.start()
-    with lock(run.path):
-        if args.resume:
-            trainer.resume(args.from_step)
+    ranks.wait()
+    with lock(run.path) if ranks.first() else _silence():
+        if goes_on:
+            trainer.resume(args.from_step, fall_back=args.auto_resume)
         total = run.config.train.rollouts
         if trainer.finished == total:
             print(f"{run.path}: came to its end already, after {total} rollouts")
@@ -108,13 +115,21 @@ def train(args: argparse.Namespace) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
         print(f"{run.path}: rollouts {trainer.finished + 1} to {total}", flush=True)
-        with Progress(trainer.finished, total) as progress:
+        with Progress(trainer.finished, total) as progress, ranks.company():
             finished = trainer.fit(progress.show)
-        if not args.no_report:
+        if not args.no_report and ranks.first():
             print(f"report: {write_report(comparison_of([run.path]), run.path)}")
     if not finished:
         print(f"stopped; go on with: steer train --resume {run.path}")
     return 0 if finished else INTERRUPTED
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Tell whether a run fits its GPUs, how long a step takes and what bounds it, without loading anything."""
+    from steer_core.cli_plan import run_plan
+
+    path, overrides = _file_and_settings(args.settings, CONFIGS)
+    return run_plan(args, load_config(path, overrides, args.scale), args.settings[0] if path else "all defaults")
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -215,6 +230,15 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
+def show(args: argparse.Namespace) -> int:
+    """Make a page of the responses that a run sampled, every token coloured by weight, entropy or probability."""
+    from steer_core.show import show as make_pages
+
+    for path in make_pages(args.run, args.step, args.out):
+        print(f"written: {path}")
+    return 0
+
+
 def data(args: argparse.Namespace) -> int:
     """List the data sets, or audit them: what is broken in their files, and what they share."""
     from rich.console import Console
@@ -240,6 +264,13 @@ def doctor(args: argparse.Namespace) -> int:
     checks = diagnose()
     print(render(checks))
     return int(any(check.state == "failure" for check in checks))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing on standard output: of several ranks, the first speaks for all."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 class Progress:

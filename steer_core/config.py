@@ -10,8 +10,10 @@ from pydantic.dataclasses import dataclass
 
 from steer_core.errors import SteerError
 from steer_core.interventions.base import Intervention
-from steer_core.settings import STRICT, apply_overrides, build, read_yaml
+from steer_core.settings import STRICT, apply_overrides, build, merged, read_extended, read_yaml
 
+SCALES = Path(__file__).parent / "configs" / "scales"
+"""Overlays that swap a configuration's model and sizes and nothing else."""
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -20,11 +22,13 @@ class ModelConfig:
     """Which language model is trained."""
 
     path: str = "embedded"
-    """`embedded` (the Countdown model shipped here) or a Hugging Face model folder."""
+    """`embedded` (the Countdown model shipped here), `smoke` (a tiny one with random weights that reads any text), or a
+    Hugging Face model folder."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where it runs."""
-    dtype: Literal["float32", "float64"] = "float32"
-    """Precision of weights and arithmetic; float64 is for measuring estimates on small models."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Precision of weights and arithmetic. bfloat16 trains with engine.name=deepspeed, whose optimiser keeps float32
+    weights; float64 is for measuring estimates on small models."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -59,12 +63,52 @@ class MathsConfig:
     name: Literal["maths"] = "maths"
     """Which task; with `maths`, the settings below take the place of Countdown's."""
     file: str = Field(min_length=1)
-    """Parquet file with the columns `prompt` (chat messages) and `reward_model` (with a `ground_truth`)."""
+    """Parquet file with the columns `prompt` (chat messages) and `reward_model` (with a `ground_truth`); a bare name
+    is looked for here, then in STEER_DATA and ../shared/data."""
     train_problems: int = Field(1024, ge=1)
     """How many distinct training problems, the first of the file's training split; an epoch visits each once."""
+    prompt_tokens: int | None = Field(None, ge=1)
+    """Longest prompt in tokens; problems with a longer one are left out. `null`: all stay."""
 
 
-TaskConfig = CountdownConfig | MathsConfig
+@dataclass(config=STRICT, kw_only=True, frozen=True)
+class CodeConfig:
+    """Programming problems with tests, read from a parquet file in verl's format; programs run in a sandbox."""
+
+    name: Literal["code"] = "code"
+    """Which task; with `code`, the settings below take the place of Countdown's."""
+    file: str = Field(min_length=1)
+    """Parquet file as for `maths`; a `ground_truth` holds a problem's tests as JSON, as APPS or LiveCodeBench do."""
+    train_problems: int = Field(1024, ge=1)
+    """How many distinct training problems, the first of the file's training split; an epoch visits each once."""
+    prompt_tokens: int | None = Field(None, ge=1)
+    """Longest prompt in tokens; problems with a longer one are left out. `null`: all stay."""
+    tests: int | None = Field(None, ge=1)
+    """Most tests a problem, the first of its own; `null`: all."""
+    sandbox: Literal["bubblewrap", "limits"] = "bubblewrap"
+    """What a program runs in; `limits` is for machines without bubblewrap and is no wall."""
+
+
+TaskConfig = CountdownConfig | MathsConfig | CodeConfig
+
+
+@dataclass(config=STRICT, kw_only=True, frozen=True)
+class EngineConfig:
+    """What trains: the sum of gradients over ranks, the optimiser's step, its part of a checkpoint.
+
+    Several ranks are started by `torchrun` or `deepspeed`; each samples and trains on its share of the prompts.
+    """
+
+    name: Literal["local", "deepspeed"] = "local"
+    """`local`: plain torch, the whole model on every rank; `deepspeed`: ZeRO."""
+    zero_stage: int = Field(2, ge=0, le=3)
+    """With deepspeed, what ranks share out: 1 the optimiser, 2 gradients too, 3 weights too; 0 nothing."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """With deepspeed, what lies in CPU memory: the optimiser (stage 1 to 3), or the weights too (stage 3)."""
+    activations: Literal["keep", "recompute"] = "keep"
+    """`recompute`: gradient checkpointing, a quarter more work for much less memory."""
+    timeout_minutes: float = Field(30.0, gt=0)
+    """How long a rank waits for the others before the run ends with an error."""
 
 
 def _named(task: Any) -> Any:
@@ -97,8 +141,18 @@ class SamplingConfig:
 class RolloutConfig(SamplingConfig):
     """What a rollout is made of."""
 
-    engine: Literal["huggingface"] = "huggingface"
-    """What generates: Hugging Face `generate`."""
+    engine: Literal["huggingface", "vllm"] = "huggingface"
+    """What generates: Hugging Face `generate` on the weights in training, or a vLLM engine in every rank."""
+    draws: Literal["batch", "prompt"] = "batch"
+    """What a random number of the Hugging Face sampler belongs to: a batch of sequences, or a prompt; with `prompt`
+    (vLLM's way, and the only one for several ranks) neither ranks nor batch_sequences change a response."""
+    tensor_parallel: int = Field(1, ge=1)
+    """vLLM: ranks that share one engine's weights."""
+    gpu_memory: float = Field(0.4, gt=0, lt=1)
+    """vLLM: share of a GPU's memory for its weights and cache."""
+    logprob_tolerance: float = Field(1e-4, gt=0)
+    """vLLM: after each push of weights, largest |log-prob difference| to the trainer; beyond it the run ends. The
+    default is for float32; bfloat16 needs about 0.1."""
     prompts: int = Field(64, ge=1)
     """Prompts a rollout."""
     responses: int = Field(8, ge=1)
@@ -117,6 +171,9 @@ class AlgorithmConfig:
     """With A > 0 the gradient stops where the ratio rises above 1 + clip_high."""
     dual_clip: float | None = Field(10.0, gt=1)
     """With A < 0 the gradient stops where the ratio exceeds this; `null` switches it off."""
+    importance_cap: float | None = Field(None, gt=0)
+    """Truncated importance correction of a sampler that is not quite the policy: each token's loss times
+    min(p_policy / p_sampler, this); needs a sampler that tells log-probs (vllm). `null`: none."""
     reduction: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"] = (
         "token-mean"
     )
@@ -127,8 +184,8 @@ class AlgorithmConfig:
 class OptimizerConfig:
     """The optimiser and its mini-batches."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """Which optimiser of torch.optim."""
+    name: Literal["adamw", "sgd", "cpu-adam"] = "adamw"
+    """Which optimiser of torch.optim, or DeepSpeed's CPUAdam for offloaded ones: faster, and inexact on resume."""
     learning_rate: float = Field(1e-4, gt=0)
     """Constant learning rate."""
     learning_rate_factor: float = Field(1.0, gt=0)
@@ -147,6 +204,13 @@ class OptimizerConfig:
     """Prompts an optimiser step; prompts / mini_batch_prompts steps are taken a rollout."""
     micro_batch_sequences: int = Field(32, ge=1)
     """Sequences a forward pass: a memory setting that does not change the step."""
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    """Instead: most tokens a forward pass, of sequences sorted by length; one longer sequence goes alone."""
+    packing: Literal["auto", "none", "packed"] = "auto"
+    """With micro_batch_tokens: `packed` puts sequences behind one another without padding; `auto` does so where the
+    attention implementation reads their borders without a mask (flash attention)."""
+    skipped_steps: int = Field(3, ge=0)
+    """How many optimiser steps running may be skipped for gradients that are not finite, before the run ends."""
 
     @property
     def step_size(self) -> float:
@@ -218,12 +282,16 @@ class TrainConfig:
     """Rollouts between checkpoints; the last is always kept."""
     checkpoints_kept: int = Field(2, ge=1)
     """How many checkpoints stay; older ones go."""
+    best_kept: int = Field(1, ge=0)
+    """How many more stay for their pass@k (the first of evaluation.pass_at), of those evaluated at their rollout."""
     logged_responses: int = Field(8, ge=0)
     """Responses written to the run folder each rollout, one a problem."""
     probe_sequences: int = Field(16, ge=0)
     """Sequences (of one micro-batch at most) on which a rollout logs predicted and measured entropy change; 0: none."""
     threads: int = Field(1, ge=1)
     """torch's threads; on a model this small one is faster than two."""
+    tracker: Literal["none", "wandb"] = "none"
+    """Where metrics go besides metrics.jsonl and TensorBoard; wandb reads its own WANDB_* variables."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -240,6 +308,7 @@ class Config:
         default_factory=Intervention
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
 
@@ -254,6 +323,7 @@ class Config:
                 f"rollout.prompts: {prompts} is more than task.train_problems ({self.task.train_problems}); "
                 "lower the one or raise the other"
             )
+        self._check_engine()
         for k in self.evaluation.pass_at:
             if not 1 <= k <= self.evaluation.samples:
                 raise SteerError(
@@ -261,8 +331,45 @@ class Config:
                     "drop it or raise evaluation.samples"
                 )
 
+    def _check_engine(self) -> None:
+        """Refuse what the engines cannot do together, before anything is loaded."""
+        engine, optimizer, algorithm = self.engine, self.optimizer, self.algorithm
+        if engine.name == "local":
+            if self.model.dtype == "bfloat16":
+                raise SteerError(
+                    "model.dtype: bfloat16 needs an optimiser with float32 weights to train; "
+                    "set engine.name=deepspeed, or model.dtype=float32"
+                )
+            if optimizer.name == "cpu-adam":
+                raise SteerError("optimizer.name: cpu-adam is DeepSpeed's; set engine.name=deepspeed, or adamw")
+        else:
+            if self.model.dtype == "float64":
+                raise SteerError("model.dtype: float64 is not for deepspeed; set float32, or engine.name=local")
+            if self.intervention.name == "influence":
+                raise SteerError(
+                    "intervention.name: influence reads whole gradients and moments, which deepspeed shares out; "
+                    "set engine.name=local"
+                )
+            if engine.offload == "all" and engine.zero_stage != 3:
+                raise SteerError(f"engine.offload: all needs engine.zero_stage=3, not {engine.zero_stage}; set it")
+            if engine.offload == "optimizer" and engine.zero_stage == 0:
+                raise SteerError("engine.offload: optimizer needs engine.zero_stage 1 to 3, not 0; raise it")
+            if self.train.probe_sequences and engine.zero_stage == 3:
+                raise SteerError(
+                    "train.probe_sequences: the probe reads whole weights, which zero_stage=3 shares out; set it to 0"
+                )
+        if algorithm.importance_cap is not None and self.rollout.engine != "vllm":
+            raise SteerError("algorithm.importance_cap: needs log-probs of the sampler; set rollout.engine=vllm")
 
-def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """The configuration of a YAML file (or the defaults) with `section.key=value` overrides on top."""
-    data = {} if path is None else read_yaml(path)
+
+def load_config(
+    path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), scale: str | None = None
+) -> Config:
+    """The configuration of a YAML file (or the defaults), a scale's overlay on it, `section.key=value` on top.
+
+    The file may extend others; see `read_extended`. scale: a name in `configs/scales`.
+    """
+    data = {} if path is None else read_extended(path)
+    if scale is not None:
+        data = merged(data, read_yaml(SCALES / f"{scale}.yaml"))
     return build(Config, apply_overrides(data, overrides))

@@ -33,6 +33,7 @@ __all__ = [
     "DataSet",
     "Question",
     "distinct",
+    "find_file",
     "identity",
     "load_data",
     "names",
@@ -145,6 +146,18 @@ def data_folder(folder: Path | None = None) -> Path | None:
     if not asked.is_dir():
         raise SteerError(f"{by}: {asked} is no folder; give the folder that holds the parquet files")
     return asked
+
+
+def find_file(file: str, field: str = "task.file") -> Path:
+    """The file of that path or, for a bare name, of that name here or in `data_folder()`. Raises SteerError."""
+    path, folder = Path(file), data_folder()
+    if path.is_file() or path.name != file:
+        return path
+    if folder is None:
+        raise SteerError(f"{field}: {file} is no file here; set STEER_DATA to the folder that holds it")
+    if not (folder / file).is_file():
+        raise SteerError(f"{field}: {file} is no file here or in {folder}; put it there, or set STEER_DATA")
+    return folder / file
 
 
 def load_data(name: str, folder: Path | None = None, accept_changed: bool = False) -> DataSet:

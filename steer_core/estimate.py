@@ -36,6 +36,7 @@ from transformers import PreTrainedTokenizerBase
 from steer_core.advantages import ADVANTAGES
 from steer_core.attribution import RUNGS, Attribution, UpdateBatch, attribute, contributions
 from steer_core.config import Config
+from steer_core.engines import LocalEngine
 from steer_core.entropy_change import ENTROPY_CHANGE
 from steer_core.environment import environment
 from steer_core.errors import SteerError
@@ -48,7 +49,6 @@ from steer_core.seeding import derive_seed
 from steer_core.settings import to_dict
 from steer_core.statistics import agreement_intervals
 from steer_core.tasks import Task, make_task
-from steer_core.trainer import make_optimizer
 
 Progress = Callable[[Iterable, str], Iterable]
 SHOWN = 8
@@ -144,11 +144,12 @@ def optimizers_of(
     found = {}
     for update in updates:
         settings = {"name": update.optimizer, "learning_rate": update.eta, "learning_rate_factor": 1.0}
-        optimizer = make_optimizer(policy.model, dataclasses.replace(config.optimizer, **settings))
-        if run is not None and run.config.optimizer.name == update.optimizer:
+        engine = LocalEngine(policy.model, dataclasses.replace(config.optimizer, **settings))
+        optimizer = engine.optimizer
+        if run and run.config.optimizer.name == update.optimizer and run.config.engine.name == "local":
             (group,) = optimizer.param_groups
             asked = {name: value for name, value in group.items() if name != "params"}
-            run.restore(run.checkpoints()[-1], policy.model, optimizer)
+            run.restore(run.checkpoints()[-1], engine)
             optimizer.param_groups[0].update(asked)  # the checkpoint's moments, the settings asked for here
         found[str(update)] = optimizer
     return found

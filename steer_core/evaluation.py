@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from rich.table import Table
 
+from steer_core import ranks
 from steer_core.config import EvaluationConfig
 from steer_core.measures import pass_at_k
 from steer_core.policy import Policy, score
@@ -48,23 +48,42 @@ def evaluate(
     policy: Policy, engine: RolloutEngine, task: Task, problems: list[Problem], config: EvaluationConfig, seed: int
 ) -> Evaluation:
     """Sample `config.samples` responses to each problem, verify them, score their entropy."""
-    rollout = engine.generate([p.prompt for p in problems], config.samples, config, seed)
-    right = task.verify_all([problem for problem in problems for _ in range(config.samples)], rollout.texts)
+    places = own_places(len(problems))
+    own = [problems[place] for place in places]
+    rollout = engine.generate([p.prompt for p in own], config.samples, config, seed, places)
+    right = task.verify_all([problem for problem in own for _ in range(config.samples)], rollout.texts)
     scored = [i for i in range(len(right)) if i % config.samples < _SCORED_SAMPLES]
-    entropy, tokens = 0.0, 0
+    sums_PK = torch.zeros(len(own), 5, dtype=torch.float64)  # right, entropy, its tokens, cut off, tokens
+    sums_PK[:, 0] = torch.tensor(right).view(-1, config.samples).sum(-1)
+    sums_PK[:, 3] = torch.tensor([x == "length" for x in rollout.finish_reasons]).view(-1, config.samples).sum(-1)
+    sums_PK[:, 4] = rollout.response_mask_BT.sum(-1).view(-1, config.samples).sum(-1).cpu()
     with torch.no_grad():
         for start in range(0, len(scored), _SCORED_AT_ONCE):
-            part = rollout.rows(scored[start : start + _SCORED_AT_ONCE])
+            rows = scored[start : start + _SCORED_AT_ONCE]
+            part = rollout.rows(rows)
             stats = score(policy.model, part, config.temperature)
-            entropy += float((stats.entropy * part.response_mask_BT).sum(dtype=torch.float64))
-            tokens += int(part.response_mask_BT.sum())
+            problem = torch.tensor(rows) // config.samples
+            entropy_B = (stats.entropy * part.response_mask_BT).sum(-1, dtype=torch.float64).cpu()
+            sums_PK[:, 1].index_add_(0, problem, entropy_B)
+            sums_PK[:, 2].index_add_(0, problem, part.response_mask_BT.sum(-1).double().cpu())
+    everyone = ranks.gather(torch.cat([torch.tensor(places)[:, None].double(), sums_PK], dim=1))
+    by_place = {int(row[0]): row[1:] for row in everyone}  # a problem that fills up a rank's share counts once
+    sums = torch.stack([by_place[place] for place in range(len(problems))])
+    entropy, tokens, cut, length = sums[:, 1:].sum(0).tolist()
+    count = len(problems) * config.samples
     return Evaluation(
-        correct=np.reshape(right, (len(problems), config.samples)).sum(-1).tolist(),
+        correct=sums[:, 0].long().tolist(),
         samples=config.samples,
         policy_entropy=entropy / tokens,
-        truncated=rollout.finish_reasons.count("length") / len(right),
-        length=int(rollout.response_mask_BT.sum()) / len(right),
+        truncated=cut / count,
+        length=length / count,
     )
+
+
+def own_places(count: int) -> list[int]:
+    """Which of so many problems this rank evaluates: equally many on each, the last one again where they do not fit."""
+    each = -(-count // ranks.count())
+    return [min(ranks.index() * each + i, count - 1) for i in range(each)]
 
 
 def evaluation_table(result: Evaluation, title: str, ks: tuple[int, ...]) -> Table:

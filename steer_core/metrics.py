@@ -24,6 +24,12 @@ probe/...           one watched optimiser step a rollout, over the tokens of a f
                     signs), absent where undefined: a constant estimate, no token with an advantage.
 reward/..., response/..., grad_norm/...  mean reward and share of groups whose rewards are all equal;
                     length in tokens and share cut off; norm before clipping, mean and largest.
+loss                what the optimiser steps minimise, mean over them; its gradient is the policy gradient, its level
+                    says little.
+steps/skipped       optimiser steps whose gradients were not finite and that were not taken.
+batch/padding       share of padding in what the forward passes of the updates read.
+rollout/logprob_gap/... |log-prob of the sampler - log-prob of the trainer| over the sampled tokens, in nats: mean,
+                    99.9th percentile, largest; with rollout.engine=vllm.
 time/...            seconds and tokens per second: the only readings that differ between two runs.
                     `time/update_seconds` includes `time/probe_seconds`.
 """
@@ -35,26 +41,38 @@ from torch import Tensor
 
 from steer_core.entropy_change import QUADRANTS
 from steer_core.loss import ClipRange, clipped_by
-from steer_core.rollout import Rollout
-from steer_core.token_stats import TokenStats
 
 LAMBDA_QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 RATIO_QUANTILES = (0.0, 0.001, 0.999, 1.0)
 
 
-def rollout_metrics(rollout: Rollout, old: TokenStats, rewards_PG: Tensor, advantages_B: Tensor) -> dict[str, float]:
-    """Entropy, reward and length of the responses a rollout sampled."""
-    mask = rollout.response_mask_BT.bool()
-    lengths = mask.sum(-1).float()
-    silent = (advantages_B.view_as(rewards_PG) == 0).all(-1)
+def rollout_metrics(
+    entropy_N: Tensor, logprob_N: Tensor, lengths_PG: Tensor, truncated_PG: Tensor, rewards_PG: Tensor, silent_P: Tensor
+) -> dict[str, float]:
+    """Entropy, reward and length of the responses a rollout sampled, on all ranks.
+
+    Of the response tokens: entropy and log-prob under the policy that sampled. Of the responses: length in tokens,
+    whether cut off, reward. Of the prompts: whether all advantages of the group are 0.
+    """
+    lengths = lengths_PG.float()
     return {
-        "entropy/policy": float(old.entropy[mask].mean()),
-        "entropy/sampled_nll": float(-old.logprob[mask].mean()),
+        "entropy/policy": float(entropy_N.mean()),
+        "entropy/sampled_nll": float(-logprob_N.mean()),
         "reward/mean": float(rewards_PG.mean()),
-        "reward/groups_without_signal": float(silent.float().mean()),
+        "reward/groups_without_signal": float(silent_P.float().mean()),
         "response/length": float(lengths.mean()),
         "response/length_max": float(lengths.max()),
-        "response/truncated": rollout.finish_reasons.count("length") / len(rollout.finish_reasons),
+        "response/truncated": float(truncated_PG.double().mean()),
+    }
+
+
+def gap_metrics(sampler_N: Tensor, policy_N: Tensor) -> dict[str, float]:
+    """How far the sampler's log-probs of the sampled tokens lie from the trainer's, in nats."""
+    gap = (sampler_N - policy_N).abs().sort().values
+    return {
+        "rollout/logprob_gap/mean": float(gap.mean()),
+        "rollout/logprob_gap/q99.9": float(gap[round(0.999 * (len(gap) - 1))]),
+        "rollout/logprob_gap/max": float(gap[-1]),
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -22,10 +23,12 @@ from transformers.utils import logging
 
 from steer_core.environment import sha256
 from steer_core.errors import SteerError
-from steer_core.token_stats import IGNORED_LABEL, TokenStats, token_stats
+from steer_core.smoke import SMOKE, smoke_model
+from steer_core.token_stats import IGNORED_LABEL, TokenStats, concatenate, token_stats
 from steer_core.tokenizer import check_tokenizer
 
 EMBEDDED = Path(__file__).parent / "models" / "countdown"
+_LOGITS_AT_ONCE = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Policy:
 
 def model_folder(path: str) -> Path:
     """The folder that `model.path` names. Raises SteerError where it holds no model."""
-    folder = EMBEDDED if path == "embedded" else Path(path)
+    folder = EMBEDDED if path == "embedded" else smoke_model() if path == SMOKE else Path(path)
     if not (folder / "config.json").is_file():
         raise SteerError(f"model.path: {path} holds no config.json; give a Hugging Face model folder, or `embedded`")
     return folder
@@ -136,17 +139,52 @@ class Sequences:
         )
 
 
-def score(model: PreTrainedModel, sequences: Sequences, temperature: float) -> TokenStats:
+def score(model: PreTrainedModel, sequences: Sequences, temperature: float, packed: bool = False) -> TokenStats:
     """Statistics of the policy at every response token, from one forward pass; shape (B, T).
 
     Masked positions get logprob 0 and no gradient through it. Differentiable in `logprob` and
-    `entropy`.
+    `entropy`. Where all logits at once would be many, they exist for some rows at a time, in the
+    backward pass too: memory then grows with tokens x hidden size, not tokens x vocabulary.
+    packed: the sequences go behind one another in one row, without padding; the attention
+    implementation must find their borders from the positions.
     """
-    width = sequences.response_ids_BT.shape[1]
+    count, width = sequences.response_ids_BT.shape
+    if not packed and count * (width + 1) * model.config.vocab_size <= _LOGITS_AT_ONCE:
+        with full_precision(model):
+            logits = model(**_model_inputs(sequences), logits_to_keep=width + 1).logits
+        labels = torch.nn.functional.pad(_labels(sequences), (0, 1), value=IGNORED_LABEL)  # the last predicts nothing
+        return token_stats(logits, labels, temperature).map(lambda x: x[:, :width])
+    mask = sequences.response_mask_BT.bool()
+    hidden_ND = packed_states(model, sequences) if packed else hidden_states(model, sequences)
+    flat = _stats_by_rows(model, hidden_ND, sequences.response_ids_BT[mask], temperature)
+    return flat.map(lambda x: x.new_zeros(mask.shape).masked_scatter(mask, x))
+
+
+def _stats_by_rows(model: PreTrainedModel, hidden_ND: Tensor, labels_N: Tensor, temperature: float) -> TokenStats:
+    """Statistics at last hidden states, some rows at a time; the backward pass makes their logits anew."""
+
+    def part(hidden: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        return tuple(vars(token_stats(logits_of(model, hidden), labels, temperature)).values())
+
+    rows = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
+    parts = []
+    for hidden, labels in zip(hidden_ND.split(rows), labels_N.split(rows), strict=True):
+        stats = checkpoint(part, hidden, labels, use_reentrant=False) if hidden.requires_grad else part(hidden, labels)
+        parts.append(TokenStats(*stats))
+    return concatenate(parts)
+
+
+def packed_states(model: PreTrainedModel, sequences: Sequences) -> Tensor:
+    """As `hidden_states`, from a forward pass over one row that holds every sequence and no padding."""
+    mask_BL = torch.cat([sequences.prompt_mask_BP.bool(), sequences.response_mask_BT.bool()], dim=1)
+    ids_BL = torch.cat([sequences.prompt_ids_BP, sequences.response_ids_BT], dim=1)
+    positions_BL = (mask_BL.cumsum(-1) - 1).clamp_min(0)
+    inputs = {"input_ids": ids_BL[mask_BL][None], "position_ids": positions_BL[mask_BL][None]}
     with full_precision(model):
-        logits = model(**_model_inputs(sequences), logits_to_keep=width + 1).logits
-    labels = torch.nn.functional.pad(_labels(sequences), (0, 1), value=IGNORED_LABEL)  # the last row predicts nothing
-    return token_stats(logits, labels, temperature).map(lambda x: x[:, :width])
+        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[0]
+    is_response = torch.zeros_like(mask_BL)
+    is_response[:, sequences.prompt_mask_BP.shape[1] :] = sequences.response_mask_BT.bool()
+    return hidden[is_response[mask_BL].roll(-1)]  # the state before a token predicts it
 
 
 def hidden_states(model: PreTrainedModel, sequences: Sequences) -> Tensor:

@@ -2,14 +2,72 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from steer_core.errors import SteerError
+
+_LOST = re.compile(r"connection (closed|reset)|broken pipe|timed? ?out|nccl|gloo", re.IGNORECASE)
+
+
+def join(device: str, timeout_minutes: float) -> None:
+    """Meet the other ranks that `torchrun` or `deepspeed` started; alone, or where they have met already, do nothing.
+
+    timeout_minutes: how long a rank waits for the others, here and wherever they talk.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return
+    if device == "cuda":
+        torch.cuda.set_device(local())
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
 
 
 def count() -> int:
     """How many ranks there are."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def index() -> int:
+    """Which rank this is, from 0."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def local() -> int:
+    """Which rank of its machine this is, from 0: the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def first() -> bool:
+    """Whether this rank writes what is written once."""
+    return index() == 0
+
+
+def wait() -> None:
+    """Go on when every rank has come here."""
+    if count() > 1:
+        dist.barrier()
+
+
+@contextmanager
+def company() -> Iterator[None]:
+    """Turn what a rank raises because another one ended into a SteerError that says so."""
+    try:
+        yield
+    except RuntimeError as error:  # torch has no class of its own for gloo's
+        if count() == 1 or not _LOST.search(str(error)):
+            raise
+        raise SteerError(
+            f"rank {index()}: another rank ended or did not answer ({str(error).splitlines()[0][:200]}); see what it "
+            "said, then start all ranks again with --resume or --auto-resume: every finished checkpoint is kept"
+        ) from error
 
 
 def total(value: int, device: torch.device | str = "cpu") -> int:
@@ -18,6 +76,15 @@ def total(value: int, device: torch.device | str = "cpu") -> int:
         return value
     whole = torch.tensor(value, device=device)
     dist.all_reduce(whole)
+    return int(whole)
+
+
+def largest(value: int, device: torch.device | str = "cpu") -> int:
+    """The largest of the ranks' integers."""
+    if count() == 1:
+        return value
+    whole = torch.tensor(value, device=device)
+    dist.all_reduce(whole, dist.ReduceOp.MAX)
     return int(whole)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase, TopPLogitsWarper
 
 from steer_core.config import SamplingConfig
 from steer_core.errors import SteerError
 from steer_core.policy import Policy, Sequences
+from steer_core.seeding import derive_seed
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Rollout(Sequences):
 
     texts: list[str]
     finish_reasons: list[str]
+    logprobs_BT: Tensor | None = None
+    """What the sampler says it sampled with, ln p, 0 at padding; None where it does not say."""
 
     def take(self, rows: Sequence[int]) -> Rollout:
         """Some of the responses, padding kept."""
@@ -58,22 +61,45 @@ def join(parts: Sequence[Rollout], pad_token_id: int) -> Rollout:
 class RolloutEngine(Protocol):
     """What samples: the trainer and the evaluator know nothing more of it."""
 
-    def generate(self, prompts: list[str], responses: int, sampling: SamplingConfig, seed: int) -> Rollout:
+    def generate(
+        self,
+        prompts: list[str],
+        responses: int,
+        sampling: SamplingConfig,
+        seed: int,
+        places: Sequence[int] | None = None,
+    ) -> Rollout:
         """`responses` responses to each prompt; the same seed gives the same responses.
 
-        Raises SteerError for zero prompts and for prompts that leave no room for a response.
+        places: where each prompt stands among those of all ranks (default: from 0 on), which with the seed
+        sets its random numbers. Raises SteerError for zero prompts and for prompts that leave no room for a response.
         """
+        ...
+
+    def push(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        """Sample from these weights from now on."""
         ...
 
 
 class HuggingFaceEngine:
     """Samples with Hugging Face `generate`, from the very weights that are being trained."""
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    def __init__(self, policy: Policy, draws: Literal["batch", "prompt"] = "batch", lockstep: bool = False) -> None:
+        """draws: see `rollout.draws`. lockstep: every rank makes as many forward passes, as shared weights need."""
+        self.policy, self.draws, self.lockstep = policy, draws, lockstep
+
+    def push(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        """Nothing to do: these are the weights that are sampled from."""
 
     @torch.no_grad()
-    def generate(self, prompts: list[str], responses: int, sampling: SamplingConfig, seed: int) -> Rollout:
+    def generate(
+        self,
+        prompts: list[str],
+        responses: int,
+        sampling: SamplingConfig,
+        seed: int,
+        places: Sequence[int] | None = None,
+    ) -> Rollout:
         """See `RolloutEngine.generate`. Raises SteerError also where the logits are not finite."""
         if not prompts:
             raise SteerError("rollout: zero prompts to sample from; give at least one problem")
@@ -83,13 +109,21 @@ class HuggingFaceEngine:
         prompt_ids = encoded["input_ids"].repeat_interleave(responses, 0).to(model.device)
         prompt_mask = encoded["attention_mask"].repeat_interleave(responses, 0).to(model.device)
         settings = generation_settings(tokenizer, sampling)
+        draws_BT = None
+        if self.draws == "prompt":
+            settings.do_sample, settings.temperature, settings.top_p, settings.top_k = False, None, None, None
+            draws_BT = _draws(places or range(len(prompts)), responses, sampling.max_new_tokens, seed).to(model.device)
         torch.manual_seed(seed)
         ids = torch.full((len(prompt_ids), sampling.max_new_tokens), tokenizer.pad_token_id, device=model.device)
         for start in range(0, len(ids), sampling.batch_sequences):
             rows = slice(start, start + sampling.batch_sequences)
             try:
                 full = model.generate(
-                    input_ids=prompt_ids[rows], attention_mask=prompt_mask[rows], generation_config=settings
+                    input_ids=prompt_ids[rows],
+                    attention_mask=prompt_mask[rows],
+                    generation_config=settings,
+                    logits_processor=None if draws_BT is None else [_Draw(draws_BT[rows], sampling)],
+                    synced_gpus=self.lockstep,
                 )
             except RuntimeError as error:
                 if "probability tensor" not in str(error):
@@ -107,6 +141,31 @@ class HuggingFaceEngine:
             tokenizer.batch_decode([row[:n] for row, n in zip(ids.tolist(), text_length.tolist(), strict=True)]),
             ["stop" if stop else "length" for stop in stopped.tolist()],
         )
+
+
+def _draws(places: Sequence[int], responses: int, longest: int, seed: int) -> Tensor:
+    """Uniform numbers (B, T) within [0, 1), float64; those of a prompt follow from the seed and its place alone."""
+    sources = [torch.Generator().manual_seed(derive_seed(seed, "prompt", place)) for place in places]
+    return torch.cat([torch.rand(responses, longest, generator=source, dtype=torch.float64) for source in sources])
+
+
+class _Draw(LogitsProcessor):
+    """Samples by inverse transform: of each row's logits, leaves the token that its own uniform number picks."""
+
+    def __init__(self, draws_BT: Tensor, sampling: SamplingConfig) -> None:
+        self.draws, self.sampling, self.step = draws_BT, sampling, 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores / self.sampling.temperature
+        if self.sampling.top_p < 1:
+            scores = TopPLogitsWarper(self.sampling.top_p)(input_ids, scores)
+        reached_BV = scores.double().softmax(-1).cumsum(-1)
+        if not reached_BV.isfinite().all():
+            raise SteerError("model: NaN or infinite logits while sampling; check its weights")
+        point_B1 = self.draws[:, self.step, None] * reached_BV[:, -1:]
+        self.step += 1
+        chosen_B1 = torch.searchsorted(reached_BV, point_B1, right=True).clamp_max(scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, chosen_B1, 0.0)
 
 
 def generation_settings(tokenizer: PreTrainedTokenizerBase, sampling: SamplingConfig) -> GenerationConfig:

@@ -1,7 +1,7 @@
 """The run folder: configuration, environment, metrics, sampled responses, checkpoints.
 
     config.yaml  environment.json  metrics.jsonl  evaluations.jsonl  notes.jsonl
-    tensorboard/  rollouts/step_000001.jsonl  checkpoints/step_000010/  report.html
+    tensorboard/  rollouts/step_000001.parquet  checkpoints/step_000010/  report.html
 
 A checkpoint is written aside and renamed, and its manifest holds the SHA-256 of every file: after a
 kill at any moment the folder holds whole checkpoints or none. What was logged after the checkpoint
@@ -24,13 +24,16 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from steer_core import ranks
 from steer_core.config import Config
+from steer_core.engines.base import TrainingEngine
 from steer_core.environment import environment, sha256
 from steer_core.errors import SteerError
-from steer_core.policy import base_digest
+from steer_core.policy import Policy, base_digest
+from steer_core.responses import Response, rollout_path
+from steer_core.responses import write as write_responses
 from steer_core.settings import build, read_yaml, to_dict
 
 _LOGS = ("metrics.jsonl", "evaluations.jsonl", "notes.jsonl")
@@ -66,16 +69,17 @@ class RunFolder:
         return self
 
     def log(self, step: int, metrics: dict[str, Any], name: str = "metrics.jsonl") -> None:
-        """Append one line to a log; `step` counts finished rollouts."""
+        """Append one line to a log; `step` counts finished rollouts. Of several ranks, the first does it."""
+        if not ranks.first():
+            return
         with self.writing(), (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
-    def write_rollout(self, step: int, rows: list[dict[str, Any]]) -> None:
-        """The sampled responses of a rollout, one JSON line each."""
+    def write_rollout(self, step: int, rows: list[Response]) -> None:
+        """The sampled responses of a rollout; see `responses.py`."""
         with self.writing():
             (self.path / "rollouts").mkdir(exist_ok=True)
-            text = "".join(json.dumps(row) + "\n" for row in rows)
-            (self.path / "rollouts" / f"step_{step:06d}.jsonl").write_text(text, encoding="utf-8")
+            write_responses(rollout_path(self.path, step), rows)
 
     def read(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """The lines of a log; a last line that a kill cut short is left out."""
@@ -90,6 +94,8 @@ class RunFolder:
 
         Checkpoints go first, the newest before the others: whatever is left has its logs in full.
         """
+        if not ranks.first():
+            return
         with self.writing():
             for path in reversed(self.checkpoints()):
                 if step_of(path) > step:
@@ -98,65 +104,75 @@ class RunFolder:
                 if (self.path / name).exists():
                     rows = [row for row in self.read(name) if row["step"] <= step]
                     write_atomically(self.path / name, "".join(json.dumps(row) + "\n" for row in rows))
-            for path in (self.path / "rollouts").glob("step_*.jsonl"):
+            for path in (self.path / "rollouts").glob("step_*"):
                 if step_of(path) > step:
                     path.unlink()
             for path in (self.path / "checkpoints").glob(f"{_PARTIAL}*"):
                 shutil.rmtree(path)
+            for path in (self.path / "rollouts").glob(f"{_PARTIAL}*"):
+                path.unlink()
 
     def checkpoints(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
         return sorted(p for p in (self.path / "checkpoints").glob("step_*") if p.is_dir())
 
     def save_checkpoint(
-        self,
-        step: int,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        optimizer: torch.optim.Optimizer,
-        state: dict[str, float],
+        self, step: int, policy: Policy, engine: TrainingEngine, state: dict[str, float], score: float | None = None
     ) -> Path:
-        """Write a checkpoint after `step` rollouts and drop those beyond train.checkpoints_kept.
+        """Write a checkpoint after `step` rollouts and drop those that train.checkpoints_kept and best_kept let go.
 
-        state: what the intervention remembers.
+        state: what the intervention remembers. score: its pass@k, where the rollout was evaluated. Every rank
+        writes its part, into one file system; a Hugging Face folder with the engine's files and a manifest beside.
         """
         final = self.path / "checkpoints" / f"step_{step:06d}"
         partial = final.with_name(_PARTIAL + final.name)
         with self.writing():
-            partial.mkdir(parents=True)
-            model.save_pretrained(partial)
-            _save_tokenizer(tokenizer, partial)
-            tensors, settings = _flatten_optimizer(optimizer)
-            save_file(tensors, partial / "optimizer.safetensors")
-            manifest = {
-                "step": step,
-                "run": _fingerprint(self.config),
-                "optimizer": settings,
-                "intervention": state,
-                "sha256": {p.name: sha256(p) for p in sorted(partial.iterdir())},
-            }
-            (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-            for file in [*partial.iterdir(), *(self.path / name for name in _LOGS if (self.path / name).exists())]:
-                _sync(file)
-            partial.rename(final)
-            _sync(final.parent)
-            for old in self.checkpoints()[: -self.config.train.checkpoints_kept]:
-                _remove(old)
+            if ranks.first():
+                partial.mkdir(parents=True)
+            weights = whole_weights(engine)
+            if ranks.first():
+                policy.model.save_pretrained(partial, state_dict=weights)
+                _save_tokenizer(policy.tokenizer, partial)
+            ranks.wait()
+            about = engine.save(partial)
+            ranks.wait()
+            if ranks.first():
+                self._finish_checkpoint(partial, final, {"step": step, **about, "intervention": state, "score": score})
+            ranks.wait()
         return final
 
-    def restore(
-        self, path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer
-    ) -> tuple[int, dict[str, float]]:
-        """Load a checkpoint into model and optimiser, without executing code: (its step, the intervention's state).
+    def _finish_checkpoint(self, partial: Path, final: Path, about: dict[str, Any]) -> None:
+        """Give a written checkpoint its manifest and its name, and drop older ones."""
+        files = sorted(p for p in partial.rglob("*") if p.is_file())
+        sums = {p.relative_to(partial).as_posix(): sha256(p) for p in files}
+        manifest = {"run": _fingerprint(self.config), **about, "sha256": sums}
+        (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        logs = [self.path / name for name in _LOGS if (self.path / name).exists()]
+        for file in [*(p for p in partial.rglob("*") if p.is_file()), *logs]:
+            _sync(file)
+        partial.rename(final)
+        _sync(final.parent)
+        for old in self._let_go():
+            _remove(old)
+
+    def _let_go(self) -> list[Path]:
+        """Checkpoints that are neither among the last nor among the best, oldest first."""
+        *older, _ = saved = self.checkpoints()
+        last = set(saved[-self.config.train.checkpoints_kept :])
+        scores = {path: self._examine(path, sums=False)[0].get("score") for path in saved}
+        scored = [path for path in saved if scores[path] is not None]
+        best = sorted(scored, key=lambda path: (-scores[path], path))[: self.config.train.best_kept]
+        return [path for path in older if path not in last and path not in best]
+
+    def restore(self, path: Path, engine: TrainingEngine) -> tuple[int, dict[str, float]]:
+        """Load a checkpoint into the engine, without executing code: (its step, the intervention's state).
 
         Raises SteerError where it is damaged or another run's; see `check_checkpoint`.
         """
         manifest = self.check_checkpoint(path)
-        _, unexpected = model.load_state_dict(load_file(path / "model.safetensors"), strict=False)
-        if unexpected:
-            raise SteerError(f"checkpoint {path}: holds weights that model.path ({self.config.model.path}) has not")
-        model.tie_weights()
-        _unflatten_optimizer(optimizer, load_file(path / "optimizer.safetensors"), manifest["optimizer"])
+        if manifest["engine"] != self.config.engine.name:
+            raise SteerError(f"checkpoint {path}: was written by engine.name={manifest['engine']}; go on with that one")
+        engine.load(path, manifest)
         return manifest["step"], manifest["intervention"]
 
     def check_checkpoint(self, path: Path) -> dict[str, Any]:
@@ -196,14 +212,14 @@ class RunFolder:
                 "then --resume: every finished checkpoint is kept"
             ) from error
 
-    def _examine(self, path: Path) -> tuple[dict[str, Any], str | None]:
-        """(manifest, what is wrong with the checkpoint or None)."""
+    def _examine(self, path: Path, sums: bool = True) -> tuple[dict[str, Any], str | None]:
+        """(manifest, what is wrong with the checkpoint or None); without `sums`, of the manifest alone."""
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
             wanted, run = manifest["sha256"], manifest["run"]
         except (OSError, ValueError, KeyError):
             return {}, "manifest.json is missing or damaged"
-        for name, digest in wanted.items():
+        for name, digest in wanted.items() if sums else ():
             if not (path / name).is_file() or sha256(path / name) != digest:
                 return manifest, f"{name} is missing or does not match its checksum"
         return manifest, None if run == _fingerprint(self.config) else "was written by a run with other settings"
@@ -248,6 +264,11 @@ def write_atomically(path: Path, text: str) -> None:
     partial.rename(path)
 
 
+def whole_weights(engine: TrainingEngine) -> dict[str, torch.Tensor]:
+    """Every weight whole, on the first rank, in CPU memory; nothing on the others, which help to gather them."""
+    return {name: weight.to("cpu", copy=True) for name, weight in engine.weights() if ranks.first()}
+
+
 def _fingerprint(config: Config) -> str:
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
 
@@ -266,22 +287,6 @@ def _remove(checkpoint: Path) -> None:
     doomed = checkpoint.with_name(f"{_PARTIAL}gone_{checkpoint.name}")
     checkpoint.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    state = optimizer.state_dict()
-    tensors = {f"{i}.{key}": value for i, entry in state["state"].items() for key, value in entry.items()}
-    return {k: v.contiguous() for k, v in tensors.items() if isinstance(v, torch.Tensor)}, state["param_groups"]
-
-
-def _unflatten_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], groups: list[dict[str, Any]]
-) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in tensors.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _sync(path: Path) -> None:

@@ -36,6 +36,36 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return data
 
 
+def read_extended(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping of a YAML file on top of the files that its key `extends` names, in their order.
+
+    `extends: name` or `extends: [one, two]` stands for name.yaml beside the file. Raises SteerError where
+    a file extends itself, and as `read_yaml` does.
+    """
+    path = Path(path)
+    if path.resolve() in seen:
+        raise SteerError(f"configuration {path}: extends itself; take a name out of `extends`")
+    data = read_yaml(path)
+    names = data.pop("extends", [])
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SteerError(f"configuration {path}: extends: {names!r} is no name; write one name, or a list of names")
+    whole: dict[str, Any] = {}
+    for name in names:
+        whole = merged(whole, read_extended(path.parent / f"{name}.yaml", (*seen, path.resolve())))
+    return merged(whole, data)
+
+
+def merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """`base` with every value of `top`; a section in both is merged key by key."""
+    both = {key: merged(base[key], value) for key, value in top.items() if _both_sections(base.get(key), value)}
+    return {**base, **top, **both}
+
+
+def _both_sections(one: Any, other: Any) -> bool:
+    return isinstance(one, dict) and isinstance(other, dict)
+
+
 def apply_overrides(data: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
     """A copy of `data` with each `section.key=value` set; values are read as YAML."""
     result = {key: dict(value) if isinstance(value, dict) else value for key, value in data.items()}

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,20 @@ def start(output: Path, *arguments) -> multiprocessing.Process:
     return process
 
 
+def start_ranks(output: Path, count: int, *arguments) -> list[multiprocessing.Process]:
+    """The same command as so many ranks of one run, as `torchrun` would start them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        places = {"WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": free.getsockname()[1]}
+    words = [str(argument) for argument in arguments]
+    processes = []
+    for rank in range(count):
+        own = {name: str(value) for name, value in {**places, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        processes.append(SERVER.Process(target=_steer, args=(output, words, own), daemon=True))
+        processes[-1].start()
+    return processes
+
+
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
     """Return once a condition holds; fail where it does not within the time."""
     end = time.monotonic() + seconds
@@ -25,8 +40,8 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 120)
         time.sleep(0.002)
 
 
-def _steer(output: Path, arguments: list[str]) -> None:
-    os.environ["CI"] = "1"
+def _steer(output: Path, arguments: list[str], places: dict[str, str] | None = None) -> None:
+    os.environ |= {"CI": "1", **(places or {})}
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)

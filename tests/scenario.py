@@ -9,11 +9,12 @@ from small import small_trainer
 from torch import Tensor
 
 from steer_core.batch import Batch
+from steer_core.engines import LocalEngine
 from steer_core.interventions import METHODS, intervention
 from steer_core.loss import ClipRange, reduce_loss
 from steer_core.rollout import Rollout
 from steer_core.token_stats import TokenStats
-from steer_core.trainer import Trainer, make_optimizer
+from steer_core.trainer import Trainer
 
 ACTING = {
     "none": {},
@@ -55,7 +56,7 @@ def trainer_of(folder: Path, *overrides: str) -> Trainer:
 
 def sampled(trainer: Trainer, noise: float = 0.3) -> Sampled:
     """A rollout of the trainer, as if `noise` (standard deviation) lay between the old log-probs and the new."""
-    rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
+    rollout = trainer.sampler.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
     old, source = trainer.score_rollout(rollout), torch.Generator().manual_seed(5)
     drift = noise * torch.randn(old.logprob.shape, generator=source, dtype=torch.float64)
     old = replace(old, logprob=old.logprob + drift.to(old.logprob))
@@ -77,7 +78,7 @@ def equip(trainer: Trainer, name: str, **settings: object) -> Trainer:
     trainer.intervention = intervention({"name": name, **settings})
     clip = ClipRange(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip)
     trainer.clip, trainer.state = trainer.intervention.clip_range(clip), dict(STATE)
-    trainer.optimizer = make_optimizer(trainer.model, trainer.config.optimizer)
+    trainer.engine = LocalEngine(trainer.model, trainer.config.optimizer)
     return trainer
 
 

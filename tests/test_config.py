@@ -9,7 +9,7 @@ import yaml
 
 import steer_core
 from steer_core.comparison import Plan
-from steer_core.config import Config, CountdownConfig, MathsConfig, load_config
+from steer_core.config import CodeConfig, Config, CountdownConfig, MathsConfig, load_config
 from steer_core.errors import SteerError
 from steer_core.interventions.base import Intervention
 from steer_core.settings import apply_overrides, build, describe, read_yaml, to_dict
@@ -250,11 +250,12 @@ def test_every_setting_is_described_with_its_default():
     rows = describe(Config)
     names = [name for name, _, _ in rows]
     settings = [(f"{section}.{key}", v) for section, part in to_dict(Config()).items() for key, v in part.items()]
-    maths = [("task.name", "maths"), ("task.file", None), ("task.train_problems", MathsConfig(file="x").train_problems)]
-    assert sorted(names) == sorted(name for name, _ in [*settings, *maths])
+    files = [to_dict(kind(file="x")) | {"file": None} for kind in (MathsConfig, CodeConfig)]
+    tasks = [(f"task.{key}", value) for one in files for key, value in one.items()]
+    assert sorted(names) == sorted(name for name, _ in [*settings, *tasks])
     for name, default, meaning in rows:
         assert meaning.endswith("."), name
-        assert (name, list(default) if isinstance(default, tuple) else default) in [*settings, *maths]
+        assert (name, list(default) if isinstance(default, tuple) else default) in [*settings, *tasks]
 
 
 def test_the_task_is_countdown_unless_it_is_named():

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from scenario import equip, micro_batches, sampled, trainer_of
 
 from steer_core.batch import flatten
+from steer_core.engines import make_optimizer
 from steer_core.entropy_change import push
 from steer_core.interventions.base import Step
 from steer_core.interventions.influence import per_unit_of_push, planned_weights
 from steer_core.ladder import Lens, gradient, statistics
 from steer_core.loss import token_coefficients
-from steer_core.trainer import make_optimizer
 
 size = st.floats(1e-6, 1e3)
 shares = st.lists(st.one_of(st.just(0.0), size, size.map(lambda x: -x)), min_size=1, max_size=20)
@@ -156,7 +156,7 @@ def test_weights_are_the_plan_over_coefficient_times_push_times_share(trainer, d
     count = 8
     coefficients = torch.cat([token_coefficients(part.mask_BT, reduction, count)[part.mask_BT] for part in parts])
     lenses = [Lens(trainer.model, part.sequences) for part in parts]
-    step = Step(lenses, trainer.optimizer, coefficients)
+    step = Step(lenses, trainer.engine.optimizer, coefficients)
     tokens = trainer.tokens(news, parts, step)
     share = per_unit_of_push(step, len(coefficients))
     influence = coefficients * push(*flatten(news, parts), trainer.clip) * share
@@ -172,7 +172,7 @@ def test_a_small_step_lowers_the_mean_entropy_by_the_share_that_is_left(trainer,
         rate = 1e-4
         before = copies(trainer)
         equip(trainer, name, **settings)
-        trainer.optimizer.param_groups[0]["lr"] = rate
+        trainer.engine.optimizer.param_groups[0]["lr"] = rate
         start = mean_entropies(trainer, lenses)
         _, norms, _ = trainer.update([parts], step=1)
         moved = mean_entropies(trainer, lenses) - start

@@ -84,7 +84,7 @@ def test_ten_kills_at_random_moments_change_nothing(whole_and_killed):
         rows = without_time(whole.read(log))
         assert len(rows) == count
         assert without_time(killed.read(log)) == rows
-    responses = [{p.name: p.read_text() for p in (run.path / "rollouts").iterdir()} for run in whole_and_killed]
+    responses = [{p.name: p.read_bytes() for p in (run.path / "rollouts").iterdir()} for run in whole_and_killed]
     assert len(responses[0]) == ROLLOUTS
     assert responses[0] == responses[1]
 

@@ -17,7 +17,7 @@ def sampled(trainer, advantages=None):
     """The mini-batches of one rollout; sequence b has advantage from -1 to 1."""
     group = trainer.config.rollout.responses
     prompts = [problem.prompt for problem in trainer.problems_of(1)]
-    rollout = trainer.engine.generate(prompts, group, trainer.config.rollout, 3)
+    rollout = trainer.sampler.generate(prompts, group, trainer.config.rollout, 3)
     advantages = torch.linspace(-1, 1, len(rollout.texts)) if advantages is None else advantages
     old = trainer.score_rollout(rollout)
     advantages, old = advantages.to(trainer.model.dtype), old.map(lambda x: x.to(trainer.model.dtype))
@@ -60,7 +60,7 @@ def test_first_order_is_close_to_the_measured_change_of_a_small_real_step(tmp_pa
     errors = []
     for factor in (1, 0.1):
         batch = sampled(trainer)[0]
-        trainer.optimizer.param_groups[0]["lr"] = rate * factor
+        trainer.engine.optimizer.param_groups[0]["lr"] = rate * factor
         with watched_step(trainer.lens_on(batch)) as watch:
             trainer.optimizer_step(batch, 1, step=1)
         errors.append(float((watch.first_order - watch.measured).norm() / watch.measured.norm()))
@@ -96,7 +96,7 @@ def test_the_probe_leaves_weights_moments_and_all_other_metrics_bit_for_bit(tmp_
     probes = [[probe_of(row) for row in told] for told in rows]
     others = [[{k: v for k, v in row.items() if k not in probe_of(row)} for row in without_time(r)] for r in rows]
     states = [trainer.model.state_dict() for trainer in trainers]
-    moments = [trainer.optimizer.state_dict()["state"] for trainer in trainers]
+    moments = [trainer.engine.optimizer.state_dict()["state"] for trainer in trainers]
     for other in (1, 2):
         assert others[other] == others[0]
         assert all(torch.equal(value, states[other][name]) for name, value in states[0].items())

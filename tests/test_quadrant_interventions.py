@@ -27,7 +27,7 @@ def settings(**factors):
 def first_losses(monkeypatch, folder, *overrides):
     """(losses, quadrants, clipped surrogate of the first micro-batch's tokens, gradient norms, trainer)."""
     trainer, losses = small_trainer(folder, *overrides), []
-    rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
+    rollout = trainer.sampler.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
     old = trainer.score_rollout(rollout)
     advantages = torch.linspace(-1, 1, len(rollout.texts))[torch.tensor([0, 15, 5, 10] * 4)]
     batches = list(trainer.batches(rollout, old, advantages))
@@ -35,7 +35,7 @@ def first_losses(monkeypatch, folder, *overrides):
     new = trainer.score(part).detach()
     reduce_loss = trainer.optimizer_step.__globals__["reduce_loss"]
     monkeypatch.setattr(
-        "steer_core.trainer.reduce_loss", lambda loss, *rest: losses.append(loss.detach()) or reduce_loss(loss, *rest)
+        "steer_core.updates.reduce_loss", lambda loss, *rest: losses.append(loss.detach()) or reduce_loss(loss, *rest)
     )
     _, norms, _ = trainer.update(batches, step=1)
     monkeypatch.undo()

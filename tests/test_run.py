@@ -1,6 +1,5 @@
 """The run folder: whole checkpoints or none, damaged ones refused, logs rewound, disk trouble told."""
 
-import json
 import resource
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from small import small_config, small_trainer, without_time
 
 from steer_core.environment import sha256
 from steer_core.errors import SteerError
+from steer_core.responses import read, rollout_path
 from steer_core.run import RunFolder, last_line, lock
 from steer_core.trainer import Trainer
 
@@ -44,7 +44,7 @@ def test_resuming_from_a_checkpoint_gives_the_uninterrupted_run_bit_for_bit(fini
 def test_the_optimisers_moments_are_part_of_the_checkpoint(finished, tmp_path):
     resumed = copy_of(finished, tmp_path)
     resumed.resume()
-    states = [trainer.optimizer.state_dict()["state"] for trainer in (resumed, finished)]
+    states = [trainer.engine.optimizer.state_dict()["state"] for trainer in (resumed, finished)]
     assert states[0].keys() == states[1].keys()
     for index, mine in states[0].items():
         theirs = states[1][index]
@@ -127,7 +127,7 @@ def test_rewind_drops_what_came_after_the_step_and_a_line_cut_short(tmp_path):
     run = RunFolder(tmp_path / "a", small_config()).start()
     for step in (1, 2, 3):
         run.log(step, {"x": step})
-        run.write_rollout(step, [{"prompt": "p"}])
+        run.write_rollout(step, [])
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "x"')
     assert [row["step"] for row in run.read()] == [1, 2, 3]
@@ -135,16 +135,16 @@ def test_rewind_drops_what_came_after_the_step_and_a_line_cut_short(tmp_path):
     run.rewind(2)
     assert (run.path / "metrics.jsonl").read_text() == '{"step": 1, "x": 1}\n{"step": 2, "x": 2}\n'
     assert [path.name for path in sorted((run.path / "rollouts").iterdir())] == [
-        "step_000001.jsonl",
-        "step_000002.jsonl",
+        "step_000001.parquet",
+        "step_000002.parquet",
     ]
 
 
 def test_sampled_responses_are_kept_with_their_reward_and_entropies(finished):
-    rows = [json.loads(line) for line in (finished.run.path / "rollouts" / "step_000001.jsonl").open()]
-    assert len({row["prompt"] for row in rows}) == len(rows) == 4
-    assert all(len(row["entropy"]) == len(row["logprob"]) >= len(row["response"]) for row in rows)
-    assert {row["reward"] for row in rows} <= {0.0, 1.0}
+    rows = read(rollout_path(finished.run.path, 1))
+    assert len({row.prompt for row in rows}) == len(rows) == 4
+    assert all(len(row.entropy) == len(row.logprob) == len(row.lambda_) >= len(row.response) for row in rows)
+    assert {row.reward for row in rows} <= {0.0, 1.0}
 
 
 def test_a_run_folder_is_not_overwritten(tmp_path):

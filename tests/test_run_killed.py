@@ -10,6 +10,7 @@ from small import small_config, small_trainer, without_time
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steer_core import run as run_module
+from steer_core.engines import local
 from steer_core.environment import environment
 from steer_core.errors import SteerError
 from steer_core.policy import EMBEDDED
@@ -49,8 +50,8 @@ STAGES = [
     (PreTrainedModel, "save_pretrained", 1, nothing_done),
     (PreTrainedModel, "save_pretrained", 1, all_done),
     (PreTrainedTokenizerBase, "save_pretrained", 1, nothing_done),
-    (run_module, "save_file", 1, nothing_done),
-    (run_module, "save_file", 1, cut_short),
+    (local, "save_file", 1, nothing_done),
+    (local, "save_file", 1, cut_short),
     (Path, "write_text", 1, nothing_done),
     (Path, "write_text", 1, cut_short),
     (run_module, "_sync", 1, nothing_done),

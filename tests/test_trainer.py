@@ -1,7 +1,6 @@
 """The training step: what changes it, what must not, and what it logs."""
 
 import itertools
-import json
 import math
 from dataclasses import replace
 
@@ -11,13 +10,14 @@ from small import small_trainer, without_time
 
 from steer_core.advantages import ADVANTAGES
 from steer_core.batch import Batch
+from steer_core.engines import make_optimizer
 from steer_core.entropy_change import ENTROPY_CHANGE
 from steer_core.errors import SteerError
 from steer_core.loss import REDUCTIONS, ClipRange, clip_indicator, reduce_loss
 from steer_core.metrics import update_metrics
 from steer_core.policy import Sequences
+from steer_core.responses import read, rollout_path
 from steer_core.token_stats import token_stats
-from steer_core.trainer import make_optimizer
 
 
 def weights_of(trainer):
@@ -31,7 +31,7 @@ def assert_same_weights(a, b, equal=True):
 
 def update_once(trainer, rewards=None):
     """One rollout's updates from the same sampled responses; the weights after them and the readings."""
-    rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
+    rollout = trainer.sampler.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
     advantages = torch.linspace(-1, 1, len(rollout.texts)) if rewards is None else rewards
     old = trainer.score_rollout(rollout)
     readings, norms, _ = trainer.update(list(trainer.batches(rollout, old, advantages)), step=1)
@@ -102,7 +102,7 @@ def test_scope_micro_depends_on_the_split_and_scope_step_does_not(tmp_path):
 
 def test_scope_rollout_divides_by_the_maximum_of_the_policy_that_sampled(tmp_path):
     trainer = small_trainer(tmp_path / "a", "intervention.name=steer", "intervention.scope=rollout")
-    rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
+    rollout = trainer.sampler.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
     old = trainer.score_rollout(rollout)
     advantages = torch.linspace(-1, 1, len(rollout.texts))
     readings, _, _ = trainer.update(list(trainer.batches(rollout, old, advantages)), step=1)
@@ -134,7 +134,6 @@ def test_equal_rewards_give_no_gradient_no_nan_and_a_note(tmp_path):
 @pytest.mark.parametrize(
     ("advantage", "message"),
     [
-        (1e38, r"rollout 1: the gradients are not finite .*learning_rate.*checkpoint"),
         (float("nan"), r"intervention.name: none makes advantages that are not finite; .*learning_rate"),
         (float("inf"), r"intervention.name: none makes advantages that are not finite; .*learning_rate"),
     ],
@@ -147,9 +146,43 @@ def test_what_is_not_finite_is_refused_before_it_reaches_the_weights(tmp_path, a
     assert_same_weights(before, weights_of(trainer))
 
 
+def test_a_step_whose_gradients_are_not_finite_is_skipped_and_counted_and_too_many_in_a_row_end_the_run(tmp_path):
+    trainer = small_trainer(tmp_path / "a", "optimizer.skipped_steps=3", "train.probe_sequences=0")
+    before, huge = weights_of(trainer), torch.full((16,), 1e38)
+    *_, norms = update_once(trainer, huge)
+    assert norms == [None, None]
+    assert_same_weights(before, weights_of(trainer))
+    assert not trainer.engine.optimizer.state_dict()["state"]
+    assert trainer.skipped == 2
+    *_, norms = update_once(trainer, torch.linspace(-1, 1, 16))
+    assert all(norm > 0 for norm in norms)
+    assert trainer.skipped == 0
+    before = weights_of(trainer)
+    update_once(trainer, huge)
+    with pytest.raises(SteerError, match=r"gradients of 4 optimiser steps in a row .*skipped_steps 3.*checkpoint"):
+        update_once(trainer, huge)
+    assert_same_weights(before, weights_of(trainer))
+
+
+def test_skipped_steps_are_logged(tmp_path):
+    trainer = small_trainer(tmp_path / "a", "train.rollouts=1", "evaluation.every=0", "train.probe_sequences=0")
+    backward, calls = trainer.engine.backward, []
+
+    def spoilt(loss, last):
+        calls.append(last)
+        backward(loss * (float("nan") if len(calls) == 1 else 1.0), last)
+
+    trainer.engine.backward = spoilt
+    trainer.task.verify = lambda problem, response: len(response) % 2 == 0
+    trainer.fit()
+    (row,) = trainer.run.read()
+    assert row["steps/skipped"] == 1
+    assert all(math.isfinite(value) for value in row.values())
+
+
 def test_log_probs_that_turn_nan_after_sampling_are_refused_before_the_loss(tmp_path):
     trainer = small_trainer(tmp_path / "a")
-    rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
+    rollout = trainer.sampler.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
     batches = list(trainer.batches(rollout, trainer.score_rollout(rollout), torch.linspace(-1, 1, 16)))
     with torch.no_grad():
         next(trainer.model.parameters())[5, 0] = float("nan")
@@ -167,7 +200,7 @@ def test_the_step_does_not_depend_on_the_order_of_sequences_within_a_mini_batch(
     for name, rows in (("a", list(range(16))), ("b", order)):
         overrides = (f"algorithm.reduction={reduction}", "intervention.name=steer", "optimizer.micro_batch_sequences=3")
         trainer = small_trainer(tmp_path / name, *overrides, "optimizer.name=sgd", "optimizer.learning_rate=0.1")
-        rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
+        rollout = trainer.sampler.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
         tensors = {key: value[rows] for key, value in vars(rollout).items() if isinstance(value, torch.Tensor)}
         rollout = replace(rollout, **tensors)
         before = weights_of(trainer)
@@ -202,7 +235,7 @@ def test_logged_entropy_is_shannon_entropy_and_not_the_sampled_negative_log_prob
     from steer_core.seeding import derive_seed
 
     prompts = [p.prompt for p in fresh.problems_of(1)]
-    rollout = fresh.engine.generate(prompts, 4, fresh.config.rollout, derive_seed(0, "rollout", 1))
+    rollout = fresh.sampler.generate(prompts, 4, fresh.config.rollout, derive_seed(0, "rollout", 1))
     ids = torch.cat([rollout.prompt_ids_BP, rollout.response_ids_BT], 1)
     mask = torch.cat([rollout.prompt_mask_BP, rollout.response_mask_BT.long()], 1)
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
@@ -297,7 +330,7 @@ def test_every_promised_metric_is_logged_and_finite(tmp_path):
 @pytest.mark.parametrize("form", ["paper", "released"])
 def test_most_damped_is_the_token_that_set_steers_maximum(tmp_path, form):
     trainer = small_trainer(tmp_path / "a", "intervention.name=steer", f"intervention.form={form}")
-    rollout = trainer.engine.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
+    rollout = trainer.sampler.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
     batches = list(trainer.batches(rollout, trainer.score_rollout(rollout), torch.linspace(-1, 1, 16)))
     tokens, _, _ = trainer.update(batches, step=1)
     p, a, r = tokens["probability"], tokens["advantage"], tokens["ratio"]
@@ -333,9 +366,9 @@ def test_a_rollouts_advantages_are_those_of_its_rewards_and_lengths(tmp_path, mo
     assert trainer.fit()
     ((rewards_PG, lengths_PG),) = seen
     assert rewards_PG.tolist() == [[1, 0, 0, 1], [0, 0, 1, 0]]
-    rows = [json.loads(line) for line in (trainer.run.path / "rollouts" / "step_000001.jsonl").read_text().splitlines()]
-    assert [len(row["logprob"]) for row in rows] == lengths_PG[:, 0].tolist()
-    assert [row["advantage"] for row in rows] == estimate(rewards_PG, lengths_PG)[:, 0].tolist()
+    rows = read(rollout_path(trainer.run.path, 1))
+    assert [len(row.logprob) for row in rows] == lengths_PG[:, 0].tolist()
+    assert [row.advantage for row in rows] == estimate(rewards_PG, lengths_PG)[:, 0].tolist()
 
 
 def test_a_requested_stop_ends_after_the_rollout_in_hand_with_a_checkpoint(tmp_path):

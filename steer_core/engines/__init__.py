@@ -1,0 +1,24 @@
+"""What turns losses into a changed policy: plain torch, or DeepSpeed's ZeRO, behind one interface."""
+
+from __future__ import annotations
+
+from steer_core.config import Config
+from steer_core.engines.base import TrainingEngine
+from steer_core.engines.local import LocalEngine, make_optimizer
+from steer_core.policy import Policy
+
+__all__ = ["LocalEngine", "TrainingEngine", "make_engine", "make_optimizer"]
+
+
+def make_engine(policy: Policy, config: Config) -> TrainingEngine:
+    """The engine that `engine.name` asks for, over the policy's weights.
+
+    Raises SteerError where DeepSpeed is asked for and not installed.
+    """
+    if config.engine.activations == "recompute":
+        policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.engine.name == "local":
+        return LocalEngine(policy.model, config.optimizer)
+    from steer_core.engines.zero import ZeroEngine
+
+    return ZeroEngine(policy.model, config)

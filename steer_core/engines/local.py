@@ -1,0 +1,94 @@
+"""Plain torch: every rank holds all weights, gradients and moments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from steer_core import ranks
+from steer_core.config import OptimizerConfig
+from steer_core.errors import SteerError
+
+_FILE = "optimizer.safetensors"
+
+
+class LocalEngine:
+    """See `TrainingEngine`; several ranks add up their gradients."""
+
+    def __init__(self, model: torch.nn.Module, config: OptimizerConfig) -> None:
+        self.model, self.config = model, config
+        self.optimizer = make_optimizer(model, config)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """See `TrainingEngine.backward`."""
+        loss.backward()
+
+    def step(self) -> float | None:
+        """See `TrainingEngine.step`."""
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                ranks.add(parameter.grad)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        finite = bool(norm.isfinite())
+        if finite:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm) if finite else None
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See `TrainingEngine.weights`."""
+        for name, parameter in self.model.named_parameters():
+            yield name, parameter.detach()
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """See `TrainingEngine.save`: one rank's optimiser is every rank's."""
+        state = self.optimizer.state_dict()
+        if ranks.first():
+            tensors = {f"{i}.{key}": value for i, entry in state["state"].items() for key, value in entry.items()}
+            save_file({k: v.contiguous() for k, v in tensors.items() if isinstance(v, Tensor)}, folder / _FILE)
+        return {"engine": "local", "optimizer": state["param_groups"]}
+
+    def load(self, folder: Path, about: dict[str, Any]) -> None:
+        """See `TrainingEngine.load`. Raises SteerError for weights of another model."""
+        weights = {k: v for path in sorted(folder.glob("model*.safetensors")) for k, v in load_file(path).items()}
+        _, unexpected = self.model.load_state_dict(weights, strict=False)
+        if unexpected:
+            raise SteerError(f"checkpoint {folder}: holds weights that model.path has not, such as {unexpected[0]}")
+        self.model.tie_weights()
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in load_file(folder / _FILE).items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": about["optimizer"]})
+
+
+def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The configured optimiser of torch.optim, or DeepSpeed's CPUAdam, over all of the model's parameters."""
+    if config.name == "cpu-adam":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(
+            model.parameters(),
+            lr=config.step_size,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            adamw_mode=True,
+        )
+    if config.name == "adamw":
+        return torch.optim.AdamW(
+            model.parameters(),
+            lr=config.step_size,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            foreach=True,
+        )
+    return torch.optim.SGD(
+        model.parameters(), lr=config.step_size, momentum=config.momentum, weight_decay=config.weight_decay
+    )

@@ -1,0 +1,57 @@
+"""Where metrics go beside metrics.jsonl: TensorBoard always, Weights & Biases when asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from steer_core import ranks
+from steer_core.errors import SteerError
+from steer_core.run import RunFolder
+from steer_core.settings import to_dict
+
+
+@contextmanager
+def track(run: RunFolder, finished: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """A function that shows a rollout's metrics, given its number; of several ranks, the first's does.
+
+    finished: rollouts that the run goes on from; what was shown after them is dropped.
+    """
+    if not ranks.first():
+        yield lambda step, metrics: None
+        return
+    with SummaryWriter(str(run.path / "tensorboard"), purge_step=finished + 1) as board, _wandb(run) as online:
+
+        def show(step: int, metrics: dict[str, float]) -> None:
+            for name, value in metrics.items():
+                board.add_scalar(name, value, step)
+            if online is not None:
+                online.log(metrics, step=step)
+
+        yield show
+
+
+@contextmanager
+def _wandb(run: RunFolder) -> Iterator[Any]:
+    """A Weights & Biases run of the same name, which a resumed run goes on with; None where it is not asked for."""
+    if run.config.train.tracker == "none":
+        yield None
+        return
+    try:
+        import wandb
+    except ImportError as error:
+        raise SteerError(
+            f"train.tracker: wandb is asked for and is not importable ({error}); "
+            "pip install wandb, or set train.tracker=none"
+        ) from error
+    name = run.path.name
+    project, settings = os.environ.get("WANDB_PROJECT", "steer"), to_dict(run.config)
+    online = wandb.init(project=project, name=name, id=name, resume="allow", dir=run.path, config=settings)
+    try:
+        yield online
+    finally:
+        online.finish()

@@ -1,0 +1,232 @@
+"""Local and DeepSpeed engines: one run by any of them, on one rank or two, up to rounding; and what each refuses."""
+
+import multiprocessing
+import os
+import shutil
+import socket
+
+import pytest
+import torch
+from rank_runs import work
+from safetensors.torch import load_file
+from small import small_config, small_trainer
+
+from steer_core.errors import SteerError
+from steer_core.run import RunFolder
+from steer_core.trainer import Trainer
+
+deepspeed = pytest.importorskip("deepspeed", reason="needs the extra deepspeed") and ["engine.name=deepspeed"]
+COMMON = (
+    "rollout.draws=prompt",
+    "train.probe_sequences=0",
+    "intervention.name=steer",
+    "train.rollouts=2",
+    "evaluation.problems=3",
+    "optimizer.learning_rate=3e-4",
+)
+SPLIT = ["optimizer.micro_batch_tokens=100"]
+EXACT = {
+    "stage 0": ["engine.zero_stage=0"],
+    "stage 1, packed": ["engine.zero_stage=1", *SPLIT, "optimizer.packing=packed"],
+    "stage 2": ["engine.zero_stage=2", "optimizer.micro_batch_sequences=3"],
+    "stage 3": ["engine.zero_stage=3", *SPLIT],
+    "stage 2, offloaded": ["engine.zero_stage=2", "engine.offload=optimizer"],
+    "stage 3, offloaded, recomputed": ["engine.zero_stage=3", "engine.offload=all", "engine.activations=recompute"],
+}
+BFLOAT = {f"stage {stage}, bfloat16": [f"engine.zero_stage={stage}", "model.dtype=bfloat16"] for stage in range(4)}
+LOCAL = {
+    "recomputed": ["engine.activations=recompute"],
+    "by tokens": SPLIT,
+    "packed": [*SPLIT, "optimizer.packing=packed"],
+}
+ON_TWO = {"local": LOCAL["by tokens"]} | {name: [*deepspeed, *EXACT[name]] for name in ("stage 2", "stage 3")}
+
+
+def rows_of(folder, log="metrics.jsonl"):
+    """A log's rows without clock readings, and without how micro-batches were padded."""
+    rows = RunFolder.open(folder).read(log)
+    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "batch/padding"} for row in rows]
+
+
+def assert_close(folder, expected, rtol=2e-4, atol=2e-6):
+    for log in ("metrics.jsonl", "evaluations.jsonl"):
+        mine, theirs = rows_of(folder, log), rows_of(expected, log)
+        assert [row.keys() for row in mine] == [row.keys() for row in theirs]
+        for row, other in zip(mine, theirs, strict=True):
+            for name, value in other.items():
+                assert row[name] == pytest.approx(value, rel=rtol, abs=atol), name
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """The run that every engine must repeat: local, one rank, one micro-batch a step."""
+    trainer = small_trainer(tmp_path_factory.mktemp("engines") / "local", *COMMON)
+    trainer.fit()
+    return trainer
+
+
+def weights_of(trainer) -> dict[str, torch.Tensor]:
+    return {name: weight.float().clone() for name, weight in trainer.engine.weights()}
+
+
+def test_the_run_has_gradients_and_moves(local):
+    rows = rows_of(local.run.path)
+    assert all(row["grad_norm/max"] > 0 for row in rows)
+    assert rows[0]["lambda/q0"] == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("name", [*EXACT, *LOCAL])
+def test_an_engine_repeats_the_local_run_up_to_rounding(local, tmp_path, name):
+    settings = LOCAL.get(name) or [*deepspeed, *EXACT[name]]
+    trainer = small_trainer(tmp_path / "run", *COMMON, *settings)
+    trainer.fit()
+    assert_close(tmp_path / "run", local.run.path)
+    expected = weights_of(local)
+    for key, value in weights_of(trainer).items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=2e-5, msg=key)
+
+
+@pytest.mark.parametrize("name", BFLOAT)
+def test_bfloat16_trains_close_to_float32(local, tmp_path, name):
+    trainer = small_trainer(tmp_path / "run", *COMMON, "train.rollouts=1", *deepspeed, *BFLOAT[name])
+    trainer.fit()
+    mine, theirs = rows_of(tmp_path / "run")[0], rows_of(local.run.path)[0]
+    for metric in ("entropy/policy", "grad_norm/mean", "lambda/mean"):
+        assert mine[metric] == pytest.approx(theirs[metric], rel=0.1), metric
+    expected = weights_of(local)
+    gaps = [float((value - expected[key]).abs().max()) for key, value in weights_of(trainer).items()]
+    assert max(gaps) < 0.02
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_gradients_that_are_not_finite_are_skipped_by_deepspeed_too(tmp_path, stage):
+    settings = [*deepspeed, f"engine.zero_stage={stage}", "train.rollouts=1", "evaluation.every=0"]
+    trainer = small_trainer(tmp_path / "run", *COMMON, *settings, "optimizer.micro_batch_sequences=4")
+    before, backward, calls = weights_of(trainer), trainer.engine.backward, []
+
+    def spoilt(loss, last):
+        calls.append(last)
+        backward(loss * (float("nan") if len(calls) in (1, 4) else 1.0), last)
+
+    trainer.engine.backward = spoilt
+    trainer.task.verify = lambda problem, response: len(response) % 2 == 0
+    trainer.fit()
+    assert calls == [False, True] * 2
+    assert rows_of(tmp_path / "run")[0]["steps/skipped"] == 2
+    for key, value in weights_of(trainer).items():
+        assert torch.equal(value, before[key]), key
+
+
+RESUMED = {
+    "stage 0": EXACT["stage 0"],
+    "stage 1, bfloat16": BFLOAT["stage 1, bfloat16"],
+    "stage 2, offloaded": EXACT["stage 2, offloaded"],
+    "stage 3": EXACT["stage 3"],
+    "stage 3, bfloat16": BFLOAT["stage 3, bfloat16"],
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_deepspeed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, name):
+    settings = [*COMMON, "train.rollouts=3", "train.checkpoint_every=1", *deepspeed, *RESUMED[name]]
+    whole = small_trainer(tmp_path / "whole", *settings)
+    whole.fit()
+    resumed = Trainer(RunFolder(tmp_path / "resumed", whole.config).start())
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed", dirs_exist_ok=True)
+    resumed.resume(from_step=2)
+    resumed.fit()
+    assert rows_of(tmp_path / "resumed") == rows_of(tmp_path / "whole")
+    expected = weights_of(whole)
+    for key, value in weights_of(resumed).items():
+        assert torch.equal(value, expected[key]), key
+    saved = [load_file(path / "checkpoints/step_000003/model.safetensors") for path in tmp_path.iterdir()]
+    assert all(torch.equal(value, saved[1][key]) for key, value in saved[0].items())
+
+
+class Planted:
+    """What a foreign checkpoint may hold: unpickling it would run code."""
+
+    def __reduce__(self):
+        return os.system, ("touch planted",)
+
+
+def test_a_checkpoint_that_would_execute_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = [*COMMON, "train.rollouts=1", "evaluation.every=0", *deepspeed, "engine.zero_stage=1"]
+    trainer = small_trainer(tmp_path / "run", *settings)
+    trainer.fit()
+    (folder,) = trainer.run.checkpoints()
+    for part in (folder / "deepspeed").iterdir():
+        torch.save({"module": Planted()}, part)
+    with pytest.raises(SteerError, match=r"checkpoint .*does not match its checksum"):
+        trainer.resume()
+    with pytest.raises(SteerError, match=r"checkpoint .*holds more than tensors and settings .*posix.system"):
+        trainer.engine.load(folder, {"ranks": 1})
+    assert not (tmp_path / "planted").exists()
+
+
+@pytest.fixture(scope="module")
+def on_two(tmp_path_factory):
+    """The same runs on two ranks each, one pair of processes after another's run; the folders by name."""
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    cases = {name: [*COMMON, *settings] for name, settings in ON_TWO.items()}
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=work, args=(rank, port, folder, cases), daemon=True) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(400)
+    stuck = [worker for worker in workers if worker.is_alive()]
+    for worker in stuck:
+        worker.terminate()
+    assert not stuck
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    return folder
+
+
+@pytest.mark.parametrize("name", ON_TWO)
+def test_two_ranks_make_the_run_of_one_up_to_rounding(local, on_two, name):
+    assert_close(on_two / name, local.run.path)
+    assert len(RunFolder.open(on_two / name).checkpoints()) == 1
+
+
+def test_two_ranks_log_what_one_logs_and_nothing_twice(local, on_two):
+    for name in ON_TWO:
+        assert {p.name for p in (on_two / name).iterdir()} == {p.name for p in local.run.path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model.dtype=bfloat16"], r"model.dtype: bfloat16 .*set engine.name=deepspeed"),
+        (["optimizer.name=cpu-adam"], r"optimizer.name: cpu-adam is DeepSpeed's"),
+        ([*deepspeed, "model.dtype=float64"], r"model.dtype: float64 .*engine.name=local"),
+        ([*deepspeed, "intervention.name=influence"], r"intervention.name: influence .*engine.name=local"),
+        ([*deepspeed, "engine.offload=all"], r"engine.offload: all needs engine.zero_stage=3, not 2"),
+        ([*deepspeed, "engine.zero_stage=0", "engine.offload=optimizer"], r"engine.offload: optimizer .*not 0"),
+        ([*deepspeed, "engine.zero_stage=3"], r"train.probe_sequences: .*set it to 0"),
+        (["algorithm.importance_cap=2"], r"algorithm.importance_cap: .*rollout.engine=vllm"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_with_the_remedy(settings, message):
+    with pytest.raises(SteerError, match=message):
+        small_config(*settings)
+
+
+def test_deepspeed_that_is_not_installed_is_told_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "deepspeed", None)
+    with pytest.raises(SteerError, match=r"engine.name: deepspeed .*pip install .*engine.name=local"):
+        small_trainer(tmp_path / "run", *COMMON, *deepspeed)
+
+
+def test_ranks_that_do_not_divide_the_prompts_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("steer_core.ranks.count", lambda: 3)
+    with pytest.raises(SteerError, match=r"optimizer.mini_batch_prompts: 2 prompts do not divide among 3 ranks"):
+        small_trainer(tmp_path / "run", *COMMON)
+    monkeypatch.setattr("steer_core.ranks.count", lambda: 2)
+    with pytest.raises(SteerError, match=r"rollout.draws: batch .*set rollout.draws=prompt"):
+        small_trainer(tmp_path / "other")
+    assert "WORLD_SIZE" not in os.environ

