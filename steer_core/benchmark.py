@@ -259,10 +259,11 @@ def context_of(path: str) -> int:
 
 def engine_of(config: BenchmarksConfig, tokenizer: PreTrainedTokenizerBase, positions: int) -> RolloutEngine:
     """What generates, by `benchmark.engine`."""
-    if config.benchmark.engine == "vllm":
+    if config.benchmark.engine != "huggingface":
         from steer_core.vllm_engine import VllmEngine
 
-        return VllmEngine(config.model, str(model_folder(config.model.path)), tokenizer, positions)
+        own_process = config.benchmark.engine == "vllm-process"
+        return VllmEngine(config.model, str(model_folder(config.model.path)), tokenizer, positions, own_process)
     return HuggingFaceEngine(load_policy(config.model.path, config.model.device, getattr(torch, config.model.dtype)))
 
 

@@ -238,8 +238,8 @@ class EvaluationConfig(SamplingConfig):
 class BenchmarkConfig(SamplingConfig):
     """How a model is evaluated on benchmarks; the defaults are the paper's."""
 
-    engine: Literal["huggingface", "vllm"] = "huggingface"
-    """What generates: Hugging Face `generate`, or vLLM where it is installed."""
+    engine: Literal["huggingface", "vllm", "vllm-process"] = "huggingface"
+    """What generates: Hugging Face `generate`, or vLLM where it is installed, in this process or one of its own."""
     max_new_tokens: int = Field(3072, ge=1)
     """Longest response in tokens, cut to the room that a benchmark's longest prompt leaves in the model's positions."""
     top_p: float = Field(0.7, gt=0, le=1)

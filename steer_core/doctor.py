@@ -35,7 +35,7 @@ class Check:
 def diagnose() -> list[Check]:
     """Every check, in the order of likely causes. Never raises: what goes wrong is a finding."""
     checks = []
-    for probe in (_python, _base, _extras, _machine, _sandbox, _cuda_siblings, _embedded_model):
+    for probe in (_python, _base, _extras, _machine, _sandbox, _compiler, _cuda_siblings, _embedded_model):
         try:
             checks.extend(probe())
         except Exception as error:  # a probe that breaks is a finding too
@@ -120,6 +120,14 @@ def _sandbox() -> Iterator[Check]:
         yield Check("sandbox", "absent", f"no code can be graded: {str(error).removeprefix('sandbox: ')}")
     else:
         yield Check("sandbox", "ok", "bubblewrap runs a program; code can be graded")
+
+
+def _compiler() -> Iterator[Check]:
+    """DeepSpeed compiles its CPU operators at first use."""
+    if _version("deepspeed"):
+        found = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+        remedy = "DeepSpeed cannot compile its operators for several ranks: apt-get install g++"
+        yield Check("compiler", "ok" if found else "warning", f"{found}; DeepSpeed can compile" if found else remedy)
 
 
 def _cuda_siblings() -> Iterator[Check]:

