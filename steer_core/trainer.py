@@ -77,6 +77,7 @@ class Trainer(Updates):
             path = paths[max(paths) if from_step is None else from_step]
             self.finished, self.state = self.run.restore(path, self.engine)
             self.sampler.push(self.engine.weights())
+            self.check_push(self.finished)
 
     def fit(self, on_step: Callable[[int, dict], None] = lambda step, metrics: None) -> bool:
         """Train to the end; False where `stop_requested` ended it early.
@@ -118,7 +119,8 @@ class Trainer(Updates):
         config, group = self.config, self.config.rollout.responses
         began = time.perf_counter()
         places = self.own_places()
-        problems = [problem for place, problem in enumerate(self.problems_of(step)) if place in set(places)]
+        everyone = self.problems_of(step)
+        problems = [everyone[place] for place in places]
         seed = derive_seed(config.train.seed, "rollout", step)
         rollout = self.sampler.generate([p.prompt for p in problems], group, config.rollout, seed, places)
         mask = rollout.response_mask_BT.bool()

