@@ -53,11 +53,15 @@ lint: .venv/dev.stamp ## check style and formatting
 notebooks: .venv/dev.stamp ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
 
-gpu: .venv/dev.stamp ## on a CUDA machine: the GPU's checks, and time and memory of the ladder at Qwen2.5-0.5B shape
+gpu: .venv/engines.stamp ## on a CUDA machine: the GPU's checks; time and memory of the ladder (0.5B shape) and of training (1.5B)
 	@$(BIN)/python -m pytest tests/test_gpu.py
 	@$(BIN)/python benchmarks/ladder.py --device cuda --out benchmarks/results/ladder_cuda_embedded.json
 	@$(BIN)/python benchmarks/ladder.py --device cuda --model qwen2.5-0.5b --sequences 8 --prompt 128 --tokens 512 \
 		--micro-batch 2 --repeats 8 --out benchmarks/results/ladder_cuda_qwen2.5-0.5b.json
+	@$(BIN)/python benchmarks/training.py --device cuda --engine local --shape embedded --sequences 512 --micro-batch 32 \
+		--out benchmarks/results/training_cuda_embedded.json
+	@$(BIN)/python benchmarks/training.py --device cuda --shape Qwen/Qwen2.5-Math-1.5B --sequences 32 --micro-batch 4 \
+		--prompt 256 --tokens 1024 --recompute 1 --out benchmarks/results/training_cuda_qwen2.5-1.5b.json
 
 clean: ## remove the environment and the caches; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist
