@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from steer_core.arguments import shipped
+from steer_core.data import data_folder
 from steer_core.environment import environment
 from steer_core.run import RunFolder
 
@@ -31,7 +32,8 @@ def run(name: str, folder: Path) -> dict:
     row: dict = {"name": name, "seconds": round(time.monotonic() - began)}
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.startswith("error:")] or done.stderr.splitlines()
-        return row | {"error": lines[-1] if lines else f"exit status {done.returncode}"}
+        told = lines[-1] if lines else f"exit status {done.returncode}"
+        return row | {"error": told.replace(str(data_folder()), "the data folder")}
     finished = RunFolder.open(out)
     metrics, config = finished.read(), finished.config
     return row | {
