@@ -42,6 +42,15 @@ LOCAL = {
 ON_TWO = {"local": LOCAL["by tokens"]} | {name: [*deepspeed, *EXACT[name]] for name in ("stage 2", "stage 3")}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_process_group_is_left():
+    """A DeepSpeed engine alone makes a group of one, which other tests' groups would find in their place."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    os.environ.pop("LOCAL_RANK", None)
+
+
 @pytest.fixture(autouse=True)
 def torch_as_it_was(monkeypatch):
     """ZeRO-3 puts a linear map of its own, without a forward derivative, into torch, for the whole process."""
