@@ -34,7 +34,7 @@ def work(rank: int, folder: Path, cases: list[tuple[str, str, dict, list[list[in
             "gathered_none": ranks.gather(mine[: rank * 2]),
         }
     }
-    trainer = trainer_of(folder / f"rank{rank}")
+    trainer = trainer_of(folder / f"rank{rank}", "rollout.draws=prompt")
     data = torch.load(folder / "data.pt", weights_only=False)
     parts = micro_batches(trainer, data, 2)
     for key, name, settings, share in cases:
