@@ -21,6 +21,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import logging
 
+from steer_core import ranks
 from steer_core.environment import sha256
 from steer_core.errors import SteerError
 from steer_core.smoke import SMOKE, smoke_model
@@ -88,6 +89,11 @@ def load_policy(path: str, device: str = "cpu", dtype: torch.dtype = torch.float
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
     )
+    for module in model.modules():  # a policy is one distribution, in training mode too
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
     return Policy(model.eval().to(device), tokenizer)
 
 
@@ -149,7 +155,9 @@ def score(model: PreTrainedModel, sequences: Sequences, temperature: float, pack
     implementation must find their borders from the positions.
     """
     count, width = sequences.response_ids_BT.shape
-    if not packed and count * (width + 1) * model.config.vocab_size <= _LOGITS_AT_ONCE:
+    logits = count * (width + 1) * model.config.vocab_size
+    logits = ranks.largest(logits, model.device) if shared_out(model) else logits
+    if not packed and logits <= _LOGITS_AT_ONCE:
         with full_precision(model):
             logits = model(**_model_inputs(sequences), logits_to_keep=width + 1).logits
         labels = torch.nn.functional.pad(_labels(sequences), (0, 1), value=IGNORED_LABEL)  # the last predicts nothing
@@ -160,6 +168,11 @@ def score(model: PreTrainedModel, sequences: Sequences, temperature: float, pack
     return flat.map(lambda x: x.new_zeros(mask.shape).masked_scatter(mask, x))
 
 
+def shared_out(model: PreTrainedModel) -> bool:
+    """Whether ranks hold parts of every weight (ZeRO-3), so that all must make the same forward passes."""
+    return ranks.count() > 1 and hasattr(next(model.parameters()), "ds_tensor")
+
+
 def _stats_by_rows(model: PreTrainedModel, hidden_ND: Tensor, labels_N: Tensor, temperature: float) -> TokenStats:
     """Statistics at last hidden states, some rows at a time; the backward pass makes their logits anew."""
 
@@ -167,8 +180,10 @@ def _stats_by_rows(model: PreTrainedModel, hidden_ND: Tensor, labels_N: Tensor, 
         return tuple(vars(token_stats(logits_of(model, hidden), labels, temperature)).values())
 
     rows = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
+    count = max(1, -(-len(labels_N) // rows))
+    count = ranks.largest(count, hidden_ND.device) if shared_out(model) else count
     parts = []
-    for hidden, labels in zip(hidden_ND.split(rows), labels_N.split(rows), strict=True):
+    for hidden, labels in zip(hidden_ND.tensor_split(count), labels_N.tensor_split(count), strict=True):
         stats = checkpoint(part, hidden, labels, use_reentrant=False) if hidden.requires_grad else part(hidden, labels)
         parts.append(TokenStats(*stats))
     return concatenate(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from steer_core.settings import to_dict
 def track(run: RunFolder, finished: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """A function that shows a rollout's metrics, given its number; of several ranks, the first's does.
 
-    finished: rollouts that the run goes on from; what was shown after them is dropped.
+    finished: rollouts that the run goes on from; what TensorBoard showed after them is dropped.
     """
     if not ranks.first():
         yield lambda step, metrics: None
@@ -48,9 +49,9 @@ def _wandb(run: RunFolder) -> Iterator[Any]:
             f"train.tracker: wandb is asked for and is not importable ({error}); "
             "pip install wandb, or set train.tracker=none"
         ) from error
-    name = run.path.name
+    name, place = run.path.name, hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:16]
     project, settings = os.environ.get("WANDB_PROJECT", "steer"), to_dict(run.config)
-    online = wandb.init(project=project, name=name, id=name, resume="allow", dir=run.path, config=settings)
+    online = wandb.init(project=project, name=name, id=place, resume="allow", dir=run.path, config=settings)
     try:
         yield online
     finally:

@@ -71,6 +71,8 @@ class Trainer(Updates):
                 self.run.check_checkpoint(paths[max(paths)])
                 break
             except SteerError as error:
+                if len(paths) == 1:  # begin anew, and all that is there would go
+                    raise
                 print(f"warning: {error}", file=sys.stderr)
                 del paths[max(paths)]
         if paths:
@@ -96,11 +98,11 @@ class Trainer(Updates):
                 show(step, metrics | evaluation)
                 self.finished = step
                 on_step(step, metrics)
-                self.stop_requested = bool(ranks.total(self.stop_requested, self.model.device))
-                if step % config.train.checkpoint_every == 0 or step == total or self.stop_requested:
+                stop = bool(ranks.total(self.stop_requested, self.model.device))
+                if step % config.train.checkpoint_every == 0 or step == total or stop:
                     score = evaluation.get(f"evaluation/pass@{config.evaluation.pass_at[0]}")
                     self.run.save_checkpoint(step, self.policy, self.engine, self.state, score)
-                if self.stop_requested:
+                if stop:
                     break
         return self.finished == total
 
@@ -200,7 +202,8 @@ class Trainer(Updates):
         """Raise SteerError where a sampler with weights of its own and the trainer disagree on log-probs."""
         if self.config.rollout.engine != "vllm":
             return
-        config = replace(self.config.rollout, max_new_tokens=min(_PROBE_TOKENS, self.config.rollout.max_new_tokens))
+        longest = min(_PROBE_TOKENS, self.config.rollout.max_new_tokens)
+        config = replace(self.config.rollout, max_new_tokens=longest, top_p=1.0)
         prompts = [problem.prompt for problem in self.problems[:_PROBE_PROMPTS]]
         probe = self.sampler.generate(prompts, 1, config, derive_seed(self.config.train.seed, "push", step))
         mask = probe.response_mask_BT.bool()

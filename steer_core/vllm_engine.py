@@ -70,6 +70,7 @@ class VllmEngine:
                 max_model_len=positions,
                 seed=0,
                 disable_log_stats=True,
+                generation_config="vllm",  # not the folder's: its own end tokens and penalties are not the policy's
                 **({} if training is None else _in_training(training, model.device)),
             )
         except Exception as error:  # whatever vLLM's start-up raises for a model or machine that it cannot serve

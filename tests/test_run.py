@@ -80,6 +80,20 @@ def test_a_damaged_checkpoint_is_refused_and_the_previous_one_offered(finished, 
     assert resumed.finished == 2
 
 
+def test_falling_back_takes_the_last_whole_checkpoint_and_never_begins_anew(finished, tmp_path, capsys):
+    resumed = copy_of(finished, tmp_path)
+    first, last = resumed.run.checkpoints()
+    (last / "optimizer.safetensors").unlink()
+    resumed.resume(fall_back=True)
+    assert resumed.finished == 2
+    assert "warning: checkpoint" in capsys.readouterr().err
+    (first / "optimizer.safetensors").unlink()
+    again = Trainer(RunFolder.open(resumed.run.path))
+    with pytest.raises(SteerError, match="no earlier checkpoint is left"):
+        again.resume(fall_back=True)
+    assert again.run.checkpoints() == [first, last]
+
+
 def test_a_checkpoint_of_another_run_is_refused(finished, tmp_path):
     other = small_trainer(tmp_path / "other", "optimizer.learning_rate=0.5")
     (other.run.path / "checkpoints").mkdir()

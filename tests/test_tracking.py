@@ -33,10 +33,10 @@ def test_every_rollouts_metrics_go_to_one_run_that_a_resume_goes_on_with(tmp_pat
     rows = trainer.run.read()
     assert [(step, {"step": step, **metrics}) for step, metrics in board.told] == [(row["step"], row) for row in rows]
     assert board.finished
-    assert (board.asked["id"], board.asked["resume"]) == ("a-run", "allow")
+    assert (board.asked["name"], board.asked["resume"]) == ("a-run", "allow")
     trainer.resume(from_step=1)
     trainer.fit()
-    assert made[1].asked["id"] == "a-run"
+    assert made[1].asked["id"] == board.asked["id"]
     assert [step for step, _ in made[1].told] == [2]
 
 
