@@ -14,7 +14,7 @@ from steer_core.errors import SteerError
 from steer_core.rewards import Grader, Verdict
 from steer_core.rewards.answers import final_answer, last_expression
 from steer_core.rewards.countdown import CountdownGrader
-from steer_core.rewards.maths import MathsGrader, agree, canonical, judge
+from steer_core.rewards.maths import DEEPEST, MathsGrader, agree, canonical, judge
 from steer_core.rewards.workers import WorkerPool
 from steer_core.tasks import Countdown, Problem
 
@@ -183,6 +183,18 @@ def test_another_answer_that_looks_like_it_does_not_agree(truth):
 )
 def test_the_final_answer_is_the_last_box_or_else_the_last_answer_line(response, answer):
     assert final_answer(response) == answer
+
+
+def test_a_formula_nested_deeper_than_any_answer_is_compared_as_text_alone():
+    def nested(depth: int) -> str:
+        return r"\frac{1}{" * depth + "2" + "}" * depth
+
+    assert agree("2", nested(DEEPEST))
+    assert agree(nested(DEEPEST), "2")
+    assert not agree("2", nested(DEEPEST + 1))
+    assert agree(nested(DEEPEST + 1), nested(DEEPEST + 1))
+    assert canonical(nested(DEEPEST)) == "2"
+    assert canonical(nested(DEEPEST + 1)) == nested(DEEPEST + 1)
 
 
 def test_a_stray_number_is_an_answer_only_where_it_is_asked_for():

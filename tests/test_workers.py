@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hostile_items as hostile
 import pytest
+import warmed_items
 from processes import wait_until
 
 from steer_core.rewards.workers import Failure, WorkerPool, shared_pool
@@ -124,6 +125,11 @@ PRIOR: set[int] = set()
 def _only_new_workers():
     PRIOR.clear()
     PRIOR.update(_children(os.getpid()))
+
+
+def test_a_worker_warms_up_once_and_no_item_pays_for_it():
+    with WorkerPool(warmed_items.loads, workers=1, cpu_s=1) as pool:
+        assert pool.map([1, 2]) == [1, 1]
 
 
 def test_a_clock_starts_with_its_item_however_long_the_queue():

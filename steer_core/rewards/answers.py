@@ -156,6 +156,15 @@ def brackets(text: str) -> tuple[str, str, str] | None:
     return found[0], "".join(found[1:-1]).strip(), found[-1]
 
 
+def nesting(text: str) -> int:
+    """How many brackets of plain text stand within one another at most."""
+    depth = deepest = 0
+    for token in tokens(text):
+        depth += (token in _OPENING) - (token in _CLOSING)
+        deepest = max(deepest, depth)
+    return deepest
+
+
 def tokens(text: str) -> Iterator[str]:
     """Commands, brackets, joined signs, `and`, `or`, and single characters."""
     return (match.group() for match in _TOKENS.finditer(text))

@@ -9,7 +9,8 @@ Units may be left out or added, for the question names them, but not replaced: `
 `40 minutes`. A percent sign is a unit, and also a hundredth: `50\%` is 50 and 0.5, while 0.5 is not 50. Words that
 change a number (`18 thousand`) are no units. Digits are 0 to 9: a full-width or Arabic digit makes an answer wrong.
 An answer that is the reference's own text, up to spaces, `$` and `\text`, is right whatever it says: some ground
-truths are sentences. What is longer than 1,000 characters is compared in this way only.
+truths are sentences. What is longer than 1,000 characters is compared in this way only, and so is a formula with more
+than 12 brackets within one another.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from steer_core.rewards.answers import (
     has_words,
     last_expression,
     members,
+    nesting,
     plain,
     split,
     squashed,
@@ -37,6 +39,8 @@ from steer_core.rewards.workers import Failure, WorkerPool, shared_pool
 
 LONGEST = 1000
 """Characters of an answer that is still taken apart."""
+DEEPEST = 12
+"""Brackets within one another of a formula that is still read. Benchmarks have up to 5; the time grows as 2^depth."""
 _ROUNDED = 6
 """Significant digits that a decimal needs to stand for a number that is no decimal, as 0.333333 does for 1/3."""
 _DIGITS, _MANY_DIGITS = 20, 10_000
@@ -98,6 +102,11 @@ def judge(item: tuple[str, str, bool]) -> tuple[str, str | None]:
     if answer is None:
         return "unanswered", None
     return "right" if agree(reference, answer) else "wrong", canonical(answer)
+
+
+def warm_up() -> None:
+    """Load math-verify and have its parser learn its grammar, which no item should be charged for."""
+    judge(("1", r"\boxed{x+\frac{\sqrt{2}}{3}}", False))
 
 
 def agree(reference: str, answer: str) -> bool:
@@ -342,7 +351,12 @@ def _is_range(text: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def parsed(formula: str) -> list[Any]:
-    """A formula as math-verify reads it; an empty list where it does not. Units stay on: they may be names."""
+    """A formula as math-verify reads it; an empty list where it does not, or where brackets are more than DEEPEST deep.
+
+    Units stay on: they may be names.
+    """
+    if nesting(formula) > DEEPEST:
+        return []
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 

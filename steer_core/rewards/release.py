@@ -17,6 +17,7 @@ from fractions import Fraction
 from steer_core.rewards.answers import brackets, final_answer, plain, split
 from steer_core.rewards.base import Verdict
 from steer_core.rewards.maths import LONGEST, parsed, verdicts
+from steer_core.rewards.maths import warm_up as warm_up  # for the workers
 from steer_core.rewards.quantities import number
 from steer_core.rewards.workers import WorkerPool, shared_pool
 

@@ -5,7 +5,8 @@ threads and torch in the parent do not matter. Items and results travel as one l
 unpickles or evaluates what a worker wrote. Limits are the kernel's or the parent's: processor time of one item
 (RLIMIT_CPU), address space (RLIMIT_AS, on Linux), and a generous wall clock for what sleeps. Processor time does not
 depend on what else the machine does, and each clock starts when a worker takes the item, so neither a long queue nor a
-busy machine changes a verdict. No alarm signals: any thread may ask, several at once.
+busy machine changes a verdict; nor does loading what the function needs, which its module may do in a function
+`warm_up`, called once in every worker before any clock. No alarm signals: any thread may ask, several at once.
 """
 
 from __future__ import annotations
@@ -278,8 +279,10 @@ def main() -> None:
         _limit(resource.RLIMIT_CORE, 0)
         if sys.platform == "linux":
             _limit(resource.RLIMIT_AS, settings["memory_bytes"])
-        module, _, name = settings["function"].partition(":")
-        function = reduce(getattr, name.split("."), importlib.import_module(module))
+        path, _, name = settings["function"].partition(":")
+        module = importlib.import_module(path)
+        function = reduce(getattr, name.split("."), module)
+        getattr(module, "warm_up", lambda: None)()
     except Exception as error:
         return tell(error=_told(error))
     tell(result="ready")
