@@ -1,4 +1,4 @@
-"""`steer` commands as real processes to kill, forked from a server that has imported torch once."""
+"""Real processes: `steer` commands to kill, forked from a server that has imported torch once; and two ranks."""
 
 import multiprocessing
 import os
@@ -20,9 +20,7 @@ def start(output: Path, *arguments) -> multiprocessing.Process:
 
 def start_ranks(output: Path, count: int, *arguments) -> list[multiprocessing.Process]:
     """The same command as so many ranks of one run, as `torchrun` would start them."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        places = {"WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": free.getsockname()[1]}
+    places = {"WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
     words = [str(argument) for argument in arguments]
     processes = []
     for rank in range(count):
@@ -30,6 +28,29 @@ def start_ranks(output: Path, count: int, *arguments) -> list[multiprocessing.Pr
         processes.append(SERVER.Process(target=_steer, args=(output, words, own), daemon=True))
         processes[-1].start()
     return processes
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on now."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def run_two(target: Callable[..., None], *arguments, seconds: float) -> None:
+    """`target(rank, *arguments)` for ranks 0 and 1, each in a new process; both must end well and in time."""
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=target, args=(rank, *arguments), daemon=True) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(seconds)
+    stuck = [worker for worker in workers if worker.is_alive()]
+    for worker in stuck:
+        worker.terminate()
+    assert not stuck, f"not within {seconds} s: {len(stuck)} of two ranks"
+    codes = [worker.exitcode for worker in workers]
+    assert codes == [0, 0], f"the ranks ended with {codes}"
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from honest_programs import honest
-from hostile_programs import FUNCTIONS, HOSTILE
+from hostile_answers import FUNCTIONS, HOSTILE
 from processes import wait_until
 from sandboxes import SHORT, needs_bubblewrap, resident, sandboxed
 

@@ -1,12 +1,11 @@
 """Local and DeepSpeed engines: one run by any of them, on one rank or two, up to rounding; and what each refuses."""
 
-import multiprocessing
 import os
 import shutil
-import socket
 
 import pytest
 import torch
+from processes import free_port, run_two
 from rank_runs import work
 from safetensors.torch import load_file
 from small import small_config, small_trainer
@@ -184,21 +183,8 @@ def test_a_checkpoint_that_would_execute_code_is_refused(tmp_path, monkeypatch):
 def on_two(tmp_path_factory):
     """The same runs on two ranks each, one pair of processes after another's run; the folders by name."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     cases = {name: [*COMMON, *settings] for name, settings in ON_TWO.items()}
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(rank, port, folder, cases), daemon=True) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(400)
-    stuck = [worker for worker in workers if worker.is_alive()]
-    for worker in stuck:
-        worker.terminate()
-    assert not stuck
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    run_two(work, free_port(), folder, cases, seconds=400)
     return folder
 
 

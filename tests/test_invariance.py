@@ -1,10 +1,10 @@
 """No memory setting and no number of processes changes a step: weights, loss, gradient and parameters stay."""
 
-import multiprocessing
 from dataclasses import replace
 
 import pytest
 import torch
+from processes import run_two
 from scenario import ACTING, equip, micro_batches, outcome, sampled, trainer_of
 from two_ranks import ROWS, work
 
@@ -79,17 +79,7 @@ def both(trainer, data, tmp_path_factory):
     cases = [(key, *CASES[key], EVEN) for key in CASES]
     cases += [(f"{key}, uneven", *CASES[key], UNEVEN) for key in ("steer", "steer, rollout", "entropy-loss", "stare")]
     cases.append(("micro", "steer", {"scope": "micro"}, UNEVEN))
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(rank, folder, cases), daemon=True) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(240)
-    stuck = [worker for worker in workers if worker.is_alive()]
-    for worker in stuck:
-        worker.terminate()
-    assert not stuck
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    run_two(work, folder, cases, seconds=240)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 

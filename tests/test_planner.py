@@ -1,30 +1,21 @@
-"""`steer plan`: each formula by hand, by a real model, or by what it must do when one setting changes."""
+"""`steer plan`'s memory: each formula by hand, by a real model, or by what it must do when one setting changes."""
 
-import json
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planned import SEVEN, P, configured
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from steer_core import planner, planner_tables, planner_times, policy, token_stats
-from steer_core.cli import main
+from steer_core import planner, policy, token_stats
 from steer_core.config import load_config
 from steer_core.errors import SteerError
 from steer_core.planner import GIB, Machine, fewest_gpus, memory
 from steer_core.policy import load_policy
 from steer_core.shapes import Shape, known_shapes, read_shape, shape_of
 
-SEVEN = known_shapes()["Qwen/Qwen2.5-7B"]
-P = SEVEN.parameters
 SMALL = Shape("small", 2, 64, 4, 2, 16, 128, 1000, 512, 1, 1)
-BF16 = ("engine.name=deepspeed", "model.dtype=bfloat16", "model.device=cuda", "train.probe_sequences=0")
-BIG = (*BF16, "rollout.prompts=512", "optimizer.mini_batch_prompts=32", "rollout.max_new_tokens=3072")
-
-
-def configured(*overrides, base=BIG):
-    return load_config(None, [*base, *overrides])
 
 
 def parts(*overrides, ranks=8, moment="backward pass"):
@@ -279,166 +270,3 @@ def test_the_fewest_gpus_fit_and_one_step_fewer_do_not():
     assert memory(config, SEVEN, Machine(gpus=4)).fits
     assert not memory(config, SEVEN, Machine(gpus=2)).fits
     assert fewest_gpus(config, SEVEN, Machine(gpu_memory=10)) is None
-
-
-# time
-
-
-def seconds(*overrides, machine=None):
-    return planner_times.step_time(configured(*overrides), SEVEN, machine or Machine()).parts
-
-
-def test_twice_the_peak_halves_training_and_leaves_decoding():
-    slow, fast = (seconds("rollout.engine=vllm", machine=Machine(peak_tflops=peak)) for peak in (500, 1000))
-    assert fast["update"] == pytest.approx(slow["update"] / 2)
-    assert fast["scoring"] == pytest.approx(slow["scoring"] / 2)
-    assert fast["rollout"] > 0.9 * slow["rollout"]
-
-
-def test_recomputing_takes_a_third_more_of_the_layers_and_steers_values_pass_another():
-    body = replace(SEVEN, vocabulary=0)
-    plain, again, steer = (
-        planner_times.update_time(configured("optimizer.micro_batch_sequences=8", *more), body, Machine())
-        for more in ((), ("engine.activations=recompute",), ("engine.activations=recompute", "intervention.name=steer"))
-    )  # fmt: skip
-    assert again == pytest.approx(plain * 4 / 3)
-    assert steer == pytest.approx(plain * 5 / 3)
-
-
-def test_an_intervention_over_one_micro_batch_needs_no_values_pass():
-    config = configured("intervention.name=steer", "optimizer.micro_batch_sequences=9999")
-    assert planner_times.values_pass(config, Machine(), SEVEN) == 0
-
-
-@pytest.mark.parametrize(("stage", "collectives"), [(0, 2), (1, 2), (2, 4 + 1), (3, 4 * 3)])
-def test_communication_by_stage(stage, collectives):
-    machine = Machine(latency=0)
-    found = planner_times.communication_time(
-        configured(f"engine.zero_stage={stage}", "optimizer.micro_batch_sequences=8"), SEVEN, machine
-    )
-    assert found == pytest.approx(collectives * 2 * P * 7 / 8 / 300e9)
-
-
-def test_one_gpu_talks_to_nobody_and_the_slower_network_decides():
-    assert planner_times.ring(Machine(gpus=1), 1e9) == 0
-    assert planner_times.collective_bandwidth(Machine(nodes=2, interconnect=10)) == 80
-    assert planner_times.collective_bandwidth(Machine(nodes=2, interconnect=100)) == 300
-    assert planner_times.collective_bandwidth(Machine(nodes=1, interconnect=10)) == 300
-
-
-def test_a_decoding_step_reads_weights_and_cache():
-    config, machine = configured("rollout.engine=vllm"), Machine(decode_overhead=0)
-    told = planner_times.Lengths(200, 1000, 3072)
-    one, bound = planner_times.decode_step(config, SEVEN, machine, 1, told)
-    assert one == pytest.approx((2 * P + 700 * 57344) / (3350e9 * 0.6))
-    assert bound == "reading weights"
-    many, bound = planner_times.decode_step(config, SEVEN, machine, 500, told)
-    assert many - one == pytest.approx(499 * 700 * 57344 / (3350e9 * 0.6))
-    assert bound == "reading the cache"
-
-
-def test_the_tail_of_the_longest_response_is_there_on_any_number_of_gpus():
-    config = configured("rollout.engine=vllm")
-    told = planner_times.lengths(config, Machine())
-    tail = (told.longest - told.response) * planner_times.decode_step(config, SEVEN, Machine(), 1, told)[0]
-    assert planner_times.rollout_time(config, SEVEN, Machine(nodes=4))[0] > tail
-    wide = planner_times.widened(config, 512)
-    assert planner_times.rollout_time(wide, SEVEN, Machine(nodes=64)) == (pytest.approx(1.5 * tail, rel=0.1),
-                                                                       "the tail of the longest response")  # fmt: skip
-
-
-def test_longer_responses_take_longer_and_are_cut_at_the_longest():
-    short, long, cut = (
-        planner_times.lengths(configured(), Machine(response_tokens=n)).response for n in (100, 2000, 9999)
-    )
-    assert (short, long, cut) == (100, 2000, 3072)
-    assert seconds(machine=Machine(response_tokens=100))["update"] < seconds()["update"]
-
-
-def test_tokens_of_a_step_are_prompts_times_responses_times_lengths():
-    found = planner_times.tokens_per_step(configured(), Machine(prompt_tokens=100, response_tokens=900))
-    assert found["responses a rollout"] == 512 * 8 * 900
-    assert found["tokens an optimiser step"] == 32 * 8 * 1000
-
-
-def test_more_nodes_are_never_slower_and_the_mini_batch_grows_to_a_prompt_a_gpu():
-    rows = planner_times.scale_out(configured("rollout.engine=vllm"), SEVEN, Machine())
-    assert [machine.nodes for machine, _, _ in rows] == [1, 2, 4, 8, 16, 32, 64]
-    assert [config.optimizer.mini_batch_prompts for _, config, _ in rows] == [32, 32, 32, 64, 128, 256, 512]
-    times = [step.seconds for _, _, step in rows]
-    assert times == sorted(times, reverse=True)
-    assert planner_times.widened(configured(), 1024) is None
-
-
-def test_deepspeeds_own_adam_is_faster_on_the_host_and_the_gpu_faster_still():
-    on_gpu, own, plain = (
-        seconds(*more)["optimiser"]
-        for more in ((), ("engine.offload=optimizer", "optimizer.name=cpu-adam"), ("engine.offload=optimizer",))
-    )
-    assert on_gpu < own < plain
-
-
-# the command
-
-
-def test_the_least_change_makes_it_fit():
-    config, machine = configured("rollout.engine=vllm", "engine.zero_stage=0"), Machine()
-    told = planner_tables.plan(config, SEVEN, machine)
-    assert not told["fits"]
-    changed = load_config(None, [*BIG, "rollout.engine=vllm", "engine.zero_stage=0", *told["least_change"]])
-    assert memory(changed, SEVEN, machine).fits
-    assert f"The least change that makes it fit: {' '.join(told['least_change'])}" in planner_tables.verdict(
-        told, machine
-    )
-
-
-def test_a_single_change_is_preferred_to_two():
-    config = configured("engine.zero_stage=3", "optimizer.micro_batch_sequences=2", "engine.activations=keep",
-                        "rollout.batch_sequences=8")  # fmt: skip
-    machine = Machine(gpu_memory=60)
-    assert planner_tables.least_change(config, SEVEN, machine) == ["engine.activations=recompute"]
-
-
-def test_nothing_fits_a_gpu_of_one_gibibyte_and_the_verdict_says_so():
-    config, machine = configured("rollout.engine=vllm"), Machine(gpu_memory=1)
-    told = planner_tables.plan(config, SEVEN, machine)
-    assert told["least_change"] == []
-    assert "Neither a change of settings nor more such GPUs" in planner_tables.verdict(told, machine)
-
-
-def run(*words):
-    with pytest.raises(SystemExit) as ended:
-        main(["plan", *words])
-    return ended.value.code
-
-
-def test_the_command_ends_with_0_where_it_fits_and_writes_everything(tmp_path, capsys):
-    file = tmp_path / "new" / "plan.json"
-    assert run("paper/qwen2.5-math-7b-steer", "--json", str(file)) == 0
-    told = json.loads(file.read_text())
-    assert told["fits"]
-    assert told["assumptions"]["gpus"] == 8
-    assert {"memory", "tokens", "seconds", "scale_out", "bottleneck", "fewest_gpus"} <= told.keys()
-    assert "fits: " in capsys.readouterr().out
-
-
-def test_the_command_ends_with_1_where_it_does_not_fit(capsys):
-    assert run("paper/qwen2.5-math-7b-steer", "--gpu-memory", "24", "engine.activations=keep") == 1
-    assert "does not fit" in capsys.readouterr().out
-
-
-def test_a_run_on_a_cpu_is_planned_for_one(capsys):
-    assert run() == 0
-    out = capsys.readouterr().out
-    assert "memory of a process" in out
-    assert "this machine" in out
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [(("--gpus", "0"), "plan.gpus: 0 is not allowed"), (("--utilisation", "2"), "plan.utilisation: 2.0"),
-     (("model.path=Qwen/Qwen9",), "did you mean")],
-)  # fmt: skip
-def test_what_cannot_be_planned_is_told(words, message, capsys):
-    assert run(*words) == 2
-    assert message in capsys.readouterr().err

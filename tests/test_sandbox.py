@@ -1,4 +1,4 @@
-"""The sandbox's walls and messages; its limits are in test_sandbox_limits.py, the programs in hostile_programs.py."""
+"""The sandbox's walls and messages; its limits are in test_sandbox_limits.py, the programs in hostile_walls.py."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hostile_programs import ESCAPES
+from hostile_walls import ESCAPES
 from processes import wait_until
 from sandboxes import SHORT, both_modes, needs_bubblewrap, printed, run, sandboxed
 

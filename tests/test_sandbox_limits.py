@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from hostile_programs import MEMORY
+from hostile_limits import MEMORY
 from processes import wait_until
 from sandboxes import SHORT, both_modes, needs_bubblewrap, printed, resident, run, sandboxed
 
