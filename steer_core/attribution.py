@@ -28,6 +28,7 @@ from steer_core.ladder import (
     Step,
     derivative,
     gradient,
+    length,
     require_finite,
     statistics,
     taken_step,
@@ -199,8 +200,7 @@ def _clip_scale(ascent: Direction, max_norm: float | None) -> float:
     """What gradient clipping multiplies the step by; the same small constant as torch's in its denominator."""
     if max_norm is None:
         return 1.0
-    norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in ascent.values()])))
-    return min(1.0, max_norm / (norm + 1e-6))
+    return min(1.0, max_norm / (length(ascent) + 1e-6))
 
 
 class _Clock:

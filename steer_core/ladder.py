@@ -36,6 +36,11 @@ Direction = dict[str, Tensor]
 _CHUNK_ELEMENTS = 1 << 23
 
 
+def length(direction: Direction) -> float:
+    """Euclidean length of a direction: the root of the sum of squares over all its entries."""
+    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(x) for x in direction.values()])))
+
+
 @dataclass(frozen=True)
 class Lens:
     """A model, the sequences whose states are looked at, and how: the argument all rungs share.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steer_core.ladder import Lens, derivative, statistics
+from steer_core.ladder import Lens, derivative, length, statistics
 from steer_core.statistics import agreement
 
 
@@ -62,8 +62,6 @@ def watched_step(lens: Lens) -> Iterator[Watch]:
     watch.measured = statistics(lens).entropy - before
     with torch.no_grad():
         update = {name: p - old[name] for name, p in lens.parameters().items()}
-    watch.update_norm = float(
-        torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(u) for u in update.values()]))
-    )
+    watch.update_norm = length(update)
     watch.first_order = derivative(lens, update, at=old)[1]
     watch.seconds += time.perf_counter() - began

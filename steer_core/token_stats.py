@@ -74,6 +74,15 @@ def token_stats(logits: Tensor, labels: Tensor, temperature: float = 1.0, chunk_
     return TokenStats(*(value.reshape(labels.shape) for value in flat))
 
 
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy (...) of softmax(logits), in nats, at every row of logits (..., V): `token_stats` without a token.
+
+    Differentiable, with dH/dz = -p (ln p + H).
+    """
+    labels = torch.full(logits.shape[:-1], IGNORED_LABEL, device=logits.device)
+    return token_stats(logits, labels).entropy
+
+
 class _TokenStats(torch.autograd.Function):
     """One chunked pass each way; the backward recomputes p from the logits and ln of the normaliser."""
 

@@ -14,7 +14,7 @@ from steer_core.engines import make_optimizer
 from steer_core.entropy_change import push
 from steer_core.interventions.base import Step
 from steer_core.interventions.influence import per_unit_of_push, planned_weights
-from steer_core.ladder import Lens, gradient, statistics
+from steer_core.ladder import Lens, gradient, length, statistics
 from steer_core.loss import token_coefficients
 
 size = st.floats(1e-6, 1e3)
@@ -139,7 +139,7 @@ def test_a_tokens_share_is_what_its_own_push_does_to_the_mean_entropy(trainer, d
         one = torch.zeros(len(lenses[of].labels_N), dtype=torch.float64)
         one[at] = 1.0
         direction = {name: scale[name] * g for name, g in gradient(lenses[of], one).items()}
-        step = 1e-4 / float(torch.stack([d.norm() for d in direction.values()]).norm())
+        step = 1e-4 / length(direction)
         read = []
         for sign in (1, -1):
             put(trainer, {name: value + sign * step * direction[name] for name, value in before.items()})

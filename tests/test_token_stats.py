@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from steer_core.token_stats import IGNORED_LABEL, TokenStats, token_stats
+from steer_core.token_stats import IGNORED_LABEL, TokenStats, entropy, token_stats
 
 INF = float("inf")
 
@@ -67,6 +67,18 @@ def test_gradients_equal_float64_autograd(weights, temperature, dtype, tolerance
     torch.testing.assert_close(actual, expected.to(dtype), rtol=tolerance, atol=tolerance)
 
 
+def test_entropy_alone_is_that_of_any_token_with_its_gradient():
+    logits, labels = random_case(6, 11, seed=3, dtype=torch.float64)
+    wanted = token_stats(logits, labels).entropy
+    assert torch.equal(entropy(logits), wanted)
+    assert torch.equal(entropy(logits.view(2, 3, 11)), wanted.view(2, 3))
+    assert entropy(logits[0]).shape == ()
+    expected = gradient(token_stats, logits, labels, torch.tensor([[0.0, 1.0]]).expand(6, 2))
+    leaf = logits.clone().requires_grad_()
+    entropy(leaf).sum().backward()
+    torch.testing.assert_close(leaf.grad, expected, rtol=0, atol=0)
+
+
 def test_gradients_equal_finite_differences():
     logits, labels = random_case(3, 5, seed=2, dtype=torch.float64)
 
@@ -117,9 +129,9 @@ def test_chunking_changes_nothing(rows, size, chunk_rows, seed):
 
 def test_uniform_logits_never_exceed_ln_v():
     for size in range(1, 3000, 7):
-        entropy = token_stats(torch.full((1, size), 3.3), torch.zeros(1, dtype=torch.long)).entropy
-        assert entropy <= torch.tensor(math.log(size))
-        torch.testing.assert_close(entropy.item(), math.log(size), rtol=1e-5, atol=0)
+        found = entropy(torch.full((1, size), 3.3))
+        assert found <= torch.tensor(math.log(size))
+        torch.testing.assert_close(found.item(), math.log(size), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("shift", [1e4, -1e4])
