@@ -112,9 +112,27 @@ def test_bfloat16_trains_close_to_float32(local, tmp_path, name):
     assert max(gaps) < 0.02
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_gradients_of_micro_batches_are_summed_in_float32(tmp_path, stage):
+    """To 1, each of 64 shares of 2**-10 is too small to add in bfloat16; together they are a sixteenth."""
+    settings = [*deepspeed, f"engine.zero_stage={stage}", "model.dtype=bfloat16", "optimizer.learning_rate=1e-12"]
+    trainer = small_trainer(tmp_path / "run", *COMMON, *settings)
+
+    def norm(*shares: float) -> float:
+        for i, share in enumerate(shares, 1):
+            logits = trainer.model(torch.ones(1, 4, dtype=torch.long)).logits
+            trainer.engine.backward(share * logits.float().sum(), last=i == len(shares))
+        return trainer.engine.step()
+
+    whole = norm(1.0)
+    assert norm(1.0, *[2**-10] * 64) == pytest.approx(1.0625 * whole, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_gradients_that_are_not_finite_are_skipped_by_deepspeed_too(tmp_path, stage):
+def test_gradients_that_are_not_finite_are_skipped_by_deepspeed_too(tmp_path, stage, dtype):
     settings = [*deepspeed, f"engine.zero_stage={stage}", "train.rollouts=1", "evaluation.every=0"]
+    settings.append(f"model.dtype={dtype}")
     trainer = small_trainer(tmp_path / "run", *COMMON, *settings, "optimizer.micro_batch_sequences=4")
     before, backward, calls = weights_of(trainer), trainer.engine.backward, []
 

@@ -100,8 +100,11 @@ class ZeroEngine:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """DeepSpeed's configuration for ours; what a step's micro-batches are is the trainer's business."""
-    engine = config.engine
+    """DeepSpeed's configuration for ours; what a step's micro-batches are is the trainer's business.
+
+    bfloat16 gradients are summed in float32, over ranks and, from stage 1 on, over micro-batches.
+    """
+    engine, bfloat = config.engine, config.model.dtype == "bfloat16"
     zero: dict[str, Any] = {"stage": engine.zero_stage, "overlap_comm": False}
     if engine.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = 0
@@ -113,7 +116,9 @@ def settings(config: Config) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optimizer.max_grad_norm,
-        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "bf16": {"enabled": bfloat, "immediate_grad_update": True},  # or stage 1 adds a micro-batch again and again
+        "communication_data_type": "fp32",
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if bfloat and engine.zero_stage else {}),
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
