@@ -64,7 +64,7 @@ def configured(args: argparse.Namespace, folder: Path) -> Config:
             f"model.device={args.device}",
             f"model.dtype={'bfloat16' if bf16 else 'float32'}",
             f"engine.name={args.engine}",
-            "engine.zero_stage=1",
+            *(["engine.zero_stage=1"] if args.engine == "deepspeed" else []),
             f"engine.activations={'recompute' if args.recompute else 'keep'}",
             "intervention.name=steer",
             "rollout.prompts=2",

@@ -20,6 +20,7 @@ from steer_core.errors import INTERRUPTED, SteerError
 
 if TYPE_CHECKING:
     from steer_core.run import RunFolder
+    from steer_core.trainer import Trainer
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -95,30 +96,24 @@ def train(args: argparse.Namespace) -> int:
             raise SteerError(f"--out: {args.out} holds a run with other settings; name another folder, or --resume it")
     else:
         run = RunFolder(args.out or Path("runs") / (path.stem if path else "run"), config)
-    trainer = Trainer(run)
-    if not goes_on and ranks.first():
-        run.start()
-    ranks.wait()
-    with lock(run.path) if ranks.first() else _silence():
-        if goes_on:
-            trainer.resume(args.from_step, fall_back=args.auto_resume)
-        total = run.config.train.rollouts
-        if trainer.finished == total:
-            print(f"{run.path}: came to its end already, after {total} rollouts")
-            return 0
-
-        def stop(*_) -> None:
-            print("stopping after the rollout in hand; once more stops at once", file=sys.stderr)
-            trainer.stop_requested = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
-        print(f"{run.path}: rollouts {trainer.finished + 1} to {total}", flush=True)
-        with Progress(trainer.finished, total) as progress, ranks.company():
-            finished = trainer.fit(progress.show)
-        if not args.no_report and ranks.first():
-            print(f"report: {write_report(comparison_of([run.path]), run.path)}")
+    with ranks.company():
+        trainer = Trainer(run)
+        if not goes_on:
+            ranks.of_first(lambda: run.start() and None)
+        with lock(run.path) if ranks.first() else _silence():
+            ranks.wait()
+            if goes_on:
+                trainer.resume(args.from_step, fall_back=args.auto_resume)
+            total = run.config.train.rollouts
+            if trainer.finished == total:
+                print(f"{run.path}: came to its end already, after {total} rollouts")
+                return 0
+            _stop_on_signals(trainer)
+            print(f"{run.path}: rollouts {trainer.finished + 1} to {total}", flush=True)
+            with Progress(trainer.finished, total) as progress:
+                finished = trainer.fit(progress.show)
+            if not args.no_report and ranks.first():
+                print(f"report: {write_report(comparison_of([run.path]), run.path)}")
     if not finished:
         print(f"stopped; go on with: steer train --resume {run.path}")
     return 0 if finished else INTERRUPTED
@@ -264,6 +259,21 @@ def doctor(args: argparse.Namespace) -> int:
     checks = diagnose()
     print(render(checks))
     return int(any(check.state == "failure" for check in checks))
+
+
+def _stop_on_signals(trainer: Trainer) -> None:
+    """Have Ctrl-C and SIGTERM stop a run after the rollout in hand, and a second Ctrl-C at once.
+
+    A launcher sends its ranks SIGTERM after the terminal's own Ctrl-C, so SIGTERM never stops at once.
+    """
+
+    def stop(*_) -> None:
+        print("stopping after the rollout in hand; Ctrl-C once more stops at once", file=sys.stderr)
+        trainer.stop_requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
 
 
 @contextmanager

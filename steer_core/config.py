@@ -335,6 +335,10 @@ class Config:
         """Refuse what the engines cannot do together, before anything is loaded."""
         engine, optimizer, algorithm = self.engine, self.optimizer, self.algorithm
         if engine.name == "local":
+            for name in ("zero_stage", "offload"):
+                value, default = getattr(engine, name), getattr(EngineConfig(), name)
+                if value != default:
+                    raise SteerError(f"engine.{name}: {value} is DeepSpeed's; set engine.name=deepspeed, or {default}")
             if self.model.dtype == "bfloat16":
                 raise SteerError(
                     "model.dtype: bfloat16 needs an optimiser with float32 weights to train; "
@@ -356,10 +360,18 @@ class Config:
                 raise SteerError("engine.offload: optimizer needs engine.zero_stage 1 to 3, not 0; raise it")
             if self.train.probe_sequences and engine.zero_stage == 3:
                 raise SteerError(
-                    "train.probe_sequences: the probe reads whole weights, which zero_stage=3 shares out; set it to 0"
+                    f"train.probe_sequences: {self.train.probe_sequences} sequences cannot be probed, for the probe "
+                    "reads whole weights, which engine.zero_stage=3 shares out; set it to 0"
                 )
+        if self.rollout.tensor_parallel > 1 and self.rollout.engine != "vllm":
+            raise SteerError(
+                f"rollout.tensor_parallel: {self.rollout.tensor_parallel} is vLLM's; set rollout.engine=vllm, or 1"
+            )
         if algorithm.importance_cap is not None and self.rollout.engine != "vllm":
-            raise SteerError("algorithm.importance_cap: needs log-probs of the sampler; set rollout.engine=vllm")
+            raise SteerError(
+                f"algorithm.importance_cap: {algorithm.importance_cap} needs log-probs of the sampler; set "
+                "rollout.engine=vllm, or null"
+            )
 
 
 def load_config(

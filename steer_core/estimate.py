@@ -149,7 +149,9 @@ def optimizers_of(
         if run and run.config.optimizer.name == update.optimizer and run.config.engine.name == "local":
             (group,) = optimizer.param_groups
             asked = {name: value for name, value in group.items() if name != "params"}
-            run.restore(run.checkpoints()[-1], engine)
+            path = run.checkpoints()[-1]
+            run.check_checkpoint(path)
+            run.restore(path, engine)
             optimizer.param_groups[0].update(asked)  # the checkpoint's moments, the settings asked for here
         found[str(update)] = optimizer
     return found

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from steer_core.errors import SteerError
 
+T = TypeVar("T")
 _LOST = re.compile(r"connection (closed|reset)|broken pipe|timed? ?out|nccl|gloo", re.IGNORECASE)
 
 
@@ -54,6 +56,21 @@ def wait() -> None:
     """Go on when every rank has come here."""
     if count() > 1:
         dist.barrier()
+
+
+def of_first(work: Callable[[], T]) -> T:
+    """What the first rank gets from `work`, on every rank; or the SteerError that it raises there."""
+    told: list = [None]
+    if first():
+        try:
+            told = [work()]
+        except SteerError as error:
+            told = [error]
+    if count() > 1:
+        dist.broadcast_object_list(told)
+    if isinstance(told[0], SteerError):
+        raise told[0]
+    return told[0]
 
 
 @contextmanager

@@ -62,12 +62,7 @@ class RolloutEngine(Protocol):
     """What samples: the trainer and the evaluator know nothing more of it."""
 
     def generate(
-        self,
-        prompts: list[str],
-        responses: int,
-        sampling: SamplingConfig,
-        seed: int,
-        places: Sequence[int] | None = None,
+        self, prompts: list[str], responses: int, sampling: SamplingConfig, seed: int, places: list[int] | None = None
     ) -> Rollout:
         """`responses` responses to each prompt; the same seed gives the same responses.
 
@@ -93,12 +88,7 @@ class HuggingFaceEngine:
 
     @torch.no_grad()
     def generate(
-        self,
-        prompts: list[str],
-        responses: int,
-        sampling: SamplingConfig,
-        seed: int,
-        places: Sequence[int] | None = None,
+        self, prompts: list[str], responses: int, sampling: SamplingConfig, seed: int, places: list[int] | None = None
     ) -> Rollout:
         """See `RolloutEngine.generate`. Raises SteerError also where the logits are not finite."""
         if not prompts:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -164,12 +165,36 @@ class RunFolder:
         best = sorted(scored, key=lambda path: (-scores[path], path))[: self.config.train.best_kept]
         return [path for path in older if path not in last and path not in best]
 
-    def restore(self, path: Path, engine: TrainingEngine) -> tuple[int, dict[str, float]]:
-        """Load a checkpoint into the engine, without executing code: (its step, the intervention's state).
+    def choose_checkpoint(self, from_step: int | None = None, fall_back: bool = False) -> Path | None:
+        """The checkpoint to go on from, whole and this run's own: the last, or that of `from_step`; None without any.
 
-        Raises SteerError where it is damaged or another run's; see `check_checkpoint`.
+        fall_back: where the last is damaged, say so and take the last one that is whole. Raises SteerError
+        where there is none such, and where the base model's weights are others now.
         """
-        manifest = self.check_checkpoint(path)
+        paths = self.checkpoints()
+        if from_step is not None:
+            steps = [step_of(path) for path in paths]
+            if from_step not in steps:
+                raise SteerError(f"--from-step: {from_step} is no checkpoint of {self.path}; there are {steps}")
+            paths = [paths[steps.index(from_step)]]
+        self.check_base()
+        while paths:
+            try:
+                self.check_checkpoint(paths[-1])
+                break
+            except SteerError as error:
+                if not fall_back or len(paths) == 1:  # begin anew, and all that is there would go
+                    raise
+                print(f"warning: {error}", file=sys.stderr)
+                paths.pop()
+        return paths[-1] if paths else None
+
+    def restore(self, path: Path, engine: TrainingEngine) -> tuple[int, dict[str, float]]:
+        """Load a checkpoint that `choose_checkpoint` gave into the engine: (its step, the intervention's state).
+
+        No code is executed. Raises SteerError where another engine wrote it.
+        """
+        manifest, _ = self._examine(path, sums=False)
         if manifest["engine"] != self.config.engine.name:
             raise SteerError(f"checkpoint {path}: was written by engine.name={manifest['engine']}; go on with that one")
         engine.load(path, manifest)

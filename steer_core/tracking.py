@@ -25,15 +25,28 @@ def track(run: RunFolder, finished: int) -> Iterator[Callable[[int, dict[str, fl
     if not ranks.first():
         yield lambda step, metrics: None
         return
-    with SummaryWriter(str(run.path / "tensorboard"), purge_step=finished + 1) as board, _wandb(run) as online:
+    with _tensorboard(run, finished) as board, _wandb(run) as online:
 
         def show(step: int, metrics: dict[str, float]) -> None:
-            for name, value in metrics.items():
-                board.add_scalar(name, value, step)
+            with run.writing():
+                for name, value in metrics.items():
+                    board.add_scalar(name, value, step)
             if online is not None:
                 online.log(metrics, step=step)
 
         yield show
+
+
+@contextmanager
+def _tensorboard(run: RunFolder, finished: int) -> Iterator[SummaryWriter]:
+    """TensorBoard's writer of a run; a full disk is told as everywhere."""
+    with run.writing():
+        board = SummaryWriter(str(run.path / "tensorboard"), purge_step=finished + 1)
+    try:
+        yield board
+    finally:
+        with run.writing():
+            board.close()
 
 
 @contextmanager
@@ -51,7 +64,14 @@ def _wandb(run: RunFolder) -> Iterator[Any]:
         ) from error
     name, place = run.path.name, hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:16]
     project, settings = os.environ.get("WANDB_PROJECT", "steer"), to_dict(run.config)
-    online = wandb.init(project=project, name=name, id=place, resume="allow", dir=run.path, config=settings)
+    try:
+        online = wandb.init(project=project, name=name, id=place, resume="allow", dir=run.path, config=settings)
+    except Exception as error:  # whatever it raises without a login, a network or a writable folder
+        reason = " ".join(str(error).split())[:200]
+        raise SteerError(
+            f"train.tracker: wandb does not start ({type(error).__name__}: {reason}); run `wandb login`, "
+            "set WANDB_MODE=offline, or train.tracker=none"
+        ) from error
     try:
         yield online
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +20,7 @@ from steer_core.metrics import gap_metrics, rollout_metrics, update_metrics
 from steer_core.policy import Policy
 from steer_core.responses import Response, token_texts
 from steer_core.rollout import HuggingFaceEngine, Rollout, RolloutEngine, check_room
-from steer_core.run import RunFolder, step_of
+from steer_core.run import RunFolder
 from steer_core.seeding import derive_seed
 from steer_core.tasks import Problem, make_task
 from steer_core.token_stats import TokenStats
@@ -62,21 +61,8 @@ class Trainer(Updates):
 
         fall_back: where the last is damaged, say so and take the last one that is whole.
         """
-        paths = {step_of(path): path for path in self.run.checkpoints()}
-        if from_step is not None and from_step not in paths:
-            raise SteerError(f"--from-step: {from_step} is no checkpoint of {self.run.path}; there are {sorted(paths)}")
-        self.run.check_base()
-        while fall_back and paths:
-            try:
-                self.run.check_checkpoint(paths[max(paths)])
-                break
-            except SteerError as error:
-                if len(paths) == 1:  # begin anew, and all that is there would go
-                    raise
-                print(f"warning: {error}", file=sys.stderr)
-                del paths[max(paths)]
-        if paths:
-            path = paths[max(paths) if from_step is None else from_step]
+        path = ranks.of_first(lambda: self.run.choose_checkpoint(from_step, fall_back))
+        if path is not None:
             self.finished, self.state = self.run.restore(path, self.engine)
             self.sampler.push(self.engine.weights())
             self.check_push(self.finished)
@@ -90,7 +76,8 @@ class Trainer(Updates):
         config = self.config
         total, every = config.train.rollouts, config.evaluation.every
         self.run.rewind(self.finished)
-        with self.run.writing(), track(self.run, self.finished) as show:
+        ranks.wait()
+        with track(self.run, self.finished) as show:
             for step in range(self.finished + 1, total + 1):
                 metrics = self.step(step)
                 evaluation = self.evaluate(step) if every and (step % every == 0 or step == total) else {}

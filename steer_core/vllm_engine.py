@@ -9,7 +9,7 @@ what was said. Each prompt has a seed of its own; kernels that change with the l
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -90,12 +90,7 @@ class VllmEngine:
         return cls(config.model, folder, policy.tokenizer, policy.positions, training=config.rollout)
 
     def generate(
-        self,
-        prompts: list[str],
-        responses: int,
-        sampling: SamplingConfig,
-        seed: int,
-        places: Sequence[int] | None = None,
+        self, prompts: list[str], responses: int, sampling: SamplingConfig, seed: int, places: list[int] | None = None
     ) -> Rollout:
         """See `RolloutEngine.generate`; the responses to a prompt follow from the seed and its place."""
         if not prompts:

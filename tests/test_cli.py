@@ -69,6 +69,7 @@ def test_interrupt_leaves_a_resumable_run(tmp_path):
         if line.startswith("rollout 2/"):
             break
     process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)  # as a launcher does on top of the terminal's Ctrl-C
     output, _ = process.communicate()
     assert process.returncode == 130
     assert f"steer train --resume {run}" in output

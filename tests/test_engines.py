@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from processes import free_port, run_two
-from rank_runs import work
+from rank_runs import IN_PARTS, work
 from safetensors.torch import load_file
 from small import small_config, small_trainer
 
@@ -39,6 +39,7 @@ LOCAL = {
     "packed": [*SPLIT, "optimizer.packing=packed"],
 }
 ON_TWO = {"local": LOCAL["by tokens"]} | {name: [*deepspeed, *EXACT[name]] for name in ("stage 2", "stage 3")}
+ON_TWO[f"stage 3, {IN_PARTS}"] = ON_TWO["stage 3"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -226,8 +227,11 @@ def test_two_ranks_log_what_one_logs_and_nothing_twice(local, on_two):
         ([*deepspeed, "intervention.name=influence"], r"intervention.name: influence .*engine.name=local"),
         ([*deepspeed, "engine.offload=all"], r"engine.offload: all needs engine.zero_stage=3, not 2"),
         ([*deepspeed, "engine.zero_stage=0", "engine.offload=optimizer"], r"engine.offload: optimizer .*not 0"),
-        ([*deepspeed, "engine.zero_stage=3"], r"train.probe_sequences: .*set it to 0"),
-        (["algorithm.importance_cap=2"], r"algorithm.importance_cap: .*rollout.engine=vllm"),
+        ([*deepspeed, "engine.zero_stage=3"], r"train.probe_sequences: 16 .*set it to 0"),
+        (["engine.zero_stage=3"], r"engine.zero_stage: 3 is DeepSpeed's; set engine.name=deepspeed, or 2"),
+        (["engine.offload=all"], r"engine.offload: all is DeepSpeed's; set engine.name=deepspeed, or none"),
+        (["rollout.tensor_parallel=2"], r"rollout.tensor_parallel: 2 is vLLM's; set rollout.engine=vllm, or 1"),
+        (["algorithm.importance_cap=2"], r"algorithm.importance_cap: 2.* needs .*rollout.engine=vllm"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused_with_the_remedy(settings, message):

@@ -114,6 +114,8 @@ def test_what_two_ranks_tell_one_another(both):
         assert torch.equal(found["gathered"], ROWS)
         assert torch.equal(found["own"], ROWS[:1] if rank == 0 else ROWS[1:])
         assert torch.equal(found["gathered_none"], ROWS[1:])
+        assert found["of first"]["path"].name == "0"
+        assert found["refused"].startswith("run folder rank0: holds no config.yaml")
 
 
 def test_one_process_has_nothing_to_tell():
@@ -123,3 +125,4 @@ def test_one_process_has_nothing_to_tell():
     assert (ranks.count(), ranks.total(5)) == (1, 5)
     assert ranks.gather(values) is values
     assert ranks.own(values, values) is values
+    assert ranks.of_first(lambda: values) is values

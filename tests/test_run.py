@@ -186,6 +186,16 @@ def test_a_folder_that_cannot_be_made_is_told_with_the_remedy(tmp_path):
         RunFolder(tmp_path / "file" / "run", small_config()).start()
 
 
+def test_an_error_that_is_not_of_writing_is_told_as_it_is(tmp_path):
+    def gone(*_):
+        raise OSError("the sandbox is gone")
+
+    trainer = small_trainer(tmp_path / "run")
+    trainer.task.verify_all = gone
+    with pytest.raises(OSError, match=r"^the sandbox is gone$"):
+        trainer.fit()
+
+
 def test_a_full_disk_stops_the_run_with_one_line_and_keeps_the_finished_checkpoints(tmp_path):
     """The limit on file size makes writing a checkpoint's optimiser state fail as a full disk does."""
     folder = tmp_path / "run"

@@ -50,6 +50,15 @@ def test_wandb_itself_takes_a_run_offline(tmp_path, monkeypatch):
     assert b"entropy/policy" in written.read_bytes()
 
 
+def test_a_tracker_that_does_not_start_is_told_with_the_remedy(tmp_path, monkeypatch):
+    def init(**asked):
+        raise OSError("no network")
+
+    monkeypatch.setitem(sys.modules, "wandb", type("wandb", (), {"init": staticmethod(init)}))
+    with pytest.raises(SteerError, match=r"train.tracker: wandb does not start \(OSError: no network\).*wandb login"):
+        small_trainer(tmp_path / "run", *SETTINGS).fit()
+
+
 def test_a_tracker_that_is_not_installed_is_told_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(SteerError, match=r"train.tracker: wandb .*pip install wandb.*train.tracker=none"):

@@ -8,8 +8,19 @@ import torch.distributed as dist
 from scenario import equip, micro_batches, outcome, trainer_of
 
 from steer_core import ranks
+from steer_core.errors import SteerError
+from steer_core.run import RunFolder
 
 ROWS = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+
+
+def refusal(rank: int) -> str:
+    """What a rank hears where the first one finds something wrong."""
+    try:
+        ranks.of_first(lambda: RunFolder.open(f"rank{rank}"))
+    except SteerError as error:
+        return str(error)
+    return "nothing"
 
 
 def work(rank: int, folder: Path, cases: list[tuple[str, str, dict, list[list[int]]]]) -> None:
@@ -32,6 +43,8 @@ def work(rank: int, folder: Path, cases: list[tuple[str, str, dict, list[list[in
             "gathered": gathered,
             "own": ranks.own(gathered, mine),
             "gathered_none": ranks.gather(mine[: rank * 2]),
+            "of first": ranks.of_first(lambda: {"path": folder / str(rank)}),
+            "refused": refusal(rank),
         }
     }
     trainer = trainer_of(folder / f"rank{rank}", "rollout.draws=prompt")

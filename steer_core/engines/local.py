@@ -69,26 +69,12 @@ class LocalEngine:
 
 def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The configured optimiser of torch.optim, or DeepSpeed's CPUAdam, over all of the model's parameters."""
-    if config.name == "cpu-adam":
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        return DeepSpeedCPUAdam(
-            model.parameters(),
-            lr=config.step_size,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            adamw_mode=True,
-        )
+    common = {"lr": config.step_size, "weight_decay": config.weight_decay}
+    if config.name == "sgd":
+        return torch.optim.SGD(model.parameters(), momentum=config.momentum, **common)
+    common |= {"betas": config.betas, "eps": config.eps}
     if config.name == "adamw":
-        return torch.optim.AdamW(
-            model.parameters(),
-            lr=config.step_size,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            foreach=True,
-        )
-    return torch.optim.SGD(
-        model.parameters(), lr=config.step_size, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+        return torch.optim.AdamW(model.parameters(), foreach=True, **common)
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return DeepSpeedCPUAdam(model.parameters(), adamw_mode=True, **common)
