@@ -176,6 +176,21 @@ def test_a_resumed_deepspeed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, 
     assert all(torch.equal(value, saved[1][key]) for key, value in saved[0].items())
 
 
+@pytest.mark.parametrize(("dtype", "rtol"), [("float32", 0), ("bfloat16", 2**-7)])
+def test_cpu_adam_resumes_to_rounding_for_its_powers_of_beta_are_made_anew(tmp_path, dtype, rtol):
+    settings = [*COMMON, "train.rollouts=20", "train.checkpoint_every=10", "evaluation.every=0", "train.seed=1"]
+    settings += [*deepspeed, *EXACT["stage 2, offloaded"], "optimizer.name=cpu-adam", f"model.dtype={dtype}"]
+    whole = small_trainer(tmp_path / "whole", *settings)
+    whole.fit()
+    resumed = Trainer(RunFolder(tmp_path / "resumed", whole.config).start())
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed", dirs_exist_ok=True)
+    resumed.resume(from_step=10)
+    resumed.fit()
+    expected = weights_of(whole)
+    for key, value in weights_of(resumed).items():
+        torch.testing.assert_close(value, expected[key], rtol=rtol, atol=5e-5, msg=key)
+
+
 class Planted:
     """What a foreign checkpoint may hold: unpickling it would run code."""
 
