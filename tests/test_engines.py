@@ -176,10 +176,9 @@ def test_a_resumed_deepspeed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, 
     assert all(torch.equal(value, saved[1][key]) for key, value in saved[0].items())
 
 
-@pytest.mark.parametrize(("dtype", "rtol"), [("float32", 0), ("bfloat16", 2**-7)])
-def test_cpu_adam_resumes_to_rounding_for_its_powers_of_beta_are_made_anew(tmp_path, dtype, rtol):
+def test_cpu_adam_resumes_to_rounding_for_its_powers_of_beta_are_made_anew(tmp_path):
     settings = [*COMMON, "train.rollouts=20", "train.checkpoint_every=10", "evaluation.every=0", "train.seed=1"]
-    settings += [*deepspeed, *EXACT["stage 2, offloaded"], "optimizer.name=cpu-adam", f"model.dtype={dtype}"]
+    settings += [*deepspeed, *EXACT["stage 2, offloaded"], "optimizer.name=cpu-adam"]
     whole = small_trainer(tmp_path / "whole", *settings)
     whole.fit()
     resumed = Trainer(RunFolder(tmp_path / "resumed", whole.config).start())
@@ -188,7 +187,7 @@ def test_cpu_adam_resumes_to_rounding_for_its_powers_of_beta_are_made_anew(tmp_p
     resumed.fit()
     expected = weights_of(whole)
     for key, value in weights_of(resumed).items():
-        torch.testing.assert_close(value, expected[key], rtol=rtol, atol=5e-5, msg=key)
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=5e-5, msg=key)
 
 
 class Planted:
