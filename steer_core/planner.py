@@ -2,9 +2,9 @@
 
     plan = memory(config, shape_of(config.model.path), Machine())
 
-Nothing is loaded and nothing is measured: every number follows from formulas (below, and in `planner_times` for the
-time of a step), the model's shape and the stated assumptions. Memory is in bytes, GiB where it is shown. P is the
-number of parameters, n of ranks, e the bytes of a number in model.dtype.
+Nothing is loaded and nothing is measured: every number follows from formulas (below, in `planner_states` for the
+training engine, in `planner_times` for the time of a step), the model's shape and the stated assumptions. Memory is in
+bytes, GiB where it is shown. P is the number of parameters, n of ranks, e the bytes of a number in model.dtype.
 """
 
 from __future__ import annotations
@@ -16,21 +16,15 @@ from pydantic.dataclasses import dataclass as settings
 
 from steer_core.config import Config
 from steer_core.errors import SteerError
+from steer_core.planner_states import BACKWARD, BYTES, ROLLOUT, STEP, host_states, states
 from steer_core.settings import STRICT
 from steer_core.shapes import Shape
 
 GIB = 1 << 30
-BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
 LOGITS_AT_ONCE, STATISTICS_AT_ONCE = 1 << 25, 1 << 22
 """Most elements of logits that a training pass holds, and that their statistics reduce at once in float32."""
 STATISTICS_COPIES = 4
 """Copies of a reduced chunk in float32: shifted logits, exponentials, their squares, and one of slack."""
-LIVE = 10**9
-"""Parameters that ZeRO-3 keeps gathered at most (stage3_max_live_parameters)."""
-SUB_GROUP = 10**9
-"""Parameters that ZeRO-3's optimiser takes at a time (sub_group_size)."""
-BUCKET = 5 * 10**8
-"""Elements of DeepSpeed's buckets for reducing and gathering."""
 WORKSPACE = 2 * GIB
 """What a vLLM engine takes beside weights and cache: its profiling pass's activations and its captured graphs."""
 COUNTDOWN_PROMPT = 24
@@ -142,13 +136,9 @@ def memory(config: Config, shape: Shape, machine: Machine) -> Memory:
     """Memory of a run; see `Memory`. Raises SteerError where the number of GPUs is none that it can train on."""
     check_gpus(config, machine.ranks)
     ranks, limit = machine.ranks, machine.gpu_memory * GIB
-    held = {
-        "weights": weights(config, shape, ranks),
-        "gradients": gradients(config, shape, ranks),
-        "optimiser": optimiser(config, shape, ranks),
-    }
+    held = states(config, shape, ranks, machine.on_cpu)
     sampler, cache = sampler_memory(config, shape, limit, machine.on_cpu)
-    other = {"buffers": buffers(config, shape), "other": reserve(limit, machine.on_cpu)}
+    other = {"other": reserve(limit, machine.on_cpu)}
     asleep = sampler if machine.on_cpu else {k: v for k, v in sampler.items() if k == "vLLM workspace"}
     stays = asleep if config.rollout.engine == "vllm" else {}
     tokens, rows = micro_batch(config, shape)
@@ -157,14 +147,9 @@ def memory(config: Config, shape: Shape, machine: Machine) -> Memory:
         "logits statistics": statistics(config, shape, tokens),
     }
     moments = {
-        "rollout": {**held, **sampler, **other},
-        "backward pass": {**held, **backward, **stays, **other},
-        "optimiser step": {
-            **held,
-            "step's copies": step_copies(config, shape, ranks, machine.on_cpu),
-            **stays,
-            **other,
-        },
+        ROLLOUT: {**held[ROLLOUT], **sampler, **other},
+        BACKWARD: {**held[BACKWARD], **backward, **stays, **other},
+        STEP: {**held[STEP], **stays, **other},
     }
     longest = min(longest_prompt(config) + config.rollout.max_new_tokens, shape.positions)
     return Memory(moments, host(config, shape, machine), cache, longest, limit, machine.host_memory * GIB)
@@ -180,63 +165,6 @@ def check_gpus(config: Config, ranks: int) -> None:
         )
     if config.rollout.engine == "vllm" and ranks % parallel:
         raise SteerError(f"rollout.tensor_parallel: {parallel} does not divide the {ranks} GPUs; choose a divisor")
-
-
-def moment_bytes(config: Config) -> int:
-    """Bytes a parameter of the optimiser's moments: two for Adam, one for SGD with momentum."""
-    numbers = (1 if config.optimizer.momentum else 0) if config.optimizer.name == "sgd" else 2
-    return numbers * (8 if config.model.dtype == "float64" else 4)
-
-
-def master_bytes(config: Config) -> int:
-    """Bytes a parameter of the float32 weights that DeepSpeed's optimiser keeps beside the model's."""
-    engine = config.engine
-    return 4 if engine.name == "deepspeed" and (engine.zero_stage or config.model.dtype == "bfloat16") else 0
-
-
-def shards(config: Config, stage: int, ranks: int) -> int:
-    """Over how many ranks something is shared out that ZeRO shares from a stage on."""
-    return ranks if config.engine.name == "deepspeed" and config.engine.zero_stage >= stage else 1
-
-
-def weights(config: Config, shape: Shape, ranks: int) -> float:
-    """Bytes of the trained model's weights: e P, or under ZeRO-3 e P / n and those that are gathered at a time."""
-    size = BYTES[config.model.dtype]
-    if shards(config, 3, 2) == 1:
-        return size * shape.parameters
-    own = 0 if config.engine.offload == "all" else size * shape.parameters / ranks
-    return own + size * min(shape.parameters, LIVE)
-
-
-def gradients(config: Config, shape: Shape, ranks: int) -> float:
-    """Bytes of gradients in the model's precision: e P, e P / n from ZeRO-2 on, none where they go to the host."""
-    if config.engine.name == "deepspeed" and config.engine.offload != "none" and config.engine.zero_stage >= 2:
-        return 0.0
-    return BYTES[config.model.dtype] * shape.parameters / shards(config, 2, ranks)
-
-
-def optimiser(config: Config, shape: Shape, ranks: int) -> float:
-    """Bytes of moments and float32 weights on the GPU: up to 12 P, over n from ZeRO-1 on, none where offloaded."""
-    if config.engine.name == "deepspeed" and config.engine.offload != "none":
-        return 0.0
-    return (moment_bytes(config) + master_bytes(config)) * shape.parameters / shards(config, 1, ranks)
-
-
-def step_copies(config: Config, shape: Shape, ranks: int, on_cpu: int = 0) -> float:
-    """Bytes that the optimiser's step needs for a moment.
-
-    DeepSpeed: the rank's gradients in float32 and one more copy (the root of the second moment), 8 P / n, under
-    ZeRO-3 of SUB_GROUP parameters at a time. Plain torch: on a GPU one copy of all parameters, on a CPU two of the
-    largest tensor, for it goes tensor by tensor.
-    """
-    if config.engine.name == "deepspeed":
-        own = shape.parameters / shards(config, 1, ranks)
-        together = min(own, SUB_GROUP) if config.engine.zero_stage == 3 else own
-        return 0.0 if config.engine.offload != "none" else 8 * together
-    if moment_bytes(config) == 0:
-        return 0.0
-    size = BYTES[config.model.dtype]
-    return size * (2 * shape.head if on_cpu else shape.parameters)
 
 
 def longest_prompt(config: Config) -> int:
@@ -317,13 +245,6 @@ def sampler_memory(config: Config, shape: Shape, limit: float, on_cpu: int = 0) 
     return parts, cache / (a_token / split)
 
 
-def buffers(config: Config, shape: Shape) -> float:
-    """Bytes of DeepSpeed's communication buckets: one to reduce, one to gather."""
-    if config.engine.name == "local" or config.engine.zero_stage == 0:
-        return 0.0
-    return 2.0 * BYTES[config.model.dtype] * min(BUCKET, shape.parameters)
-
-
 def reserve(limit: float, on_cpu: int = 0) -> float:
     """Bytes for CUDA's and NCCL's contexts (2 GiB) and fragmentation (5% of the GPU); on a CPU, of the libraries."""
     return 0.6 * GIB if on_cpu else 2 * GIB + 0.05 * limit
@@ -332,8 +253,7 @@ def reserve(limit: float, on_cpu: int = 0) -> float:
 def host(config: Config, shape: Shape, machine: Machine) -> dict[str, float]:
     """Bytes of a node's host memory: a process for each GPU with the weights it loads, and what is offloaded.
 
-    vLLM's weights lie there while it sleeps. Offloaded optimiser: moments, float32 weights and float32 gradients, up
-    to 16 P over the nodes.
+    vLLM's weights lie there while it sleeps.
     """
     if machine.on_cpu:
         return {}
@@ -344,11 +264,7 @@ def host(config: Config, shape: Shape, machine: Machine) -> dict[str, float]:
     if config.rollout.engine == "vllm":
         asleep = BYTES[config.model.dtype] * shape.parameters / config.rollout.tensor_parallel
         parts["vLLM asleep"] = machine.gpus * asleep
-    if config.engine.name == "deepspeed" and config.engine.offload != "none":
-        parts["optimiser"] = (moment_bytes(config) + master_bytes(config) + 4) * shape.parameters / machine.nodes
-        if config.engine.offload == "all":
-            parts["weights"] = BYTES[config.model.dtype] * shape.parameters / machine.nodes
-    return parts
+    return parts | host_states(config, shape, machine.ranks, machine.gpus)
 
 
 def fewest_gpus(config: Config, shape: Shape, machine: Machine, most: int = 1024) -> int | None:

@@ -146,8 +146,9 @@ def tables(told: dict[str, Any], need: Memory, machine: Machine) -> list[Table]:
 
 
 def _memory_table(need: Memory, machine: Machine) -> Table:
-    parts = dict.fromkeys(part for held in need.moments.values() for part, size in held.items() if size)
-    rows = [[part, *(_gib(held.get(part)) for held in need.moments.values())] for part in parts]
+    parts = dict.fromkeys(part for held in need.moments.values() for part in held)
+    columns = {part: [held.get(part) for held in need.moments.values()] for part in parts}
+    rows = [[part, *map(_gib, sizes)] for part, sizes in columns.items() if any(sizes)]
     rows.append(["together", *(_gib(sum(held.values())) for held in need.moments.values())])
     what = "process" if machine.on_cpu else "GPU"
     return rich_table(f"memory of a {what}, GiB (limit {need.limit / GIB:g})", ["part", *need.moments], rows)

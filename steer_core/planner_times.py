@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from math import ceil, log2
 
 from steer_core.config import Config
-from steer_core.planner import BYTES, GIB, Machine, micro_batch, moment_bytes, sampler_memory
+from steer_core.planner import GIB, Machine, micro_batch, sampler_memory
+from steer_core.planner_states import BYTES, moment_bytes
 from steer_core.shapes import Shape
 
 ADAM_ON_HOST = {"cpu-adam": 1.0, "adamw": 5.0, "sgd": 5.0}
@@ -225,27 +226,29 @@ def gather_time(config: Config, shape: Shape, machine: Machine) -> float:
 
 
 def communication_time(config: Config, shape: Shape, machine: Machine) -> float:
-    """Seconds of communication of one optimiser step.
+    """Seconds of communication of one optimiser step: sums of gradients in float32, 4 P, weights as they are, e P.
 
     ZeRO-3: a micro-batch gathers the weights twice and scatters the gradients; the values pass gathers once more.
-    ZeRO-2: a micro-batch scatters the gradients; the step gathers the weights. Else: gradients once, as a scatter
-    and a gather.
+    ZeRO-2 all-reduces the gradients of a micro-batch (use_multi_rank_bucket_allreduce), as a scatter and a gather,
+    ZeRO-0 and 1 those of a step; ZeRO-1 and 2 gather the weights after it. The local engine all-reduces e P.
     """
-    size = BYTES[config.model.dtype] * shape.parameters
-    once = ring(machine, size)
-    stage = config.engine.zero_stage if config.engine.name == "deepspeed" else 0
-    count = micro_batches(config, machine, shape, prompts_a_rank(config, machine))
+    weights = ring(machine, BYTES[config.model.dtype] * shape.parameters)
+    sums = ring(machine, 4 * shape.parameters)
+    if config.engine.name == "local":
+        return 2 * weights
+    stage, count = config.engine.zero_stage, micro_batches(config, machine, shape, prompts_a_rank(config, machine))
     if stage == 3:
         gathers = 2 + values_pass(config, machine, shape)
-        return count * (gathers * gather_time(config, shape, machine) + once)
-    return count * once + once if stage == 2 else 2 * once
+        return count * (gathers * gather_time(config, shape, machine) + sums)
+    return 2 * sums * (count if stage == 2 else 1) + (weights if stage else 0.0)
 
 
 def optimiser_time(config: Config, shape: Shape, machine: Machine) -> float:
     """Seconds of the optimiser's arithmetic: it reads and writes its numbers once, and is bound by memory.
 
-    On the GPU over its bandwidth; offloaded, over the host's, shared by a node's GPUs, ADAM_ON_HOST times, with
-    gradients down and weights up over PCIe.
+    On the GPU over its bandwidth; offloaded, over the host's, shared by a node's GPUs, ADAM_ON_HOST times, with float32
+    gradients down and weights up over PCIe. Where the host holds the sum over micro-batches (ZeRO-3, and ZeRO-2 in
+    float32 with several), each of them brings it up and takes it down.
     """
     engine, size = config.engine, BYTES[config.model.dtype]
     shared = engine.name == "deepspeed" and engine.zero_stage >= 1
@@ -253,8 +256,14 @@ def optimiser_time(config: Config, shape: Shape, machine: Machine) -> float:
     traffic = own * (2 * moment_bytes(config) + 8 + 4 + size)
     if engine.name == "local" or engine.offload == "none":
         return traffic / (machine.bandwidth * 1e9)
+    count = micro_batches(config, machine, shape, prompts_a_rank(config, machine))
+    through = 4 + size
+    if engine.zero_stage == 3:
+        through += 8 * count
+    elif engine.zero_stage == 2 and config.model.dtype == "float32" and count > 1:
+        through += 8 * count - 4
     passes = ADAM_ON_HOST[config.optimizer.name]
-    return passes * traffic * machine.gpus / (machine.host_bandwidth * 1e9) + own * 2 * size / (machine.pcie * 1e9)
+    return passes * traffic * machine.gpus / (machine.host_bandwidth * 1e9) + own * through / (machine.pcie * 1e9)
 
 
 def push_time(config: Config, shape: Shape, machine: Machine) -> float:

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from planned import SEVEN, P, configured
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from steer_core import planner, policy, token_stats
+from steer_core import planner, planner_states, policy, token_stats
 from steer_core.config import load_config
 from steer_core.errors import SteerError
 from steer_core.planner import GIB, Machine, fewest_gpus, memory
+from steer_core.planner_states import BUCKET, LIVE, SUB_GROUP
 from steer_core.policy import load_policy
 from steer_core.shapes import Shape, known_shapes, read_shape, shape_of
 
@@ -110,12 +111,11 @@ def test_the_constants_are_those_of_the_code_that_they_describe():
 
 @pytest.mark.parametrize(
     ("stage", "weights", "gradients", "optimiser"),
-    [(0, 2, 2, 12), (1, 2, 2, 12 / 8), (2, 2, 2 / 8, 12 / 8), (3, 2 / 8, 2 / 8, 12 / 8)],
+    [(0, 2, 2, 12), (1, 2, 4, 12 / 8), (2, 2, 4 / 8, 12 / 8), (3, 2 / 8, 4 / 8, 12 / 8)],
 )
 def test_each_stage_of_zero_shares_out_one_more_part(stage, weights, gradients, optimiser):
     found = parts(f"engine.zero_stage={stage}")
-    gathered = 2 * planner.LIVE if stage == 3 else 0
-    assert found["weights"] == pytest.approx(weights * P + gathered)
+    assert found["weights"] == pytest.approx(weights * P)
     assert found["gradients"] == pytest.approx(gradients * P)
     assert found["optimiser"] == pytest.approx(optimiser * P)
 
@@ -123,8 +123,104 @@ def test_each_stage_of_zero_shares_out_one_more_part(stage, weights, gradients, 
 @given(ranks=st.sampled_from([1, 2, 4, 8, 16, 32]))
 def test_zero_3_on_n_gpus_holds_an_nth(ranks):
     found = parts("engine.zero_stage=3", ranks=ranks)
-    assert (found["weights"] - 2 * planner.LIVE) * ranks == pytest.approx(2 * P)
-    assert (found["gradients"] + found["optimiser"]) * ranks == pytest.approx(14 * P)
+    assert found["weights"] * ranks == pytest.approx(2 * P)
+    assert (found["gradients"] + found["optimiser"]) * ranks == pytest.approx(16 * P)
+
+
+H, OWN = SEVEN.head, P / 8
+"""Parameters of the largest matrix, which is larger than a bucket, and of a rank's share on 8 GPUs."""
+AMONG_EIGHT = {
+    # gradients in rollout, backward pass and step; buffers in the same; the step's copies
+    "bfloat16 0 none": ((0, 2 * P, 2 * P), (0, 0, 0), 8 * P),
+    "bfloat16 1 none": ((4 * P, 4 * P, 4 * P), (0, 4 * H, 0), 4 * OWN),
+    "bfloat16 2 none": ((0, 4 * OWN, 4 * OWN), (0, 2 * BUCKET + 6 * H, 0), 8 * H),
+    "bfloat16 3 none": ((4 * OWN,) * 3, (4 * BUCKET, 4 * BUCKET + 4 * H, 4 * BUCKET), 8 * OWN),
+    "float32 0 none": ((0, 4 * P, 4 * P), (0, 0, 0), 4 * P),
+    "float32 1 none": ((0, 4 * P, 4 * OWN), (0, 4 * BUCKET, 0), 4 * P),
+    "float32 2 none": ((0, 4 * OWN, 4 * OWN), (0, 4 * BUCKET + 4 * H + 4 * OWN, 0), 8 * H),
+    "float32 3 none": ((4 * OWN,) * 3, (4 * BUCKET, 4 * BUCKET + 4 * H, 4 * BUCKET), 8 * OWN),
+    "bfloat16 1 optimizer": ((0, 4 * P, 4 * OWN), (2 * H, 6 * H + 4 * BUCKET, 2 * H), 4 * P + 4 * H),
+    "bfloat16 2 optimizer": ((0, 4 * OWN, 4 * OWN), (2 * H, 2 * H + 2 * BUCKET + 8 * H, 2 * H), 0),
+    "bfloat16 3 optimizer": ((0, 0, 0), (4 * BUCKET, 4 * BUCKET + 4 * H, 4 * BUCKET), 0),
+    "float32 1 optimizer": ((0, 4 * P, 0), (4 * H, 4 * H + 4 * BUCKET, 4 * H), 4 * P + 4 * H),
+    "float32 2 optimizer": ((0, 0, 0), (4 * H, 4 * H + 4 * BUCKET + 8 * H, 4 * H), 0),
+}
+
+
+@pytest.mark.parametrize("case", AMONG_EIGHT)
+def test_gradients_and_buffers_are_those_of_deepspeeds_code(case):
+    dtype, stage, offload = case.split()
+    overrides = (f"model.dtype={dtype}", f"engine.zero_stage={stage}", f"engine.offload={offload}")
+    found = planner_states.states(configured(*overrides), SEVEN, 8)
+    gradients, buffers, copies = AMONG_EIGHT[case]
+    assert [held["gradients"] for held in found.values()] == pytest.approx(gradients)
+    assert [held["buffers"] for held in found.values()] == pytest.approx(buffers)
+    assert found["optimiser step"]["step's copies"] == pytest.approx(copies)
+
+
+S = SMALL.parameters
+ALONE = {
+    # buffers in the backward pass and the step's copies, on a GPU and on a CPU, of a model that fits a bucket
+    "bfloat16 0": ((0, 8 * S), (0, 8 * S)),
+    "bfloat16 1": ((4 * SMALL.head, 4 * S), (4 * SMALL.head, 4 * S)),
+    "bfloat16 2": ((2 * BUCKET, 2 * BUCKET + 6 * S), (2 * S, 8 * S)),
+    "bfloat16 3": ((4 * BUCKET, 8 * S), (4 * S, 8 * S)),
+    "float32 0": ((0, 4 * S), (0, 4 * S)),
+    "float32 1": ((4 * BUCKET, 4 * BUCKET), (0, 4 * S)),
+    "float32 2": ((4 * BUCKET, 4 * BUCKET + 4 * S), (4 * S, 8 * S)),
+    "float32 3": ((4 * BUCKET, 8 * S), (4 * S, 8 * S)),
+}
+
+
+@pytest.mark.parametrize("case", ALONE)
+@pytest.mark.parametrize("on_cpu", [0, 1])
+def test_a_model_that_fits_a_bucket_is_reduced_after_the_backward_pass(case, on_cpu):
+    dtype, stage = case.split()
+    config = configured(f"model.dtype={dtype}", f"engine.zero_stage={stage}")
+    found = planner_states.states(config, SMALL, 1, on_cpu)
+    buffers, copies = ALONE[case][on_cpu]
+    assert found["backward pass"]["buffers"] == buffers
+    assert found["optimiser step"]["step's copies"] == copies
+
+
+def test_one_rank_flattens_no_float32_gradients_that_it_offloads():
+    config = configured("model.dtype=float32", "engine.zero_stage=1", "engine.offload=optimizer")
+    alone, two = (planner_states.states(config, SMALL, ranks, 1)["optimiser step"] for ranks in (1, 2))
+    assert (alone["step's copies"], two["step's copies"]) == (4 * S, 8 * S)
+
+
+def test_the_norm_takes_no_more_of_a_matrix_than_a_ranks_share():
+    found = planner_states.states(configured("engine.zero_stage=2"), SEVEN, 64)["optimiser step"]
+    assert found["step's copies"] == 8 * P / 64 < 8 * H
+
+
+def test_zero_0_reduces_more_than_it_updates_where_the_optimiser_keeps_nothing():
+    config = configured("engine.zero_stage=0", "optimizer.name=sgd", "optimizer.momentum=0")
+    found = planner_states.states(config, SMALL, 1)["optimiser step"]
+    assert found["step's copies"] == 6 * S
+
+
+def test_the_local_engine_copies_all_moments_and_gives_its_gradients_up():
+    found = planner_states.states(load_config(None, ["model.dtype=float64"]), SMALL, 1)
+    assert [held["gradients"] for held in found.values()] == [0, 8 * S, 8 * S]
+    assert found["optimiser step"]["step's copies"] == 8 * S
+    assert planner_states.adam(load_config(None, ["optimizer.name=sgd"]), S) == 0
+
+
+def test_zero_3_steps_through_a_billion_parameters_at_a_time():
+    found = planner_states.states(configured("engine.zero_stage=3"), SEVEN, 1)["optimiser step"]
+    assert found["step's copies"] == 8 * SUB_GROUP
+
+
+def test_zero_3_gathers_weights_in_passes_of_the_model_alone():
+    vllm, generate = (
+        planner_states.states(configured("engine.zero_stage=3", f"rollout.engine={word}"), SEVEN, 8)
+        for word in ("vllm", "huggingface")
+    )
+    assert [held["gathered weights"] for held in vllm.values()] == [0, 2 * LIVE, 0]
+    assert [held["gathered weights"] for held in generate.values()] == [2 * LIVE, 2 * LIVE, 0]
+    assert parts("engine.zero_stage=2")["gathered weights"] == 0
+    assert planner_states.gathered(configured("engine.zero_stage=3"), SMALL, "backward pass") == 2 * S
 
 
 @pytest.mark.parametrize(
@@ -135,7 +231,7 @@ def test_zero_3_on_n_gpus_holds_an_nth(ranks):
 )  # fmt: skip
 def test_the_optimiser_keeps_its_moments_and_deepspeed_float32_weights_too(overrides, bytes_a_parameter):
     config = load_config(None, overrides)
-    assert planner.optimiser(config, SMALL, 1) == bytes_a_parameter * SMALL.parameters
+    assert planner_states.optimiser(config, SMALL, 1) == bytes_a_parameter * SMALL.parameters
 
 
 def test_the_local_engine_shares_nothing_out():
@@ -154,12 +250,26 @@ def test_offloading_moves_bytes_from_the_gpu_to_the_host():
     )
     gpu = [one.moments["backward pass"] for one in (none, some, everything)]
     assert [part["optimiser"] for part in gpu] == [12 * P / 8, 0, 0]
-    assert [part["gradients"] for part in gpu] == [2 * P / 8, 0, 0]
-    assert gpu[0]["weights"] - gpu[2]["weights"] == pytest.approx(2 * P / 8)
+    assert [part["gradients"] for part in gpu] == [4 * P / 8, 0, 0]
+    assert [part["weights"] for part in gpu] == [2 * P / 8, 2 * P / 8, 0]
     assert "optimiser" not in none.host
     assert some.host["optimiser"] == 16 * P
     assert everything.host["weights"] == 2 * P
     assert memory(configured("engine.offload=optimizer"), SEVEN, replace(machine, nodes=2)).host["optimiser"] == 8 * P
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gradients", "buffers", "copies"),
+    [(("engine.zero_stage=1",), 0, 2 * P + 8 * 2 * H, 4 * P), (("engine.zero_stage=2",), 0, 2 * P + 8 * 2 * H, 4 * P),
+     (("engine.zero_stage=3",), 4 * P, 0, 4 * P), (("optimizer.name=cpu-adam",), 0, 2 * P + 8 * 2 * H, 0),
+     (("model.dtype=float32",), 4 * P, 4 * P + 8 * 4 * H, 4 * P)],
+)  # fmt: skip
+def test_a_host_holds_sums_and_copies_beside_the_offloaded_optimiser(overrides, gradients, buffers, copies):
+    found = memory(configured("engine.offload=optimizer", *overrides), SEVEN, Machine()).host
+    assert found["optimiser"] == 16 * P
+    assert found.get("gradients", 0) == gradients
+    assert found.get("buffers", 0) == buffers
+    assert found.get("step's copies", 0) == copies
 
 
 def test_a_layer_keeps_what_is_counted_by_hand():

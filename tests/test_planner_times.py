@@ -40,13 +40,33 @@ def test_an_intervention_over_one_micro_batch_needs_no_values_pass():
     assert planner_times.values_pass(config, Machine(), SEVEN) == 0
 
 
-@pytest.mark.parametrize(("stage", "collectives"), [(0, 2), (1, 2), (2, 4 + 1), (3, 4 * 3)])
-def test_communication_by_stage(stage, collectives):
+@pytest.mark.parametrize(
+    ("stage", "bytes_a_parameter"),
+    [(0, 2 * 4), (1, 2 * 4 + 2), (2, 4 * 2 * 4 + 2), (3, 4 * (2 * 2 + 4))],
+)
+def test_communication_by_stage_is_gradients_in_float32_and_weights_as_they_are(stage, bytes_a_parameter):
     machine = Machine(latency=0)
     found = planner_times.communication_time(
         configured(f"engine.zero_stage={stage}", "optimizer.micro_batch_sequences=8"), SEVEN, machine
     )
-    assert found == pytest.approx(collectives * 2 * P * 7 / 8 / 300e9)
+    assert found == pytest.approx(bytes_a_parameter * P * 7 / 8 / 300e9)
+
+
+def test_the_local_engine_sums_in_the_models_precision():
+    config = load_config(None, ["model.dtype=float64", "optimizer.mini_batch_prompts=8"])
+    found = planner_times.communication_time(config, SEVEN, Machine(latency=0))
+    assert found == pytest.approx(2 * 8 * P * 7 / 8 / 300e9)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "bytes_a_parameter"),
+    [((), 4 + 2), (("engine.zero_stage=1",), 4 + 2), (("engine.zero_stage=3",), 4 * 8 + 4 + 2),
+     (("model.dtype=float32",), 4 * 8 + 4), (("model.dtype=float32", "optimizer.micro_batch_sequences=9999"), 4 + 4)],
+)  # fmt: skip
+def test_offloaded_gradients_go_down_in_float32_and_weights_come_up(overrides, bytes_a_parameter):
+    config = configured("engine.offload=optimizer", "optimizer.micro_batch_sequences=8", *overrides)
+    slow, fast = (planner_times.optimiser_time(config, SEVEN, Machine(pcie=rate)) for rate in (10, 20))
+    assert slow - fast == pytest.approx(bytes_a_parameter * P / 8 / 20e9)
 
 
 def test_one_gpu_talks_to_nobody_and_the_slower_network_decides():
