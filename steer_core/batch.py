@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,8 +17,8 @@ from steer_core.token_stats import TokenStats, concatenate
 class Batch:
     """Some sequences of a rollout, ready for the loss, with the statistics of the policy that sampled.
 
-    draws_BT: uniform within [0, 1), for interventions that choose tokens at random. rows: which responses
-    of the rollout. correction_BT: truncated importance ratios of policy to sampler, a factor on the loss.
+    advantages_BT: of each token, times its truncated importance ratio where that is asked for. draws_BT: uniform
+    within [0, 1), for interventions that choose tokens at random. rows: which responses of the rollout.
     """
 
     sequences: Sequences
@@ -25,12 +26,29 @@ class Batch:
     advantages_BT: Tensor
     draws_BT: Tensor
     rows: list[int] = field(default_factory=list)
-    correction_BT: Tensor | None = None
 
     @property
     def mask_BT(self) -> Tensor:
         """True at response tokens."""
         return self.sequences.response_mask_BT.bool()
+
+    def lengths(self) -> dict[int, int]:
+        """Response tokens of each of its rows, in their order."""
+        return dict(zip(self.rows, self.mask_BT.sum(-1).tolist(), strict=True))
+
+
+def passes(rows: Sequence[int], sequences: Sequences, size: int, tokens: int | None, packed: bool) -> list[list[int]]:
+    """Rows in forward passes of `size` sequences or, where `tokens` is given, of at most so many tokens.
+
+    By tokens, sequences are sorted by length, and every rank makes as many passes as the others.
+    """
+    rows = list(rows)
+    if tokens is None:
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+    masks = (sequences.prompt_mask_BP, sequences.response_mask_BT)
+    prompts, responses = (mask.sum(-1).tolist() for mask in masks)
+    parts = split_rows(rows, prompts, responses, tokens, packed)
+    return split_into(parts, ranks.largest(len(parts), sequences.response_ids_BT.device))
 
 
 def split_rows(rows: list[int], prompts: list[int], responses: list[int], tokens: int, packed: bool) -> list[list[int]]:

@@ -29,6 +29,9 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Precision of weights and arithmetic. bfloat16 trains with engine.name=deepspeed, whose optimiser keeps float32
     weights; float64 is for measuring estimates on small models."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Implementation of attention in transformers; `auto`: its own choice. With flash_attention_2 (a GPU, bfloat16 and
+    the package flash-attn) micro-batches of optimizer.micro_batch_tokens go without padding."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)

@@ -9,6 +9,7 @@ import torch
 from rich.table import Table
 
 from steer_core import ranks
+from steer_core.batch import passes
 from steer_core.config import EvaluationConfig
 from steer_core.measures import pass_at_k
 from steer_core.policy import Policy, score
@@ -45,9 +46,19 @@ class Evaluation:
 
 
 def evaluate(
-    policy: Policy, engine: RolloutEngine, task: Task, problems: list[Problem], config: EvaluationConfig, seed: int
+    policy: Policy,
+    engine: RolloutEngine,
+    task: Task,
+    problems: list[Problem],
+    config: EvaluationConfig,
+    seed: int,
+    tokens: int | None = None,
+    packed: bool = False,
 ) -> Evaluation:
-    """Sample `config.samples` responses to each problem, verify them, score their entropy."""
+    """Sample `config.samples` responses to each problem, verify them, score their entropy.
+
+    tokens, packed: most tokens of a scoring pass, and whether it goes without padding; by default 64 padded sequences.
+    """
     places = own_places(len(problems))
     own = [problems[place] for place in places]
     rollout = engine.generate([p.prompt for p in own], config.samples, config, seed, places)
@@ -58,10 +69,9 @@ def evaluate(
     sums_PK[:, 3] = torch.tensor([x == "length" for x in rollout.finish_reasons]).view(-1, config.samples).sum(-1)
     sums_PK[:, 4] = rollout.response_mask_BT.sum(-1).view(-1, config.samples).sum(-1).cpu()
     with torch.no_grad():
-        for start in range(0, len(scored), _SCORED_AT_ONCE):
-            rows = scored[start : start + _SCORED_AT_ONCE]
+        for rows in passes(scored, rollout, _SCORED_AT_ONCE, tokens, packed):
             part = rollout.rows(rows)
-            stats = score(policy.model, part, config.temperature)
+            stats = score(policy.model, part, config.temperature, packed)
             problem = torch.tensor(rows) // config.samples
             entropy_B = (stats.entropy * part.response_mask_BT).sum(-1, dtype=torch.float64).cpu()
             sums_PK[:, 1].index_add_(0, problem, entropy_B)

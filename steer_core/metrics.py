@@ -22,7 +22,8 @@ probe/...           one watched optimiser step a rollout, over the tokens of a f
                     entropy_change/ but per token of the probe. `probe/pearson/...` and `probe/sign/...`
                     are the agreement per token with the measured change (correlation; share of equal
                     signs), absent where undefined: a constant estimate, no token with an advantage.
-reward/..., response/..., grad_norm/...  mean reward and share of groups whose rewards are all equal;
+reward/..., response/..., grad_norm/...  mean reward, share of groups whose rewards are all equal and of responses that
+                    the grader did not judge (it timed out or crashed; their reward is 0);
                     length in tokens and share cut off; norm before clipping, mean and largest.
 loss                what the optimiser steps minimise, mean over them; its gradient is the policy gradient, its level
                     says little.

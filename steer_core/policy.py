@@ -59,8 +59,8 @@ def base_digest(path: str) -> str:
     return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
 
 
-def load_policy(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Policy:
-    """The policy in a model folder; `embedded` is the Countdown model shipped here.
+def load_policy(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, attention: str = "auto") -> Policy:
+    """The policy in a model folder; `embedded` is the Countdown model shipped here. attention: see `model.attention`.
 
     Raises SteerError for a folder that is missing, holds no causal language model, or holds weights
     of another architecture (nothing is ever initialised at random in silence), for a tokenizer that
@@ -72,8 +72,17 @@ def load_policy(path: str, device: str = "cpu", dtype: torch.dtype = torch.float
     try:
         logging.disable_progress_bar()  # a bar for the 38 tensors of a small model says nothing
         model, loading = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            **({} if attention == "auto" else {"attn_implementation": attention}),
         )
+    except ImportError as error:
+        raise SteerError(
+            f"model.attention: {attention} does not load ({_line(error)}); install what it names, or set "
+            "model.attention=auto"
+        ) from error
     except Exception as error:  # whatever a broken or foreign folder makes the loaders raise
         raise _does_not_load(path, error) from error
     tokenizer = load_tokenizer(path)
@@ -113,11 +122,14 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def _does_not_load(path: str, error: Exception) -> SteerError:
-    reason = " ".join(str(error).split())[:300]
     return SteerError(
-        f"model.path: {path} does not load as a causal language model ({type(error).__name__}: {reason}); "
+        f"model.path: {path} does not load as a causal language model ({type(error).__name__}: {_line(error)}); "
         "save it again with save_pretrained, tokenizer included"
     )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from steer_core.evaluation import evaluate
 from steer_core.metrics import gap_metrics, rollout_metrics, update_metrics
 from steer_core.policy import Policy
 from steer_core.responses import Response, token_texts
+from steer_core.rewards.base import UNJUDGED, Verdict
 from steer_core.rollout import HuggingFaceEngine, Rollout, RolloutEngine, check_room
 from steer_core.run import RunFolder
 from steer_core.seeding import derive_seed
@@ -45,14 +46,16 @@ class Trainer(Updates):
         self.problems = self.task.problems("train", config.task.train_problems)
         self.held_out = self.task.problems(config.evaluation.split, config.evaluation.problems)
         check_prompt(self.policy.tokenizer, self.problems[0].prompt)
+        longest = 0
         for problems, sampling, section in (
             (self.problems, config.rollout, "rollout"),
             (self.held_out, config.evaluation, "evaluation"),
         ):
             encoded = self.policy.tokenizer([p.prompt for p in problems], add_special_tokens=False)
-            longest = max(map(len, encoded["input_ids"]))
-            check_room(self.policy, longest, sampling.max_new_tokens, f"{section}.max_new_tokens")
-        self.sampler = make_sampler(self.policy, config)
+            prompt = max(map(len, encoded["input_ids"]))
+            check_room(self.policy, prompt, sampling.max_new_tokens, f"{section}.max_new_tokens")
+            longest = max(longest, prompt + sampling.max_new_tokens)
+        self.sampler = make_sampler(self.policy, config, longest)
         self.finished = 0
         self.stop_requested = False
 
@@ -98,7 +101,8 @@ class Trainer(Updates):
         config = self.config
         seed = derive_seed(config.train.seed, "evaluation", step)
         began = time.perf_counter()
-        result = evaluate(self.policy, self.sampler, self.task, self.held_out, config.evaluation, seed)
+        budget = (config.optimizer.micro_batch_tokens, self.packed)
+        result = evaluate(self.policy, self.sampler, self.task, self.held_out, config.evaluation, seed, *budget)
         row = result.to_dict(config.evaluation.pass_at)
         self.run.log(step, {**row, "time/seconds": time.perf_counter() - began}, "evaluations.jsonl")
         return {f"evaluation/{name}": value for name, value in row.items() if isinstance(value, float)}
@@ -120,12 +124,15 @@ class Trainer(Updates):
             )
         sampled = time.perf_counter()
 
-        solved = self.task.verify_all([problem for problem in problems for _ in range(group)], rollout.texts)
+        verdicts = self.task.grade_all([problem for problem in problems for _ in range(group)], rollout.texts)
+        solved = [verdict.correct for verdict in verdicts]
         reals = {"dtype": self.scoring_dtype, "device": self.model.device}
         rewards_B = torch.tensor([float(right) for right in solved], **reals)
         cut_B = torch.tensor([reason == "length" for reason in rollout.finish_reasons], **reals)
-        mine_BK = torch.stack([rewards_B, mask.sum(-1).to(rewards_B), cut_B], -1)
-        rewards_PG, lengths_PG, cut_PG = (x.view(-1, group) for x in ranks.gather(mine_BK).unbind(-1))
+        lost_B = torch.tensor([verdict.status in UNJUDGED for verdict in verdicts], **reals)
+        mine_BK = torch.stack([rewards_B, mask.sum(-1).to(rewards_B), cut_B, lost_B], -1)
+        rewards_PG, lengths_PG, cut_PG, lost_PG = (x.view(-1, group) for x in ranks.gather(mine_BK).unbind(-1))
+        self.note_unjudged(step, verdicts, lost_PG)
         all_advantages_B = ADVANTAGES[config.algorithm.advantage](rewards_PG, lengths_PG).flatten()
         advantages_B = ranks.own(all_advantages_B, rewards_B)
         old = self.score_rollout(rollout)
@@ -141,6 +148,7 @@ class Trainer(Updates):
         entropy_N, logprob_N = ranks.gather(torch.stack([old.entropy[mask], old.logprob[mask]], -1)).unbind(-1)
         silent_P = (all_advantages_B.view(-1, group) == 0).all(-1)
         metrics = rollout_metrics(entropy_N, logprob_N, lengths_PG, cut_PG, rewards_PG, silent_P)
+        metrics["reward/unjudged"] = float(lost_PG.mean())
         if metrics["reward/groups_without_signal"] == 1:
             note = "within every group all rewards were equal: no gradient (AdamW's momentum, if any, still moves)"
             self.run.log(step, {"note": note}, "notes.jsonl")
@@ -163,8 +171,25 @@ class Trainer(Updates):
             "time/sampling_tokens_per_second": tokens / (sampled - began),
             "time/training_tokens_per_second": tokens / (updated - scored),
         }
-        self.log_responses(step, problems, rollout, solved, old, batches, readings)
+        self.log_responses(step, problems, rollout, solved, advantages_B, old, batches, readings)
         return metrics
+
+    def note_unjudged(self, step: int, verdicts: list[Verdict], lost_PG: Tensor) -> None:
+        """Note how many responses were not judged, for a reward of 0 that means nothing. All ranks make this call.
+
+        Raises SteerError where the grader crashed on every response: there is no reward to learn from.
+        """
+        lost, told = int(lost_PG.sum()), [verdict for verdict in verdicts if verdict.status in UNJUDGED]
+        why = f"{told[0].status}: {told[0].detail}" if told else "on other ranks"
+        crashed = ranks.total(sum(verdict.status == "crashed" for verdict in verdicts), self.model.device)
+        if crashed == lost_PG.numel():
+            raise SteerError(
+                f"rollout {step}: the grader crashed on every response ({why}); mend what it says, "
+                f"then --resume {self.run.path}"
+            )
+        if lost:
+            note = f"{lost} of {lost_PG.numel()} responses were not judged, their reward is 0 (the first, {why})"
+            self.run.log(step, {"note": note}, "notes.jsonl")
 
     def own_places(self) -> list[int]:
         """Which prompts of a rollout are this rank's: an equal share of every mini-batch."""
@@ -209,6 +234,7 @@ class Trainer(Updates):
         problems: list[Problem],
         rollout: Rollout,
         solved: list[bool],
+        advantages_B: Tensor,
         old: TokenStats,
         batches: list[list[Batch]],
         readings: dict[str, Tensor],
@@ -218,10 +244,9 @@ class Trainer(Updates):
             return
         group, rows = self.config.rollout.responses, {}
         wanted = {p * group: problem for p, problem in enumerate(problems[: self.config.train.logged_responses])}
-        parts = [(part, i, row) for batch in batches for part in batch for i, row in enumerate(part.rows)]
-        lengths = [int(part.mask_BT[i].sum()) for part, i, _ in parts]
-        split = {name: readings[name].split(lengths) for name in ("lambda", "omega")}
-        for k, (part, i, row) in enumerate(parts):
+        lengths = {row: n for batch in batches for part in batch for row, n in part.lengths().items()}
+        split = {name: readings[name].split(list(lengths.values())) for name in ("lambda", "omega")}
+        for k, row in enumerate(lengths):
             if row not in wanted:
                 continue
             mask = rollout.response_mask_BT[row].bool()
@@ -231,7 +256,7 @@ class Trainer(Updates):
                 prompt=wanted[row].prompt,
                 response=rollout.texts[row],
                 reward=float(solved[row]),
-                advantage=float(part.advantages_BT[i, 0]),
+                advantage=float(advantages_B[row]),
                 finish_reason=rollout.finish_reasons[row],
                 sample=0,
                 tokens=token_texts(self.policy.tokenizer, ids, rollout.finish_reasons[row] == "stop"),
@@ -253,11 +278,11 @@ def of_all_ranks(readings: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: column.to(readings[name].dtype) for name, column in zip(readings, columns, strict=True)}
 
 
-def make_sampler(policy: Policy, config: Config) -> RolloutEngine:
-    """The sampler that `rollout.engine` asks for."""
+def make_sampler(policy: Policy, config: Config, longest: int) -> RolloutEngine:
+    """The sampler that `rollout.engine` asks for. longest: most tokens of a prompt and its response."""
     if config.rollout.engine == "vllm":
         from steer_core.vllm_engine import VllmEngine
 
-        return VllmEngine.for_training(policy, config)
+        return VllmEngine.for_training(policy, config, longest)
     lockstep = config.engine.name == "deepspeed" and config.engine.zero_stage == 3 and ranks.count() > 1
     return HuggingFaceEngine(policy, config.rollout.draws, lockstep)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steer_core import ranks
-from steer_core.batch import Batch, flatten, mean_entropy, split_into, split_rows, spread
+from steer_core.batch import Batch, flatten, mean_entropy, passes, spread
 from steer_core.config import Config, OptimizerConfig
 from steer_core.engines import make_engine
 from steer_core.entropy_change import ENTROPY_CHANGE, quadrant_index
@@ -38,7 +38,9 @@ class Updates:
         check_ranks(config)
         torch.set_num_threads(config.train.threads)
         self.run = run
-        self.policy = load_policy(config.model.path, config.model.device, getattr(torch, config.model.dtype))
+        device = "cpu" if config.engine.name == "deepspeed" and config.engine.zero_stage == 3 else config.model.device
+        dtype = getattr(torch, config.model.dtype)
+        self.policy = load_policy(config.model.path, device, dtype, config.model.attention)  # ZeRO-3 moves it in parts
         self.model = self.policy.model
         self.engine = make_engine(self.policy, config)
         self.packed = packs(self.policy, config.optimizer)
@@ -50,13 +52,15 @@ class Updates:
 
     @torch.no_grad()
     def score_rollout(self, rollout: Rollout) -> TokenStats:
-        """Statistics of the policy that sampled, at every response token; (B, T), 0 at padding."""
-        size, width = self.config.optimizer.micro_batch_sequences, rollout.response_ids_BT.shape[1]
-        parts = []
-        for start in range(0, len(rollout.texts), size):
-            stats = score(self.model, rollout.rows(slice(start, start + size)), self.config.rollout.temperature)
+        """Statistics of the policy that sampled, at every response token; (B, T), without meaning at padding."""
+        width, temperature = rollout.response_ids_BT.shape[1], self.config.rollout.temperature
+        parts, order = [], []
+        for rows in self.micro_batches(range(len(rollout.texts)), rollout):
+            stats = score(self.model, rollout.rows(rows), temperature, self.packed)
             parts.append(stats.map(lambda x: torch.nn.functional.pad(x, (0, width - x.shape[1]))))
-        return concatenate(parts)
+            order += rows
+        places = torch.tensor(order).argsort()
+        return concatenate(parts).map(lambda x: x[places])
 
     def batches(
         self,
@@ -75,7 +79,7 @@ class Updates:
         longest = self.config.rollout.max_new_tokens if rows else rollout.response_ids_BT.shape[1]
         draws_BT = torch.rand((len(advantages_B) * count, longest), generator=source).to(advantages_B)
         draws_BT = draws_BT[list(rows)] if rows else draws_BT
-        correction_BT = self.correction(rollout, old)
+        advantages_BT = self.corrected(advantages_B, rollout, old)
         mini = config.mini_batch_prompts * self.config.rollout.responses // count
         for first in range(0, len(advantages_B), mini):
             inside = list(range(first, min(first + mini, len(advantages_B))))
@@ -84,28 +88,24 @@ class Updates:
                 sequences = rollout.rows(own)
                 width = sequences.response_ids_BT.shape[1]
                 part_old = old.map(lambda x, own=own, width=width: x[own, :width])
-                advantages_BT = advantages_B[own, None].expand(-1, width)
-                factor = None if correction_BT is None else correction_BT[own, :width]
-                parts.append(Batch(sequences, part_old, advantages_BT, draws_BT[own, :width], own, factor))
+                parts.append(Batch(sequences, part_old, advantages_BT[own, :width], draws_BT[own, :width], own))
             yield parts
 
-    def micro_batches(self, rows: list[int], rollout: Rollout) -> list[list[int]]:
-        """The rows of a mini-batch in micro-batches, by number of sequences or by number of tokens."""
+    def micro_batches(self, rows: Sequence[int], rollout: Rollout) -> list[list[int]]:
+        """Rows of a rollout in micro-batches, by number of sequences or by number of tokens."""
         config = self.config.optimizer
-        if config.micro_batch_tokens is None:
-            size = config.micro_batch_sequences
-            return [rows[start : start + size] for start in range(0, len(rows), size)]
-        prompts, responses = (m.sum(-1).tolist() for m in (rollout.prompt_mask_BP, rollout.response_mask_BT))
-        parts = split_rows(rows, prompts, responses, config.micro_batch_tokens, self.packed)
-        return split_into(parts, ranks.largest(len(parts), self.model.device))
+        return passes(rows, rollout, config.micro_batch_sequences, config.micro_batch_tokens, self.packed)
 
-    def correction(self, rollout: Rollout, old: TokenStats) -> Tensor | None:
-        """min(p_policy / p_sampler, algorithm.importance_cap) of every token (B, T), where that is asked for.
+    def corrected(self, advantages_B: Tensor, rollout: Rollout, old: TokenStats) -> Tensor:
+        """The advantage of every token (B, T): its response's, times its truncated importance ratio if asked for.
 
-        Truncated importance sampling (Ionides 2008) of the gap between sampler and policy.
+        min(p_policy / p_sampler, algorithm.importance_cap) weighs the gap between sampler and policy (Ionides 2008).
+        It is above 0, so what a token's loss, clip and estimated entropy change make of A holds of the product.
         """
-        cap = self.config.algorithm.importance_cap
-        return None if cap is None else importance_ratio(old.logprob, rollout.logprobs_BT).clamp_max(cap)
+        advantages_BT, cap = advantages_B[:, None].expand_as(old.logprob), self.config.algorithm.importance_cap
+        if cap is None:
+            return advantages_BT
+        return advantages_BT * importance_ratio(old.logprob, rollout.logprobs_BT).clamp_max(cap)
 
     def update(
         self, batches: list[list[Batch]], step: int
@@ -203,8 +203,6 @@ class Updates:
         """The loss of every token of a micro-batch, (B, T), before the reduction."""
         advantages_BT, weights_BT = spread(treatment.advantages, part, 0.0), spread(treatment.weights, part, 1.0)
         losses = weights_BT * clipped_surrogate(stats.logprob, part.old.logprob, advantages_BT, self.clip)
-        if part.correction_BT is not None:
-            losses = losses * part.correction_BT
         if treatment.extra is None:
             return losses
         return losses + spread(treatment.extra, part, 0.0) * self.intervention.extra_loss(stats, part.old)

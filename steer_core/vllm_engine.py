@@ -84,10 +84,13 @@ class VllmEngine:
             self.engine.sleep(level=1)
 
     @classmethod
-    def for_training(cls, policy: Policy, config: Config) -> VllmEngine:
-        """The engine of this rank, with the weights that `model.path` holds; `push` gives it others."""
+    def for_training(cls, policy: Policy, config: Config, longest: int) -> VllmEngine:
+        """The engine of this rank, with the weights that `model.path` holds; `push` gives it others.
+
+        longest: most tokens of a prompt and its response; the engine's cache has room for one such at least.
+        """
         folder = str(model_folder(config.model.path))
-        return cls(config.model, folder, policy.tokenizer, policy.positions, training=config.rollout)
+        return cls(config.model, folder, policy.tokenizer, longest, training=config.rollout)
 
     def generate(
         self, prompts: list[str], responses: int, sampling: SamplingConfig, seed: int, places: list[int] | None = None

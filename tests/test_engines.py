@@ -1,7 +1,10 @@
 """Local and DeepSpeed engines: one run by any of them, on one rank or two, up to rounding; and what each refuses."""
 
 import os
+import resource
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -188,6 +191,33 @@ def test_cpu_adam_resumes_to_rounding_for_its_powers_of_beta_are_made_anew(tmp_p
     expected = weights_of(whole)
     for key, value in weights_of(resumed).items():
         torch.testing.assert_close(value, expected[key], rtol=0, atol=5e-5, msg=key)
+
+
+SCRIPT = "import sys; from steer_core.cli import main; main(sys.argv[1:])"
+
+
+def test_a_full_disk_stops_a_deepspeed_run_with_one_line_and_keeps_the_finished_checkpoints(tmp_path):
+    """The limit on file size lets the weights be written and cuts the optimiser's state short."""
+    settings = [*COMMON, "train.checkpoint_every=1", "evaluation.every=0", *deepspeed, "engine.zero_stage=1"]
+    trainer = small_trainer(tmp_path / "run", *settings)
+    trainer.fit()
+    first, last = trainer.run.checkpoints()
+    limit = 2 * (first / "model.safetensors").stat().st_size
+    assert max(path.stat().st_size for path in (first / "deepspeed").iterdir()) > limit
+    shutil.rmtree(last)
+
+    def small_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = [sys.executable, "-c", SCRIPT, "train", "--resume", str(tmp_path / "run"), "--no-report"]
+    full = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=small_disk)
+    assert full.returncode == 2
+    assert f"error: run folder {tmp_path / 'run'}: cannot be written (" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert trainer.run.checkpoints() == [first]
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert trainer.run.checkpoints() == [first, last]
 
 
 class Planted:

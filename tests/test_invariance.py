@@ -114,6 +114,8 @@ def test_what_two_ranks_tell_one_another(both):
         assert torch.equal(found["gathered"], ROWS)
         assert torch.equal(found["own"], ROWS[:1] if rank == 0 else ROWS[1:])
         assert torch.equal(found["gathered_none"], ROWS[1:])
+        assert found["shared"] == [10, 20, 11, 20]
+        assert found["kept"] == [["a"], ["b"]][rank]
         assert found["of first"]["path"].name == "0"
         assert found["refused"].startswith("run folder rank0: holds no config.yaml")
 

@@ -14,6 +14,7 @@ from small import small_trainer
 from steer_core import policy
 from steer_core.batch import split_into, split_rows
 from steer_core.errors import SteerError
+from steer_core.policy import score
 from steer_core.rollout import HuggingFaceEngine
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 60)), min_size=1, max_size=24)
@@ -133,3 +134,31 @@ def test_the_best_checkpoint_stays_beside_the_last(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "evaluate", lambda step: {"evaluation/pass@1": scores[step]})
     trainer.fit()
     assert [path.name for path in trainer.run.checkpoints()] == ["step_000002", "step_000005", "step_000006"]
+
+
+@pytest.mark.parametrize("packing", ["none", "packed"])
+def test_scoring_keeps_to_the_token_budget_and_says_the_same(tmp_path, monkeypatch, packing):
+    plain = small_trainer(tmp_path / "plain")
+    rollout = plain.sampler.generate([p.prompt for p in plain.problems[:4]], 4, plain.config.rollout, 1)
+    expected = plain.score_rollout(rollout)
+    evaluated = plain.evaluate(1)
+    asked = []
+
+    def spy(model, sequences, temperature, packed=False):
+        sizes = sequences.prompt_mask_BP.numel() + sequences.response_mask_BT.numel()
+        held = int(sequences.prompt_mask_BP.sum() + sequences.response_mask_BT.sum())
+        asked.append((held if packed else sizes, packed))
+        return score(model, sequences, temperature, packed)
+
+    monkeypatch.setattr("steer_core.updates.score", spy)
+    monkeypatch.setattr("steer_core.evaluation.score", spy)
+    budget = ("optimizer.micro_batch_tokens=128", f"optimizer.packing={packing}")
+    trainer = small_trainer(tmp_path / "budget", *budget)
+    found = trainer.score_rollout(rollout)
+    mask = rollout.response_mask_BT.bool()
+    for name, values in vars(expected).items():
+        torch.testing.assert_close(vars(found)[name][mask], values[mask], rtol=1e-5, atol=1e-6)
+    scored = len(asked)
+    assert trainer.evaluate(1)["evaluation/policy_entropy"] == pytest.approx(evaluated["evaluation/policy_entropy"])
+    assert 1 < scored < len(asked)
+    assert all(size <= 128 and packed == (packing == "packed") for size, packed in asked)

@@ -157,6 +157,17 @@ def test_cuda_without_a_gpu_is_refused(monkeypatch):
         load_policy("embedded", device="cuda")
 
 
+def test_the_implementation_of_attention_is_the_one_asked_for_and_one_that_is_not_there_is_refused(embedded, prompts):
+    eager = load_policy("embedded", attention="eager")
+    assert eager.model.config._attn_implementation == "eager" != embedded.model.config._attn_implementation
+    rollout = HuggingFaceEngine(embedded).generate(prompts, 2, RolloutConfig(), seed=0)
+    with torch.no_grad():
+        one, other = (score(policy.model, rollout, 1.0) for policy in (eager, embedded))
+    torch.testing.assert_close(one.logprob, other.logprob, atol=1e-4, rtol=0)
+    with pytest.raises(SteerError, match=r"model.attention: flash_attention_2 does not load .*model.attention=auto"):
+        load_policy("embedded", attention="flash_attention_2")
+
+
 def test_zero_prompts_are_refused(embedded):
     with pytest.raises(SteerError, match="zero prompts"):
         HuggingFaceEngine(embedded).generate([], 4, RolloutConfig(), seed=0)

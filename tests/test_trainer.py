@@ -17,6 +17,7 @@ from steer_core.loss import REDUCTIONS, ClipRange, clip_indicator, reduce_loss
 from steer_core.metrics import update_metrics
 from steer_core.policy import Sequences
 from steer_core.responses import read, rollout_path
+from steer_core.rewards import Verdict
 from steer_core.token_stats import token_stats
 
 
@@ -36,6 +37,19 @@ def update_once(trainer, rewards=None):
     old = trainer.score_rollout(rollout)
     readings, norms, _ = trainer.update(list(trainer.batches(rollout, old, advantages)), step=1)
     return weights_of(trainer), readings, norms
+
+
+def test_responses_that_are_not_judged_are_counted_and_noted_and_a_broken_grader_ends_the_run(tmp_path):
+    trainer = small_trainer(tmp_path / "run", "train.rollouts=1", "evaluation.every=0")
+    slow, broken = Verdict("timed out", detail="no answer"), Verdict("crashed", detail="no sympy")
+    trainer.task.grade_all = lambda problems, texts: [slow, broken, *[Verdict("right")] * (len(texts) - 2)]
+    trainer.fit()
+    (row,), (note,) = trainer.run.read(), trainer.run.read("notes.jsonl")[:1]
+    assert (row["reward/unjudged"], row["reward/mean"]) == (2 / 16, 14 / 16)
+    assert note["note"].startswith("2 of 16 responses were not judged, their reward is 0 (the first, timed out: no ans")
+    trainer.task.grade_all = lambda problems, texts: [broken] * len(texts)
+    with pytest.raises(SteerError, match=r"rollout 2: the grader crashed on every response \(crashed: no sympy\)"):
+        trainer.step(2)
 
 
 def test_lambda_min_one_is_grpo_bit_for_bit(tmp_path):

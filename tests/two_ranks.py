@@ -8,8 +8,10 @@ import torch.distributed as dist
 from scenario import equip, micro_batches, outcome, trainer_of
 
 from steer_core import ranks
+from steer_core.config import RolloutConfig
 from steer_core.errors import SteerError
 from steer_core.run import RunFolder
+from steer_core.vllm_engine import _tensor_parallel_group
 
 ROWS = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
 
@@ -45,6 +47,8 @@ def work(rank: int, folder: Path, cases: list[tuple[str, str, dict, list[list[in
             "gathered_none": ranks.gather(mine[: rank * 2]),
             "of first": ranks.of_first(lambda: {"path": folder / str(rank)}),
             "refused": refusal(rank),
+            "shared": _tensor_parallel_group(RolloutConfig(engine="vllm", tensor_parallel=2)).share([10 + rank, 20]),
+            "kept": _tensor_parallel_group(RolloutConfig(engine="vllm", tensor_parallel=2)).own(["a", "b"], 1),
         }
     }
     trainer = trainer_of(folder / f"rank{rank}", "rollout.draws=prompt")

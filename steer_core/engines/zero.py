@@ -14,7 +14,7 @@ import os
 import pickle
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,10 @@ class ZeroEngine:
         self.deepspeed = _deepspeed(config.model.device)
         self.stage, self.model = config.engine.zero_stage, model
         _meet(config)
+        if self.stage == 3:  # weight by weight: no GPU ever holds all of them
+            self.deepspeed.zero.Init(module=model, config_dict_or_path=settings(config), dtype=model.dtype)
+            for buffer in model.buffers():
+                buffer.data = buffer.data.to(config.model.device)
         self.engine, *_ = self.deepspeed.initialize(
             model=model,
             model_parameters=list(model.parameters()),
@@ -47,6 +51,7 @@ class ZeroEngine:
         if hasattr(self.engine.optimizer, "check_grad_overflow"):  # stage 1 and 2 look in bf16 alone
             self.engine.optimizer.check_grad_overflow = True
         self.engine.checkpoint_engine.load = _load_without_code
+        self.engine.checkpoint_engine.save = _telling_of_the_disk(self.engine.checkpoint_engine.save)
         self.optimizer = self.engine.basic_optimizer
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -151,6 +156,18 @@ def _meet(config: Config) -> None:
     backend = "nccl" if config.model.device == "cuda" else "gloo"
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+def _telling_of_the_disk(save: Callable[..., None]) -> Callable[..., None]:
+    """DeepSpeed's saving of a file, with the OSError that torch makes a RuntimeError of."""
+
+    def saved(state_dict: dict[str, Any], path: str) -> None:
+        try:
+            save(state_dict, path)
+        except RuntimeError as error:
+            raise OSError(f"{Path(path).name}: {str(error).splitlines()[0][:200]}") from error
+
+    return saved
 
 
 def _load_without_code(path: str, map_location: Any = None) -> Any:

@@ -8,6 +8,9 @@ from typing import Literal, Protocol
 
 Status = Literal["right", "wrong", "unanswered", "timed out", "crashed"]
 
+UNJUDGED: tuple[Status, ...] = ("timed out", "crashed")
+"""Where judging itself came to no end; the response counts as wrong."""
+
 
 @dataclass(frozen=True)
 class Verdict:

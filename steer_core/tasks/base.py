@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from steer_core.rewards.base import Verdict
+
 Split = Literal["train", "validation", "test"]
 
 
@@ -32,12 +34,17 @@ class Task(Protocol):
         """Whether the response text solves the problem; never raises on any text."""
         ...
 
-    def verify_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[bool]:
-        """`verify` of many pairs, in order; a task whose verification can be slow overrides it with a batch.
+    def grade_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
+        """The verdict on each pair, in order; a task whose verification can be slow or fail overrides it.
 
         Raises ValueError where the two differ in length.
         """
-        return [self.verify(problem, text) for problem, text in zip(problems, responses, strict=True)]
+        pairs = zip(problems, responses, strict=True)
+        return [Verdict("right" if self.verify(problem, text) else "wrong") for problem, text in pairs]
+
+    def verify_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[bool]:
+        """Whether each response solves its problem; see `grade_all`."""
+        return [verdict.correct for verdict in self.grade_all(problems, responses)]
 
 
 def split_of(problem_id: str) -> Split:

@@ -13,6 +13,7 @@ from functools import cached_property
 
 from steer_core.data_rows import Row, code_tests
 from steer_core.errors import SteerError
+from steer_core.rewards.base import Verdict
 from steer_core.rewards.code import CodeGrader, parse_tests
 from steer_core.tasks.base import Problem
 from steer_core.tasks.files import FileTask
@@ -56,10 +57,9 @@ class Code(FileTask):
         """Whether the response's program passes every test."""
         return self.verify_all([problem], [response])[0]
 
-    def verify_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[bool]:
+    def grade_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
         """Whether each response's program passes every test of its problem; one that is not done in time does not."""
-        references = [problem.answer for problem in problems]
-        return [verdict.correct for verdict in self.grader.grade(references, responses)]
+        return self.grader.grade([problem.answer for problem in problems], responses)
 
 
 def first_tests(reference: str, count: int | None) -> str:
