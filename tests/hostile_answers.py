@@ -184,9 +184,7 @@ WRITTEN_BY_CODE = {
     "source of 100 MB": "print(1)\n#" + "x" * (100 << 20),
 }
 HOSTILE = PROCESSES | MEMORY | TIME | OUTPUT | FILES | KERNEL | FAKES | WRITTEN_BY_CODE
-FUNCTIONS = programs(r"""
-### equal to everything
-class Same:
+EQUAL_TO_EVERYTHING = """class Same%s:
     def __eq__(self, other):
         return True
     def __ne__(self, other):
@@ -195,56 +193,17 @@ class Same:
     def __repr__(self):
         return 'x'
 def solve(x):
-    return Same()
-
-### a text equal to everything
-class Same(str):
-    def __eq__(self, other):
-        return True
-    def __ne__(self, other):
-        return False
-    __hash__ = None
-    def __repr__(self):
-        return 'x'
-def solve(x):
-    return Same('x')
-
-### a list equal to everything
-class Same(list):
-    def __eq__(self, other):
-        return True
-    def __ne__(self, other):
-        return False
-    __hash__ = None
-    def __repr__(self):
-        return 'x'
-def solve(x):
-    return Same([1])
-
-### a dictionary equal to everything
-class Same(dict):
-    def __eq__(self, other):
-        return True
-    def __ne__(self, other):
-        return False
-    __hash__ = None
-    def __repr__(self):
-        return 'x'
-def solve(x):
-    return Same()
-
-### a number equal to everything
-class Same(int):
-    def __eq__(self, other):
-        return True
-    def __ne__(self, other):
-        return False
-    __hash__ = None
-    def __repr__(self):
-        return 'x'
-def solve(x):
-    return Same(1)
-
+    return Same(%s)
+"""
+SAME = {
+    "equal to everything": ("", ""),
+    "a text equal to everything": ("(str)", "'x'"),
+    "a list equal to everything": ("(list)", "[1]"),
+    "a dictionary equal to everything": ("(dict)", ""),
+    "a number equal to everything": ("(int)", "1"),
+}
+"""The class that a program's `Same` extends, and what its answer is made of."""
+FUNCTIONS = {name: EQUAL_TO_EVERYTHING % parts for name, parts in SAME.items()} | programs(r"""
 ### not a number
 def solve(x):
     return float('nan')

@@ -162,15 +162,21 @@ RESUMED = {
 }
 
 
+def whole_and_resumed(folder, settings: list[str], step: int) -> tuple[Trainer, Trainer]:
+    """A run that nothing interrupted, and one that goes on from its checkpoint of a step, in `whole` and `resumed`."""
+    whole = small_trainer(folder / "whole", *settings)
+    whole.fit()
+    resumed = Trainer(RunFolder(folder / "resumed", whole.config).start())
+    shutil.copytree(folder / "whole", folder / "resumed", dirs_exist_ok=True)
+    resumed.resume(from_step=step)
+    resumed.fit()
+    return whole, resumed
+
+
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_resumed_deepspeed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, name):
     settings = [*COMMON, "train.rollouts=3", "train.checkpoint_every=1", *deepspeed, *RESUMED[name]]
-    whole = small_trainer(tmp_path / "whole", *settings)
-    whole.fit()
-    resumed = Trainer(RunFolder(tmp_path / "resumed", whole.config).start())
-    shutil.copytree(tmp_path / "whole", tmp_path / "resumed", dirs_exist_ok=True)
-    resumed.resume(from_step=2)
-    resumed.fit()
+    whole, resumed = whole_and_resumed(tmp_path, settings, 2)
     assert rows_of(tmp_path / "resumed") == rows_of(tmp_path / "whole")
     expected = weights_of(whole)
     for key, value in weights_of(resumed).items():
@@ -182,12 +188,7 @@ def test_a_resumed_deepspeed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, 
 def test_cpu_adam_resumes_to_rounding_for_its_powers_of_beta_are_made_anew(tmp_path):
     settings = [*COMMON, "train.rollouts=20", "train.checkpoint_every=10", "evaluation.every=0", "train.seed=1"]
     settings += [*deepspeed, *EXACT["stage 2, offloaded"], "optimizer.name=cpu-adam"]
-    whole = small_trainer(tmp_path / "whole", *settings)
-    whole.fit()
-    resumed = Trainer(RunFolder(tmp_path / "resumed", whole.config).start())
-    shutil.copytree(tmp_path / "whole", tmp_path / "resumed", dirs_exist_ok=True)
-    resumed.resume(from_step=10)
-    resumed.fit()
+    whole, resumed = whole_and_resumed(tmp_path, settings, 10)
     expected = weights_of(whole)
     for key, value in weights_of(resumed).items():
         torch.testing.assert_close(value, expected[key], rtol=0, atol=5e-5, msg=key)
