@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=results, help="folder of the page (default: beside this file)")
     args = parser.parse_args()
     runs = {name: train(name, args.out, args.steps) for name in ENGINES}
-    about = environment() | {"command": "python reproduce/engines.py"}
+    about = environment() | {"command": shlex.join(["python", *sys.argv])}
     args.results.mkdir(parents=True, exist_ok=True)
     record = {
         "environment": about,

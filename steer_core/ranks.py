@@ -16,7 +16,15 @@ from torch import Tensor
 from steer_core.errors import SteerError
 
 T = TypeVar("T")
-_LOST = re.compile(r"connection (closed|reset)|broken pipe|timed? ?out|nccl|gloo", re.IGNORECASE)
+_LOST = re.compile(
+    r"connection (was likely )?(closed|reset|refused|timed out)|broken pipe|short (read|write): "
+    r"|timed out waiting \d+ ?ms|timed out after \d+ seconds waiting for clients|operation timed out"
+    r"|socket .*timed out after|timed out (connecting: |in monitoredbarrier)|timed out \(try="
+    r"|(socket|wait|connect|application|collective operation) timeout"
+    r"|remote process exited|communicator was aborted|has aborted|watchdog",
+    re.IGNORECASE,
+)
+"""How gloo, NCCL and torch's store word a lost connection or a rank that did not answer in time."""
 
 
 def join(device: str, timeout_minutes: float) -> None:

@@ -29,15 +29,19 @@ class Rollout(Sequences):
     """What the sampler says it sampled with, ln p, 0 at padding; None where it does not say."""
 
     def take(self, rows: Sequence[int]) -> Rollout:
-        """Some of the responses, padding kept."""
+        """Some of the responses, padding and the sampler's log-probs kept."""
         rows = list(rows)
         tensors = (self.prompt_ids_BP, self.prompt_mask_BP, self.response_ids_BT, self.response_mask_BT)
         texts, reasons = ([values[i] for i in rows] for values in (self.texts, self.finish_reasons))
-        return Rollout(*(tensor[rows] for tensor in tensors), texts, reasons)
+        logprobs_BT = None if self.logprobs_BT is None else self.logprobs_BT[rows]
+        return Rollout(*(tensor[rows] for tensor in tensors), texts, reasons, logprobs_BT)
 
 
 def join(parts: Sequence[Rollout], pad_token_id: int) -> Rollout:
-    """Rollouts behind one another, padded to the widest: prompts on the left, responses on the right."""
+    """Rollouts behind one another, padded to the widest: prompts on the left, responses on the right.
+
+    The sampler's log-probs are kept where every part has them.
+    """
     width_P, width_T = (
         max(getattr(part, name).shape[1] for part in parts) for name in ("prompt_ids_BP", "response_ids_BT")
     )
@@ -55,6 +59,7 @@ def join(parts: Sequence[Rollout], pad_token_id: int) -> Rollout:
         padded("response_mask_BT", 0),
         [text for part in parts for text in part.texts],
         [reason for part in parts for reason in part.finish_reasons],
+        None if any(part.logprobs_BT is None for part in parts) else padded("logprobs_BT", 0),
     )
 
 

@@ -252,7 +252,7 @@ class RunFolder:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; SteerError where another one works in it or it cannot be written."""
+    """Hold a folder for this process; SteerError where another one works in it, or it cannot be written or locked."""
     try:
         file = (folder / ".lock").open("w", encoding="utf-8")
     except OSError as error:
@@ -262,6 +262,11 @@ def lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise SteerError(f"{folder}: another process works in it; wait for it or end it") from error
+        except OSError as error:
+            raise SteerError(
+                f"{folder}: cannot be locked ({error.strerror}), and two processes at once would spoil it; name a "
+                "folder of a file system with locks, such as a local disk, or mount this one with them"
+            ) from error
         yield
 
 

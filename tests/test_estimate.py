@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -405,6 +406,24 @@ def test_a_runs_optimiser_takes_its_moments_from_the_checkpoint_and_its_settings
     assert sgd.param_groups[0]["lr"] == 0.1
     fresh = optimizers_of(policy, config, updates[:1], None)["adamw:1e-06"]
     assert not fresh.state
+
+
+@pytest.mark.parametrize(("optimizer", "update"), [("adamw", "adamw:0.0001"), ("cpu-adam", "adamw:0.0001")])
+def test_moments_that_deepspeed_holds_are_refused_before_anything_is_sampled(tmp_path, monkeypatch, optimizer, update):
+    run = RunFolder(tmp_path, small_config("engine.name=deepspeed", f"optimizer.name={optimizer}"))
+    (tmp_path / "checkpoints" / "step_000002").mkdir(parents=True)
+    monkeypatch.setattr(module, "sample", None)
+    with pytest.raises(SteerError, match=rf"^update {update}: DeepSpeed's moments .*step_000002 with .*config.yaml$"):
+        estimate("embedded", small_config(), [Update.parse("sgd:0.1"), Update.parse(update)], run=run)
+
+
+@pytest.mark.parametrize(("momentum", "refused"), [(0, False), (0.9, True)])
+def test_deepspeeds_plain_sgd_holds_no_moments_and_is_not_refused(policy, tmp_path, momentum, refused):
+    settings = ("engine.name=deepspeed", "optimizer.name=sgd", f"optimizer.momentum={momentum}")
+    run = RunFolder(tmp_path, small_config(*settings))
+    (tmp_path / "checkpoints" / "step_000002").mkdir(parents=True)
+    with pytest.raises(SteerError, match="DeepSpeed's moments") if refused else nullcontext():
+        assert not optimizers_of(policy, small_config(), [Update("sgd", 0.1)], run)["sgd:0.1"].state
 
 
 def test_a_sample_of_more_mini_batches_measures_each_from_the_same_policy(policy):

@@ -14,7 +14,7 @@ from steer_core.run import RunFolder
 
 pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
 
-KILLS, ROLLOUTS = 10, 24
+KILLS, ROLLOUTS = 10, 60
 SETTINGS = (
     "engine.name=deepspeed",
     "engine.zero_stage=2",
@@ -61,6 +61,7 @@ def rollouts_of(run: RunFolder) -> int:
 
 def test_ten_kills_at_random_moments_change_nothing(whole, tmp_path):
     killed, output, moments = RunFolder(tmp_path / "run", whole.config), tmp_path / "output", random.Random(1)
+    codes = []
     for attempt in range(KILLS):
         processes = start_ranks(output, 2, *COMMAND, killed.path)
         if attempt:  # the first kill may fall anywhere, start-up included
@@ -75,8 +76,9 @@ def test_ten_kills_at_random_moments_change_nothing(whole, tmp_path):
             process.kill()
         for process in processes:
             process.join()
-        if killed.path.exists() and rollouts_of(killed) >= ROLLOUTS:
-            break
+            codes.append(process.exitcode)
+    assert codes == [-signal.SIGKILL] * 2 * KILLS, output.read_text()
+    assert rollouts_of(killed) < ROLLOUTS  # so that every kill fell before the run's end
     assert join(start_ranks(output, 2, *COMMAND, killed.path)) == [0, 0], output.read_text()
     for log in ("metrics.jsonl", "evaluations.jsonl"):
         assert without_time(killed.read(log)) == without_time(whole.read(log))

@@ -12,7 +12,7 @@ from scipy import stats as scipy_stats
 from small import small_trainer
 
 from steer_core import policy
-from steer_core.batch import split_into, split_rows
+from steer_core.batch import Batch, padding, split_into, split_rows
 from steer_core.errors import SteerError
 from steer_core.policy import score
 from steer_core.rollout import HuggingFaceEngine
@@ -40,6 +40,21 @@ def test_every_row_is_in_one_micro_batch_and_none_is_over_its_tokens_but_a_row_a
     assert len(split) == count
     assert all(split)
     assert sorted(row for part in split for row in part) == rows
+
+
+def held(prompts, responses):
+    """A micro-batch of rows with so many prompt and response tokens, padded to the widest."""
+    masks = [torch.arange(max(lengths)) < torch.tensor(lengths)[:, None] for lengths in (prompts, responses)]
+    prompt_mask, response_mask = masks[0].flip(1), masks[1]
+    sequences = policy.Sequences(prompt_mask.long(), prompt_mask, response_mask.long(), response_mask)
+    return Batch(sequences, None, None, None)
+
+
+def test_padding_is_the_share_of_places_without_a_token_and_packed_there_are_none():
+    batches = [[held([3, 1], [4, 2])], [held([2], [3]), held([1, 2], [1, 1])]]  # 10 of 14, 5 of 5, 5 of 6
+    assert padding(batches, packed=False) == pytest.approx(5 / 25)
+    assert padding([batches[1][:1]], packed=False) == 0
+    assert padding(batches, packed=True) == 0
 
 
 @pytest.fixture(scope="module")

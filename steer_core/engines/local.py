@@ -54,11 +54,16 @@ class LocalEngine:
         return {"engine": "local", "optimizer": state["param_groups"]}
 
     def load(self, folder: Path, about: dict[str, Any]) -> None:
-        """See `TrainingEngine.load`. Raises SteerError for weights of another model."""
+        """See `TrainingEngine.load`. Raises SteerError for weights of another model, and for missing ones."""
         weights = {k: v for path in sorted(folder.glob("model*.safetensors")) for k, v in load_file(path).items()}
-        _, unexpected = self.model.load_state_dict(weights, strict=False)
+        missing, unexpected = self.model.load_state_dict(weights, strict=False)
         if unexpected:
             raise SteerError(f"checkpoint {folder}: holds weights that model.path has not, such as {unexpected[0]}")
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        held = {id(parameters[name]) for name in weights if name in parameters}  # a tied weight is stored once
+        lost = [name for name in missing if name in parameters and id(parameters[name]) not in held]
+        if lost:
+            raise SteerError(f"checkpoint {folder}: lacks weights of model.path, such as {lost[0]}; take another one")
         self.model.tie_weights()
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in load_file(folder / _FILE).items():
