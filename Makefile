@@ -12,12 +12,14 @@ comma := ,
 quietly = $(call install, -qq,$(1)) || { echo "the install failed; to see it in full: $(call install,,$(1))" >&2; exit 1; }
 
 ifeq ($(QUICK),0)
-OUT ?= runs/compare
+OUT ?= runs/$(if $(METHODS),methods,compare)
 COMPARE := --out $(OUT)
 else
-OUT ?= runs/quick
+OUT ?= runs/$(if $(METHODS),methods-quick,quick)
 COMPARE := --quick --out $(OUT)
 endif
+
+COMPARE += $(if $(METHODS),--methods $(METHODS))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -29,7 +31,7 @@ run test notebooks: export HF_HUB_OFFLINE := 1
 help: ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: .venv/base.stamp ## install, then run or resume the comparison in runs/compare (QUICK=1: a short one; OUT=another folder)
+run: .venv/base.stamp ## install, then run or resume the comparison in runs/compare (QUICK=1: a short one; OUT=another folder; METHODS="stare kl-cov": GRPO against any)
 	@echo "run: steer compare $(COMPARE) --resume"
 	@$(BIN)/steer compare $(COMPARE) --resume
 

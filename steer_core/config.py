@@ -175,7 +175,7 @@ class AlgorithmConfig:
     dual_clip: float | None = Field(10.0, gt=1)
     """With A < 0 the gradient stops where the ratio exceeds this; `null` switches it off."""
     importance_cap: float | None = Field(None, gt=0)
-    """Truncated importance correction of a sampler that is not quite the policy: each token's loss times
+    """Truncated importance correction of a sampler that is not quite the policy: each token's advantage times
     min(p_policy / p_sampler, this); needs a sampler that tells log-probs (vllm). `null`: none."""
     reduction: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"] = (
         "token-mean"
