@@ -37,7 +37,9 @@ class Batch:
         return dict(zip(self.rows, self.mask_BT.sum(-1).tolist(), strict=True))
 
 
-def passes(rows: Sequence[int], sequences: Sequences, size: int, tokens: int | None, packed: bool) -> list[list[int]]:
+def forward_passes(
+    rows: Sequence[int], sequences: Sequences, size: int, tokens: int | None, packed: bool
+) -> list[list[int]]:
     """Rows in forward passes of `size` sequences or, where `tokens` is given, of at most so many tokens.
 
     By tokens, sequences are sorted by length, and every rank makes as many passes as the others.

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 from pyarrow import parquet
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
@@ -29,7 +28,7 @@ from steer_core.config import BenchmarkConfig, BenchmarksConfig, CountdownConfig
 from steer_core.data import load_data, names, render, styled
 from steer_core.environment import environment
 from steer_core.errors import SteerError, nearest
-from steer_core.policy import base_digest, load_policy, load_tokenizer, model_folder
+from steer_core.policy import base_digest, load_tokenizer, model_folder, policy_of
 from steer_core.rewards import Grader, graders_of
 from steer_core.rollout import HuggingFaceEngine, RolloutEngine
 from steer_core.run import lock, write_atomically
@@ -264,7 +263,7 @@ def engine_of(config: BenchmarksConfig, tokenizer: PreTrainedTokenizerBase, posi
 
         own_process = config.benchmark.engine == "vllm-process"
         return VllmEngine(config.model, str(model_folder(config.model.path)), tokenizer, positions, own_process)
-    return HuggingFaceEngine(load_policy(config.model.path, config.model.device, getattr(torch, config.model.dtype)))
+    return HuggingFaceEngine(policy_of(config.model))
 
 
 def room(tokenizer: PreTrainedTokenizerBase, positions: int, benchmark: Benchmark, most: int) -> int:

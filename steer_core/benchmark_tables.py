@@ -13,6 +13,7 @@ import pandas as pd
 from steer_core.benchmark import RESPONSES
 from steer_core.errors import SteerError, nearest
 from steer_core.measures import Decision, average, maj_at_k, paired, pass_interval
+from steer_core.rewards.base import UNJUDGED
 from steer_core.run import write_atomically
 from steer_core.statistics import bootstrap_over_problems
 from steer_core.tables import markdown_table
@@ -109,13 +110,13 @@ HEAD = ("benchmark", "problems x samples", "grader", "avg@n ± SE", "pass@n", "m
 
 
 def lines_of(summary: dict[str, Any]) -> list[list[str]]:
-    """The main table, one row a benchmark and grader; `no verdict`: the grader itself timed out or crashed."""
+    """The main table, one row a benchmark and grader; `no verdict`: see `UNJUDGED`."""
     lines = []
     for name, one in summary.items():
         responses = one["problems"] * one["samples"]
         for i, (grader, found) in enumerate(one["graders"].items()):
             status, first = found["status"], i == 0
-            failed = status.get("timed out", 0) + status.get("crashed", 0)
+            failed = sum(status.get(name, 0) for name in UNJUDGED)
             lines.append(
                 [
                     name if first else "",

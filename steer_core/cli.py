@@ -99,7 +99,7 @@ def train(args: argparse.Namespace) -> int:
     with ranks.company():
         trainer = Trainer(run)
         if not goes_on:
-            ranks.of_first(lambda: run.start() and None)
+            ranks.of_first(lambda: run.start().path)
         with lock(run.path) if ranks.first() else _silence():
             ranks.wait()
             if goes_on:
@@ -142,7 +142,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
     from steer_core.evaluation import evaluate as run_evaluation
     from steer_core.evaluation import evaluation_table
-    from steer_core.policy import load_policy
+    from steer_core.policy import policy_of
     from steer_core.rollout import HuggingFaceEngine
     from steer_core.run import write_atomically
     from steer_core.seeding import derive_seed
@@ -153,7 +153,7 @@ def evaluate(args: argparse.Namespace) -> int:
     path = path or (run.path / "config.yaml" if run else None)
     config = load_config(path, overrides)
     torch.set_num_threads(config.train.threads)
-    policy = load_policy(folder, config.model.device, getattr(torch, config.model.dtype))
+    policy = policy_of(config.model, folder)
     task, settings = make_task(config.task, policy.tokenizer), config.evaluation
     problems = task.problems(settings.split, settings.problems)
     check_prompt(policy.tokenizer, problems[0].prompt)
@@ -264,7 +264,7 @@ def doctor(args: argparse.Namespace) -> int:
 def _stop_on_signals(trainer: Trainer) -> None:
     """Have Ctrl-C and SIGTERM stop a run after the rollout in hand, and a second Ctrl-C at once.
 
-    A launcher sends its ranks SIGTERM after the terminal's own Ctrl-C, so SIGTERM never stops at once.
+    Some launchers send their ranks SIGTERM after the terminal's own Ctrl-C, so SIGTERM never stops at once.
     """
 
     def stop(*_) -> None:

@@ -175,8 +175,8 @@ class AlgorithmConfig:
     dual_clip: float | None = Field(10.0, gt=1)
     """With A < 0 the gradient stops where the ratio exceeds this; `null` switches it off."""
     importance_cap: float | None = Field(None, gt=0)
-    """Truncated importance correction of a sampler that is not quite the policy: each token's advantage times
-    min(p_policy / p_sampler, this); needs a sampler that tells log-probs (vllm). `null`: none."""
+    """Truncated importance correction of a sampler that is not quite the policy: each token's advantage, wherever
+    a rule reads it, times min(p_policy / p_sampler, this). It needs rollout.engine=vllm; `null`: none."""
     reduction: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"] = (
         "token-mean"
     )
@@ -337,6 +337,12 @@ class Config:
     def _check_engine(self) -> None:
         """Refuse what the engines cannot do together, before anything is loaded."""
         engine, optimizer, algorithm = self.engine, self.optimizer, self.algorithm
+        device, dtype = self.model.device, self.model.dtype
+        if self.model.attention == "flash_attention_2" and (device, dtype) != ("cuda", "bfloat16"):
+            raise SteerError(
+                f"model.attention: flash_attention_2 is for bfloat16 on a GPU, not {dtype} on {device}; "
+                "set model.device=cuda and model.dtype=bfloat16, or model.attention=auto"
+            )
         if engine.name == "local":
             for name in ("zero_stage", "offload"):
                 value, default = getattr(engine, name), getattr(EngineConfig(), name)

@@ -42,7 +42,7 @@ from steer_core.environment import environment
 from steer_core.errors import SteerError
 from steer_core.ladder import Lens
 from steer_core.loss import ClipRange, denominator, token_coefficients
-from steer_core.policy import Policy, load_policy
+from steer_core.policy import Policy, policy_of
 from steer_core.rollout import HuggingFaceEngine, Rollout, join
 from steer_core.run import RunFolder, write_atomically
 from steer_core.seeding import derive_seed
@@ -304,7 +304,7 @@ def estimate(
     if not updates:
         raise SteerError("update: none is given; name at least one, such as sgd:0.001")
     torch.set_num_threads(config.train.threads)
-    policy = load_policy(model, config.model.device, getattr(torch, config.model.dtype))
+    policy = policy_of(config.model, model)
     task = make_task(config.task, policy.tokenizer)
     optimizers = optimizers_of(policy, config, updates, run)
     drawn = sample(policy, task, config, with_signal, progress)

@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 from steer_core import ranks
-from steer_core.batch import passes
+from steer_core.batch import forward_passes
 from steer_core.config import EvaluationConfig
 from steer_core.measures import pass_at_k
 from steer_core.policy import Policy, score
@@ -52,12 +52,12 @@ def evaluate(
     problems: list[Problem],
     config: EvaluationConfig,
     seed: int,
-    tokens: int | None = None,
+    budget: int | None = None,
     packed: bool = False,
 ) -> Evaluation:
     """Sample `config.samples` responses to each problem, verify them, score their entropy.
 
-    tokens, packed: most tokens of a scoring pass, and whether it goes without padding; by default 64 padded sequences.
+    budget, packed: most tokens of a scoring pass, and whether it goes without padding; by default 64 padded sequences.
     """
     places = own_places(len(problems))
     own = [problems[place] for place in places]
@@ -69,7 +69,7 @@ def evaluate(
     sums_PK[:, 3] = torch.tensor([x == "length" for x in rollout.finish_reasons]).view(-1, config.samples).sum(-1)
     sums_PK[:, 4] = rollout.response_mask_BT.sum(-1).view(-1, config.samples).sum(-1).cpu()
     with torch.no_grad():
-        for rows in passes(scored, rollout, _SCORED_AT_ONCE, tokens, packed):
+        for rows in forward_passes(scored, rollout, _SCORED_AT_ONCE, budget, packed):
             part = rollout.rows(rows)
             stats = score(policy.model, part, config.temperature, packed)
             problem = torch.tensor(rows) // config.samples

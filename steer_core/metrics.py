@@ -10,7 +10,8 @@ entropy_change/...  change of the mean entropy over the rollout's response token
 quadrant/...        share of response tokens in each quadrant.
 lambda/...          the intervention's token weights: quantiles, mean, share within 1% of 1; and, as
                     `lambda/most_damped/...`, what the token of smallest weight in each step was like
-                    (under STEER, the one that set the maximum): probability, entropy, |A| and ratio,
+                    (under STEER, the one that set the maximum): probability, entropy, |A| (corrected, if
+                    algorithm.importance_cap is set) and ratio,
                     means over the steps that damped any.
 intervention/...    what a closed loop remembers after the rollout: a coefficient, a gate, an integral.
 clip/..., ratio/... share of tokens the clip stops, by side; tails of p_theta / p_old.

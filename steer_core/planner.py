@@ -206,7 +206,8 @@ def activations(config: Config, shape: Shape, tokens: int, sequences: int) -> fl
     kept = shape.layers * layer
     if config.engine.activations == "recompute":
         kept = shape.layers * size * shape.hidden + layer
-    mask = 0 if config.optimizer.packing == "packed" else (1 + size) * tokens * tokens / sequences
+    unmasked = config.optimizer.packing == "packed" or config.model.attention == "flash_attention_2"
+    mask = 0 if unmasked else (1 + size) * tokens * tokens / sequences
     return tokens * (kept + last + 3 * size * shape.intermediate) + mask
 
 

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import logging
 
 from steer_core import ranks
+from steer_core.config import ModelConfig
 from steer_core.environment import sha256
 from steer_core.errors import SteerError
 from steer_core.smoke import SMOKE, smoke_model
@@ -66,8 +67,7 @@ def load_policy(path: str, device: str = "cpu", dtype: torch.dtype = torch.float
     of another architecture (nothing is ever initialised at random in silence), for a tokenizer that
     does not fit the model, and for a device that is not there.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SteerError(f"model.device: {device} is asked for and torch finds no CUDA GPU; set model.device=cpu")
+    check_device(device)
     folder = model_folder(path)
     try:
         logging.disable_progress_bar()  # a bar for the 38 tensors of a small model says nothing
@@ -78,12 +78,12 @@ def load_policy(path: str, device: str = "cpu", dtype: torch.dtype = torch.float
             output_loading_info=True,
             **({} if attention == "auto" else {"attn_implementation": attention}),
         )
-    except ImportError as error:
-        raise SteerError(
-            f"model.attention: {attention} does not load ({_line(error)}); install what it names, or set "
-            "model.attention=auto"
-        ) from error
     except Exception as error:  # whatever a broken or foreign folder makes the loaders raise
+        if attention != "auto" and isinstance(error, ImportError | ValueError):
+            raise SteerError(
+                f"model.attention: {attention} does not load ({_line(error)}); install what it names, or set "
+                "model.attention=auto"
+            ) from error
         raise _does_not_load(path, error) from error
     tokenizer = load_tokenizer(path)
     unfit = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
@@ -104,6 +104,20 @@ def load_policy(path: str, device: str = "cpu", dtype: torch.dtype = torch.float
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
     return Policy(model.eval().to(device), tokenizer)
+
+
+def policy_of(config: ModelConfig, folder: str | None = None) -> Policy:
+    """The policy that a configuration names, or that of another folder with the same device, precision and attention.
+
+    Raises SteerError as `load_policy` does.
+    """
+    return load_policy(folder or config.path, config.device, getattr(torch, config.dtype), config.attention)
+
+
+def check_device(device: str) -> None:
+    """Raise SteerError for a device that is not there."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SteerError(f"model.device: {device} is asked for and torch finds no CUDA GPU; set model.device=cpu")
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:

@@ -146,7 +146,7 @@ class RunFolder:
         """Give a written checkpoint its manifest and its name, and drop older ones."""
         files = sorted(p for p in partial.rglob("*") if p.is_file())
         sums = {p.relative_to(partial).as_posix(): sha256(p) for p in files}
-        manifest = {"run": _fingerprint(self.config), **about, "sha256": sums}
+        manifest = {"run": self._fingerprint(), **about, "sha256": sums}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         logs = [self.path / name for name in _LOGS if (self.path / name).exists()]
         for file in [*(p for p in partial.rglob("*") if p.is_file()), *logs]:
@@ -194,7 +194,9 @@ class RunFolder:
 
         No code is executed. Raises SteerError where another engine wrote it.
         """
-        manifest, _ = self._examine(path, sums=False)
+        manifest, problem = self._examine(path, sums=False)
+        if problem is not None:  # it was whole where the first rank looked
+            raise SteerError(f"checkpoint {path}: {problem} on rank {ranks.index()}; give all ranks one file system")
         if manifest["engine"] != self.config.engine.name:
             raise SteerError(f"checkpoint {path}: was written by engine.name={manifest['engine']}; go on with that one")
         engine.load(path, manifest)
@@ -247,7 +249,12 @@ class RunFolder:
         for name, digest in wanted.items() if sums else ():
             if not (path / name).is_file() or sha256(path / name) != digest:
                 return manifest, f"{name} is missing or does not match its checksum"
-        return manifest, None if run == _fingerprint(self.config) else "was written by a run with other settings"
+        return manifest, None if run == self._fingerprint() else "was written by a run with other settings"
+
+    def _fingerprint(self) -> str:
+        """A hash of the settings as config.yaml holds them; settings that came after the run began are not in it."""
+        settings = read_yaml(self.path / "config.yaml")
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -297,10 +304,6 @@ def write_atomically(path: Path, text: str) -> None:
 def whole_weights(engine: TrainingEngine) -> dict[str, torch.Tensor]:
     """Every weight whole, on the first rank, in CPU memory; nothing on the others, which help to gather them."""
     return {name: weight.to("cpu", copy=True) for name, weight in engine.weights() if ranks.first()}
-
-
-def _fingerprint(config: Config) -> str:
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -180,7 +180,7 @@ class Trainer(Updates):
         Raises SteerError where the grader crashed on every response: there is no reward to learn from.
         """
         lost, told = int(lost_PG.sum()), [verdict for verdict in verdicts if verdict.status in UNJUDGED]
-        why = f"{told[0].status}: {told[0].detail}" if told else "on other ranks"
+        why = f"{told[0].status}: {told[0].detail}" if told else "other ranks know why"
         crashed = ranks.total(sum(verdict.status == "crashed" for verdict in verdicts), self.model.device)
         if crashed == lost_PG.numel():
             raise SteerError(
@@ -188,7 +188,7 @@ class Trainer(Updates):
                 f"then --resume {self.run.path}"
             )
         if lost:
-            note = f"{lost} of {lost_PG.numel()} responses were not judged, their reward is 0 (the first, {why})"
+            note = f"{lost} of {lost_PG.numel()} responses were not judged, their reward is 0 ({why})"
             self.run.log(step, {"note": note}, "notes.jsonl")
 
     def own_places(self) -> list[int]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from steer_core import ranks
-from steer_core.batch import Batch, flatten, mean_entropy, passes, spread
+from steer_core.batch import Batch, flatten, forward_passes, mean_entropy, spread
 from steer_core.config import Config, OptimizerConfig
 from steer_core.engines import make_engine
 from steer_core.entropy_change import ENTROPY_CHANGE, quadrant_index
@@ -17,7 +18,7 @@ from steer_core.errors import SteerError
 from steer_core.interventions.base import State, Step, Tokens, Treatment
 from steer_core.ladder import Lens
 from steer_core.loss import ClipRange, clipped_surrogate, denominator, importance_ratio, reduce_loss, token_coefficients
-from steer_core.policy import Policy, load_policy, score
+from steer_core.policy import Policy, check_device, policy_of, score
 from steer_core.probe import watched_step
 from steer_core.rollout import Rollout
 from steer_core.run import RunFolder
@@ -34,13 +35,13 @@ class Updates:
 
     def __init__(self, run: RunFolder) -> None:
         config = self.config = run.config
+        check_device(config.model.device)
         ranks.join(config.model.device, config.engine.timeout_minutes)
         check_ranks(config)
         torch.set_num_threads(config.train.threads)
         self.run = run
-        device = "cpu" if config.engine.name == "deepspeed" and config.engine.zero_stage == 3 else config.model.device
-        dtype = getattr(torch, config.model.dtype)
-        self.policy = load_policy(config.model.path, device, dtype, config.model.attention)  # ZeRO-3 moves it in parts
+        in_parts = config.engine.name == "deepspeed" and config.engine.zero_stage == 3  # the engine moves them
+        self.policy = policy_of(replace(config.model, device="cpu") if in_parts else config.model)
         self.model = self.policy.model
         self.engine = make_engine(self.policy, config)
         self.packed = packs(self.policy, config.optimizer)
@@ -94,13 +95,13 @@ class Updates:
     def micro_batches(self, rows: Sequence[int], rollout: Rollout) -> list[list[int]]:
         """Rows of a rollout in micro-batches, by number of sequences or by number of tokens."""
         config = self.config.optimizer
-        return passes(rows, rollout, config.micro_batch_sequences, config.micro_batch_tokens, self.packed)
+        return forward_passes(rows, rollout, config.micro_batch_sequences, config.micro_batch_tokens, self.packed)
 
     def corrected(self, advantages_B: Tensor, rollout: Rollout, old: TokenStats) -> Tensor:
         """The advantage of every token (B, T): its response's, times its truncated importance ratio if asked for.
 
         min(p_policy / p_sampler, algorithm.importance_cap) weighs the gap between sampler and policy (Ionides 2008).
-        It is above 0, so what a token's loss, clip and estimated entropy change make of A holds of the product.
+        It is above 0 and takes A's place in every rule: loss, clip, estimated entropy change, interventions.
         """
         advantages_BT, cap = advantages_B[:, None].expand_as(old.logprob), self.config.algorithm.importance_cap
         if cap is None:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from small import small_config
 
@@ -14,8 +15,11 @@ IN_PARTS, AT_ONCE = "logits in parts", policy._LOGITS_AT_ONCE
 """What a case's name ends with where logits are to be made for a few rows at a time."""
 
 
-def work(rank: int, port: int, folder: Path, cases: dict[str, list[str]]) -> None:
-    """Train a small run for every case, as `torchrun` would have it: (name, settings), into a folder of its name."""
+def work(rank: int, port: int, folder: Path, cases: dict[str, list[str]], sums: dict[str, list[str]]) -> None:
+    """Train a small run for every case, as `torchrun` would have it: (name, settings), into a folder of its name.
+
+    sums: settings by name with which gradients are only summed; their norms are saved under the name and rank.
+    """
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in places.items()})
     for name, settings in cases.items():
@@ -26,4 +30,15 @@ def work(rank: int, port: int, folder: Path, cases: dict[str, list[str]]) -> Non
             run.start()
         ranks.wait()
         assert trainer.fit()
+    for name, settings in sums.items():
+        trainer = Trainer(RunFolder(folder / name, small_config(*settings)))
+        norms = [norm(trainer, shares[rank]) for shares in ((1.0, 0.0), (1.0, 2**-10))]
+        torch.save(norms, folder / f"{name} {rank}.pt")
     dist.destroy_process_group()
+
+
+def norm(trainer: Trainer, share: float) -> float:
+    """The norm of the sum over ranks of `share` times one gradient."""
+    logits = trainer.model(torch.ones(1, 4, dtype=torch.long)).logits
+    trainer.engine.backward(share * logits.float().sum(), last=True)
+    return trainer.engine.step()

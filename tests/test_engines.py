@@ -41,6 +41,7 @@ LOCAL = {
     "by tokens": SPLIT,
     "packed": [*SPLIT, "optimizer.packing=packed"],
 }
+SUMS = {f"sum, {name}": settings for name, settings in BFLOAT.items() if "stage 0" not in name}
 ON_TWO = {"local": LOCAL["by tokens"]} | {name: [*deepspeed, *EXACT[name]] for name in ("stage 2", "stage 3")}
 ON_TWO[f"stage 3, {IN_PARTS}"] = ON_TWO["stage 3"]
 
@@ -248,8 +249,17 @@ def on_two(tmp_path_factory):
     """The same runs on two ranks each, one pair of processes after another's run; the folders by name."""
     folder = tmp_path_factory.mktemp("two")
     cases = {name: [*COMMON, *settings] for name, settings in ON_TWO.items()}
-    run_two(work, free_port(), folder, cases, seconds=400)
+    sums = {name: [*COMMON, *deepspeed, *settings, "optimizer.learning_rate=1e-12"] for name, settings in SUMS.items()}
+    run_two(work, free_port(), folder, cases, sums, seconds=400)
     return folder
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_bfloat16_gradients_of_ranks_are_summed_in_float32(on_two, name):
+    """2**-10 of a gradient is too small to add to it in bfloat16."""
+    for rank in range(2):
+        alone, both = torch.load(on_two / f"{name} {rank}.pt")
+        assert both == pytest.approx((1 + 2**-10) * alone, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ON_TWO)
@@ -268,6 +278,7 @@ def test_two_ranks_log_what_one_logs_and_nothing_twice(local, on_two):
     [
         (["model.dtype=bfloat16"], r"model.dtype: bfloat16 .*set engine.name=deepspeed"),
         (["optimizer.name=cpu-adam"], r"optimizer.name: cpu-adam is DeepSpeed's"),
+        (["model.attention=flash_attention_2"], r"model.attention: flash_.*not float32 on cpu; set model.device"),
         ([*deepspeed, "model.dtype=float64"], r"model.dtype: float64 .*engine.name=local"),
         ([*deepspeed, "intervention.name=influence"], r"intervention.name: influence .*engine.name=local"),
         ([*deepspeed, "engine.offload=all"], r"engine.offload: all needs engine.zero_stage=3, not 2"),

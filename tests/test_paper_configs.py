@@ -278,6 +278,14 @@ def test_a_program_is_right_where_it_passes_every_test_that_counts(data):
         assert problems[0].prompt.startswith("<|im_start|>user\nWrite program")
 
 
+def test_a_program_that_a_limit_ended_was_judged_and_is_wrong(data):
+    task = code(data, tests=2)
+    (problem,) = task.problems("train", 1)
+    (verdict,) = task.grade_all([problem], ["```python\nx = bytearray(1 << 40)\n```"])
+    assert verdict.status == "wrong"
+    assert "memory" in verdict.detail
+
+
 def test_problems_whose_tests_cannot_be_run_are_left_out_with_a_warning(tmp_path):
     functional = json.dumps({"functional": "assert f(1) == 2"})
     rows = [row("good", TESTS), row("asserts", functional), row("broken", "no tests")]

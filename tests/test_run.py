@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import resource
 import subprocess
@@ -9,6 +10,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from small import small_config, small_trainer, without_time
 
@@ -182,6 +184,31 @@ def test_a_run_folder_is_not_overwritten(tmp_path):
     RunFolder(tmp_path / "a", small_config()).start()
     with pytest.raises(SteerError, match="holds a run already; use --resume"):
         RunFolder(tmp_path / "a", small_config()).start()
+
+
+def test_a_run_that_began_before_a_setting_was_known_goes_on_and_one_whose_settings_were_changed_does_not(tmp_path):
+    trainer = small_trainer(tmp_path / "run")
+    trainer.fit()
+    (*_, path) = trainer.run.checkpoints()
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    del settings["model"]["attention"]
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["run"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert RunFolder.open(tmp_path / "run").choose_checkpoint() == path
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({**settings, "rollout": {"prompts": 8}}))
+    with pytest.raises(SteerError, match="was written by a run with other settings"):
+        RunFolder.open(tmp_path / "run").choose_checkpoint()
+
+
+def test_a_checkpoint_that_a_rank_does_not_find_is_told(tmp_path):
+    trainer = small_trainer(tmp_path / "run")
+    trainer.fit()
+    (*_, path) = trainer.run.checkpoints()
+    (path / "manifest.json").unlink()
+    with pytest.raises(SteerError, match=r"manifest.json is missing or damaged on rank 0; give all ranks one file"):
+        trainer.run.restore(path, trainer.engine)
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path):

@@ -46,7 +46,7 @@ def test_responses_that_are_not_judged_are_counted_and_noted_and_a_broken_grader
     trainer.fit()
     (row,), (note,) = trainer.run.read(), trainer.run.read("notes.jsonl")[:1]
     assert (row["reward/unjudged"], row["reward/mean"]) == (2 / 16, 14 / 16)
-    assert note["note"].startswith("2 of 16 responses were not judged, their reward is 0 (the first, timed out: no ans")
+    assert note["note"].startswith("2 of 16 responses were not judged, their reward is 0 (timed out: no answer)")
     trainer.task.grade_all = lambda problems, texts: [broken] * len(texts)
     with pytest.raises(SteerError, match=r"rollout 2: the grader crashed on every response \(crashed: no sympy\)"):
         trainer.step(2)

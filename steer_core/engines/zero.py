@@ -107,7 +107,7 @@ class ZeroEngine:
 def settings(config: Config) -> dict[str, Any]:
     """DeepSpeed's configuration for ours; what a step's micro-batches are is the trainer's business.
 
-    bfloat16 gradients are summed in float32, over ranks and, from stage 1 on, over micro-batches.
+    From stage 1 on, bfloat16 gradients are summed in float32, over micro-batches and ranks; stage 0 rounds each sum.
     """
     engine, bfloat = config.engine, config.model.dtype == "bfloat16"
     zero: dict[str, Any] = {"stage": engine.zero_stage, "overlap_comm": False}

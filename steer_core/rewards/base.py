@@ -9,16 +9,16 @@ from typing import Literal, Protocol
 Status = Literal["right", "wrong", "unanswered", "timed out", "crashed"]
 
 UNJUDGED: tuple[Status, ...] = ("timed out", "crashed")
-"""Where judging itself came to no end; the response counts as wrong."""
+"""Where judging itself came to no end, or, of code, its program did; the response counts as wrong."""
 
 
 @dataclass(frozen=True)
 class Verdict:
     """A grader's judgement of one response.
 
-    status: `unanswered` where the grader found nothing to judge, `timed out` and `crashed` where judging itself
-    came to no end. answer: the answer it judged, written so that equal answers are equal text (what a majority
-    vote counts), or None. detail: one line for people, such as the first test that failed.
+    status: `unanswered` where the grader found nothing to judge, `timed out` and `crashed` where judging itself, or
+    the program that is judged, came to no end. answer: the answer it judged, written so that equal answers are equal
+    text (what a majority vote counts), or None. detail: one line for people, such as the first test that failed.
     """
 
     status: Status

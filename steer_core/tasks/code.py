@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from steer_core.data_rows import Row, code_tests
 from steer_core.errors import SteerError
-from steer_core.rewards.base import Verdict
+from steer_core.rewards.base import UNJUDGED, Verdict
 from steer_core.rewards.code import CodeGrader, parse_tests
 from steer_core.tasks.base import Problem
 from steer_core.tasks.files import FileTask
@@ -58,8 +59,12 @@ class Code(FileTask):
         return self.verify_all([problem], [response])[0]
 
     def grade_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
-        """Whether each response's program passes every test of its problem; one that is not done in time does not."""
-        return self.grader.grade([problem.answer for problem in problems], responses)
+        """Whether each response's program passes every test of its problem.
+
+        One that ends by a limit of time, memory or output was judged as any other: it is wrong.
+        """
+        verdicts = self.grader.grade([problem.answer for problem in problems], responses)
+        return [replace(one, status="wrong") if one.status in UNJUDGED else one for one in verdicts]
 
 
 def first_tests(reference: str, count: int | None) -> str:
