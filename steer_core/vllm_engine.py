@@ -9,6 +9,7 @@ what was said. Each prompt has a seed of its own; kernels that change with the l
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,6 +151,8 @@ def _in_training(config: RolloutConfig, device: str) -> dict[str, Any]:
         from vllm import _custom_ops
 
         _custom_ops._supports_onednn = False  # no packed copies of weights: see `VllmEngine.push`
+        if config.tensor_parallel > 1:
+            _name_shared_memory_by_run()
     return {
         "logprobs_mode": "processed_logprobs",  # of the tempered policy, as the trainer's
         "enforce_eager": device == "cpu",
@@ -157,6 +160,17 @@ def _in_training(config: RolloutConfig, device: str) -> dict[str, Any]:
         **({"gpu_memory_utilization": config.gpu_memory, "enable_sleep_mode": True} if device == "cuda" else {}),
         **({"distributed_executor_backend": "external_launcher"} if ranks.count() > 1 else {}),
     }
+
+
+def _name_shared_memory_by_run() -> None:
+    """Let no other run, nor what a killed one left in /dev/shm, have the name that vLLM's CPU ranks meet under.
+
+    Under an external launcher vLLM gives all runs of a machine the same.
+    """
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
+
+    run, plain = ranks.of_first(lambda: uuid.uuid4().hex), _CPUSHMDistributed.make_group_name
+    _CPUSHMDistributed.make_group_name = staticmethod(lambda group: run + plain(group).replace("/", ""))
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """vLLM beside the trainer: pushed weights are the ones sampled from, a probe catches stale ones, the gap is logged."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
 import torch
-from processes import start_ranks
 from small import SMALL, small_config, small_trainer
 
 from steer_core.errors import SteerError
@@ -101,12 +103,11 @@ def test_two_ranks_sample_from_one_engine_by_tensor_parallel(tmp_path):
     """The smoke model: the embedded one's three heads do not divide between two ranks."""
     settings = ["model.path=smoke", "rollout.max_new_tokens=16", "evaluation.every=0", "train.rollouts=2"]
     settings += ["rollout.engine=vllm", "rollout.tensor_parallel=2", "rollout.draws=prompt", "train.probe_sequences=0"]
-    output, run = tmp_path / "output", tmp_path / "run"
-    processes = start_ranks(output, 2, "train", *SMALL, *settings, "--no-report", "--out", run)
-    for process in processes:
-        process.join(300)
-    assert [process.exitcode for process in processes] == [0, 0], output.read_text()
-    rows = RunFolder.open(run).read()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "steer_core", "train", *SMALL, *settings, "--no-report", "--out", tmp_path / "run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "CI": "1"})
+    assert done.returncode == 0, done.stderr
+    rows = RunFolder.open(tmp_path / "run").read()
     assert len(rows) == 2
     assert all(0 < row["rollout/logprob_gap/max"] < 1e-4 for row in rows)
 
