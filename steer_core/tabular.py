@@ -22,6 +22,19 @@ _SPREAD = 2.0
 _LOG_RATIO = 0.1
 
 
+def rival_logits(chance_S: Tensor, share: float | Tensor, vocabulary: int) -> Tensor:
+    """Logits (S, V), ln p, of states where token 0 has a given probability and one rival a share of the rest.
+
+    The other tokens have what is left, all alike. chance_S: within (0, 1). share: within [0, 1]. Raises
+    SteerError for fewer than 3 tokens.
+    """
+    if vocabulary < 3:
+        raise SteerError(f"vocabulary: {vocabulary} is below 3; give at least 3: the token, its rival and one more")
+    rest_S1 = (1 - chance_S)[:, None]
+    others_SV = (rest_S1 * (1 - share) / (vocabulary - 2)).expand(-1, vocabulary - 2)
+    return torch.cat([chance_S[:, None], rest_S1 * share, others_SV], -1).log()
+
+
 @torch.no_grad()
 def measured_change(logits_SV: Tensor, labels_S: Tensor, push_S: Tensor, step: float) -> Tensor:
     """The change of entropy (S,), nats, when each state's logits move by step * push * (e_a - p).

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steer_core.entropy_change import exact_entropy_change, paper_entropy_change
+from steer_core.errors import SteerError
 from steer_core.loss import ClipRange, clip_indicator, clipped_surrogate, importance_ratio
+from steer_core.tabular import rival_logits
 from steer_core.token_stats import TokenStats, token_stats
 
 CLIP = ClipRange()
@@ -202,3 +204,12 @@ def test_mean_of_the_exact_form_is_the_change_of_the_expected_update(size, seed)
     measured = (entropy_of(logits - ETA * leaf.grad) - entropy_of(logits)) / ETA
     predicted = (p * exact_entropy_change(stats, stats, advantages, CLIP)).sum()
     torch.testing.assert_close(predicted, measured, rtol=1e-3, atol=1e-6)
+
+
+def test_a_rival_has_its_share_of_what_the_token_leaves_and_the_others_the_remainder_alike():
+    probabilities = rival_logits(torch.tensor([0.2, 0.6]), 0.75, 4).exp()
+    expected = torch.tensor([[0.2, 0.6, 0.1, 0.1], [0.6, 0.3, 0.05, 0.05]])
+    torch.testing.assert_close(probabilities, expected)
+    assert rival_logits(torch.tensor([0.5]), 0.0, 3)[0, 1] == -math.inf
+    with pytest.raises(SteerError, match="vocabulary: 2 is below 3"):
+        rival_logits(torch.tensor([0.5]), 0.5, 2)
