@@ -27,12 +27,14 @@ from rich.progress import track
 from throughput import interval, show
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
-from steer_core.attribution import influence, mean_entropy_gradient, step_of_output_layer
-from steer_core.entropy_change import ENTROPY_CHANGE
-from steer_core.environment import environment
-from steer_core.ladder import Lens, derivative, gradient, statistics, taken_step
-from steer_core.loss import ClipRange
-from steer_core.policy import Sequences, load_policy, score
+from steer_core.common.environment import environment
+from steer_core.formulas.entropy_change import ENTROPY_CHANGE
+from steer_core.formulas.loss import ClipRange
+from steer_core.ladder.attribution import influence, mean_entropy_gradient, step_of_output_layer
+from steer_core.ladder.passes import Lens, derivative, gradient, statistics
+from steer_core.ladder.real_step import taken_step
+from steer_core.policy.model import load_policy
+from steer_core.policy.score import Sequences, score
 
 SHAPES = {
     "qwen2.5-0.5b": Qwen2Config(

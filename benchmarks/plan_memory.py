@@ -28,12 +28,12 @@ from typing import Any, NamedTuple
 import torch
 from throughput import resident, show
 
-from steer_core.config import Config, load_config
-from steer_core.environment import environment
-from steer_core.planner import CPU, Machine, memory
-from steer_core.rollout import Rollout
-from steer_core.shapes import read_shape
-from steer_core.smoke import byte_tokenizer
+from steer_core.common.environment import environment
+from steer_core.config.config import Config, load_config
+from steer_core.planner.memory import CPU, Machine, memory
+from steer_core.planner.shapes import read_shape
+from steer_core.policy.smoke import byte_tokenizer
+from steer_core.rollout.rollout import Rollout
 
 PROMPT = 24
 """Tokens of a prompt: what the plan takes for Countdown's."""
@@ -113,10 +113,10 @@ def rollout_of(config: Config, vocabulary: int) -> Rollout:
 
 def measure(name: str, folder: Path) -> None:
     """The updates of a case; then, on the last line, the MiB that engine and updates added at their peak."""
-    from steer_core import updates
     from steer_core.engines import make_engine
-    from steer_core.run import RunFolder
-    from steer_core.trainer import Trainer
+    from steer_core.runs.folder import RunFolder
+    from steer_core.training import update as updates
+    from steer_core.training.loop import Trainer
 
     config, grown = configured(name, folder), []
     if CASES[name].stage is not None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from steer_core.environment import cores, environment
+from steer_core.common.environment import cores, environment
 from steer_core.rewards.code import CodeGrader
 from steer_core.rewards.sandbox import Mode, Sandbox
 

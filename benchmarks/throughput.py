@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from steer_core.config import load_config
-from steer_core.environment import environment
-from steer_core.rollout import Rollout
-from steer_core.run import RunFolder
-from steer_core.trainer import Trainer
+from steer_core.common.environment import environment
+from steer_core.config.config import load_config
+from steer_core.rollout.rollout import Rollout
+from steer_core.runs.folder import RunFolder
+from steer_core.training.loop import Trainer
 
 STEER = "intervention.name=steer"
 SPLIT = "optimizer.micro_batch_sequences=8"

@@ -18,10 +18,10 @@ import torch
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
-from steer_core.config import CountdownConfig
-from steer_core.tasks import Countdown, split_of
-from steer_core.tasks.countdown import CHARACTERS
-from steer_core.tokenizer import character_tokenizer
+from steer_core.config.sections import CountdownConfig
+from steer_core.policy.tokenizer import character_tokenizer
+from steer_core.problems import Countdown, split_of
+from steer_core.problems.countdown import CHARACTERS
 
 CONTEXT = 128
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from steer_core.environment import environment
-from steer_core.report.style import ARM_COLOURS, STYLE
+from steer_core.common.environment import environment
+from steer_core.common.plot_style import ARM_COLOURS, STYLE
 
 ENGINES = {
     "local": (1, []),

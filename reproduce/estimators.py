@@ -23,13 +23,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from steer_core.config import load_config
-from steer_core.entropy_change import ENTROPY_CHANGE
-from steer_core.environment import environment
-from steer_core.errors import SteerError
-from steer_core.estimate import Update, accuracy, estimate
-from steer_core.run import RunFolder, write_atomically
-from steer_core.tabular import tabular_tokens
+from steer_core.common.environment import environment
+from steer_core.common.errors import SteerError
+from steer_core.common.files import write_atomically
+from steer_core.config.config import load_config
+from steer_core.estimate.measure import Update, accuracy, estimate
+from steer_core.formulas.entropy_change import ENTROPY_CHANGE
+from steer_core.formulas.tabular import tabular_tokens
+from steer_core.runs.folder import RunFolder
 
 HERE = Path(__file__).parent
 CASES: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "estimators.yaml").read_text(encoding="utf-8"))

@@ -21,14 +21,14 @@ from pathlib import Path
 
 from wrong_answers import KINDS, boxed, core, neighbour, wrong_answer
 
-from steer_core.data import data_folder, facts_of, names, read_release
-from steer_core.environment import environment
+from steer_core.common.environment import environment
+from steer_core.common.files import write_atomically
+from steer_core.problems.sets import data_folder, facts_of, names, read_release
 from steer_core.rewards.answers import final_answer
 from steer_core.rewards.base import Verdict
 from steer_core.rewards.maths import MathsGrader
 from steer_core.rewards.release import ReleaseGrader
 from steer_core.rewards.workers import WorkerPool
-from steer_core.run import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 QUICK, THROUGHPUT = 200, 100

@@ -31,15 +31,15 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from steer_core.comparison import Comparison, Plan, load_comparison, load_plan
-from steer_core.entropy_change import QUADRANTS
-from steer_core.environment import cores
-from steer_core.errors import INTERRUPTED, SteerError
-from steer_core.report.figures import QUADRANT_NAMES
-from steer_core.report.style import STYLE, label
-from steer_core.run import write_atomically
-from steer_core.runner import run_comparison, start_comparison
-from steer_core.statistics import Interval, interval_over_seeds
+from steer_core.common.environment import cores
+from steer_core.common.errors import INTERRUPTED, SteerError
+from steer_core.common.files import write_atomically
+from steer_core.common.plot_style import STYLE, label
+from steer_core.compare.comparison import Comparison, Plan, load_comparison, load_plan
+from steer_core.compare.report.figures import QUADRANT_NAMES
+from steer_core.compare.runner import run_comparison, start_comparison
+from steer_core.formulas.entropy_change import QUADRANTS
+from steer_core.stats.intervals import Interval, interval_over_seeds
 
 ROOT = Path(__file__).parent.parent
 PLAN = ROOT / "steer_core" / "plans" / "quadrants.yaml"

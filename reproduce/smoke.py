@@ -19,10 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from steer_core.arguments import shipped
-from steer_core.data import data_folder
-from steer_core.environment import environment
-from steer_core.run import RunFolder
+from steer_core.cli.arguments import shipped
+from steer_core.common.environment import environment
+from steer_core.problems.sets import data_folder
+from steer_core.runs.folder import RunFolder
 
 
 def run(name: str, folder: Path) -> dict:

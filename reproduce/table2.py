@@ -23,7 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
+from steer_core.common.settings import read_yaml
+from steer_core.formulas.loss import ClipRange, clip_indicator, importance_ratio
+from steer_core.formulas.token_stats import TokenStats
 from steer_core.interventions.base import Intervention, Tokens
 from steer_core.interventions.clip_higher import ClipHigher
 from steer_core.interventions.covariance import ClipCov, KLCov
@@ -32,9 +35,6 @@ from steer_core.interventions.entropy_loss import EntropyLoss
 from steer_core.interventions.fork_tokens import ForkTokens
 from steer_core.interventions.steer import Steer
 from steer_core.interventions.w_reinforce import WReinforce
-from steer_core.loss import ClipRange, clip_indicator, importance_ratio
-from steer_core.settings import read_yaml
-from steer_core.token_stats import TokenStats
 
 DATA = Path(__file__).with_suffix(".yaml")
 FACTORS = ("clipping", "advantage", "probability", "entropy")

@@ -29,13 +29,13 @@ from pydantic.dataclasses import dataclass
 from rich.console import Console
 from tournament_tables import read_results, stage_results, write_results
 
-from steer_core.comparison import Arm, Comparison, Plan, load_comparison
-from steer_core.environment import cores
-from steer_core.errors import INTERRUPTED, SteerError
-from steer_core.run import write_atomically
-from steer_core.runner import run_comparison, start_comparison
-from steer_core.settings import STRICT, build, read_yaml
-from steer_core.statistics import at_first_crossing
+from steer_core.common.environment import cores
+from steer_core.common.errors import INTERRUPTED, SteerError
+from steer_core.common.files import write_atomically
+from steer_core.common.settings import STRICT, build, read_yaml
+from steer_core.compare.comparison import Arm, Comparison, Plan, load_comparison
+from steer_core.compare.runner import run_comparison, start_comparison
+from steer_core.stats.intervals import at_first_crossing
 
 ROOT = Path(__file__).parent.parent
 PLAN = Path(__file__).with_suffix(".yaml")

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from tournament_statistics import is_decided
 
-from steer_core.comparison import Comparison
-from steer_core.report.style import ARM_COLOURS, MUTED, STYLE, label
+from steer_core.common.plot_style import ARM_COLOURS, MUTED, STYLE, label
+from steer_core.compare.comparison import Comparison
 
 INK, RATE_CONTROL, DECIDED = "#1f2a36", "#0072b2", "#d55e00"
 

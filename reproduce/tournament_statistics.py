@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steer_core.comparison import Comparison
-from steer_core.measures import pass_at_k
-from steer_core.statistics import (
+from steer_core.compare.comparison import Comparison
+from steer_core.stats.intervals import (
     Interval,
     at_first_crossing,
     bootstrap_over_seeds_and_problems,
     interval_over_seeds,
     paired_p_value,
 )
+from steer_core.stats.measures import pass_at_k
 
 DRAWS = 2000
 

@@ -25,10 +25,10 @@ from tournament_statistics import (
     runs_of,
 )
 
-from steer_core.comparison import Comparison, load_comparison
-from steer_core.errors import SteerError
-from steer_core.run import write_atomically
-from steer_core.statistics import bootstrap_over_seeds_and_problems, holm, interval_over_seeds
+from steer_core.common.errors import SteerError
+from steer_core.common.files import write_atomically
+from steer_core.compare.comparison import Comparison, load_comparison
+from steer_core.stats.intervals import bootstrap_over_seeds_and_problems, holm, interval_over_seeds
 
 NOTES = [
     "Levels: pass@k with a bootstrap over seeds and problems, entropy and area with Student t over seeds; 95%.",

@@ -1,5 +1,5 @@
 """`python -m steer_core` is the `steer` command."""
 
-from steer_core.cli import main
+from steer_core.cli.main import main
 
 main()

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
+from steer_core.formulas.loss import ClipRange
+from steer_core.formulas.token_stats import TokenStats
 from steer_core.interventions.base import State, Tokens
-from steer_core.loss import ClipRange
-from steer_core.token_stats import TokenStats
 
 
 def stats_of(logprob: Sequence[float], entropy: Sequence[float] | None = None) -> TokenStats:

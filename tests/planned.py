@@ -1,7 +1,7 @@
 """The configuration and the model that `steer plan` is tested on: a rollout of 512 prompts by the 7B model."""
 
-from steer_core.config import Config, load_config
-from steer_core.shapes import known_shapes
+from steer_core.config.config import Config, load_config
+from steer_core.planner.shapes import known_shapes
 
 SEVEN = known_shapes()["Qwen/Qwen2.5-7B"]
 P = SEVEN.parameters

@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from steer_core import data
-from steer_core.data_rows import read_file
-from steer_core.prompts import question_of
+from steer_core.problems import sets as data
+from steer_core.problems.prompts import question_of
+from steer_core.problems.rows import read_file
 
 
 def user(text):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["steer_core.trainer"])
+SERVER.set_forkserver_preload(["steer_core.training.loop"])
 
 
 def start(output: Path, *arguments) -> multiprocessing.Process:
@@ -66,6 +66,6 @@ def _steer(output: Path, arguments: list[str], places: dict[str, str] | None = N
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-    from steer_core.cli import main
+    from steer_core.cli.main import main
 
     main(arguments)

@@ -7,9 +7,10 @@ import torch
 import torch.distributed as dist
 from small import small_config
 
-from steer_core import policy, ranks
-from steer_core.run import RunFolder
-from steer_core.trainer import Trainer
+from steer_core.common import ranks
+from steer_core.policy import score as policy
+from steer_core.runs.folder import RunFolder
+from steer_core.training.loop import Trainer
 
 IN_PARTS, AT_ONCE = "logits in parts", policy._LOGITS_AT_ONCE
 """What a case's name ends with where logits are to be made for a few rows at a time."""
@@ -26,9 +27,9 @@ def work(rank: int, port: int, folder: Path, cases: dict[str, list[str]], sums: 
         policy._LOGITS_AT_ONCE = 1000 if name.endswith(IN_PARTS) else AT_ONCE
         run = RunFolder(folder / name, small_config(*settings))
         trainer = Trainer(run)
-        if ranks.first():
+        if ranks.is_main():
             run.start()
-        ranks.wait()
+        ranks.barrier()
         assert trainer.fit()
     for name, settings in sums.items():
         trainer = Trainer(RunFolder(folder / name, small_config(*settings)))

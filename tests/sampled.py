@@ -6,7 +6,7 @@ import random
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from steer_core.responses import Response
+from steer_core.runs.responses import Response
 
 HOSTILE = [
     "</script>", "<script>", "alert(1)", "<!--", " ", "   ", "\n", "\n\n", "\t", "\r\n", "\"'`", "&amp;", "",

@@ -8,13 +8,13 @@ import torch
 from small import small_trainer
 from torch import Tensor
 
-from steer_core.batch import Batch
 from steer_core.engines import LocalEngine
+from steer_core.formulas.loss import ClipRange, reduce_loss
+from steer_core.formulas.token_stats import TokenStats
 from steer_core.interventions import METHODS, intervention
-from steer_core.loss import ClipRange, reduce_loss
-from steer_core.rollout import Rollout
-from steer_core.token_stats import TokenStats
-from steer_core.trainer import Trainer
+from steer_core.rollout.rollout import Rollout
+from steer_core.training.batch import Batch
+from steer_core.training.loop import Trainer
 
 ACTING = {
     "none": {},

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from steer_core.config import Config, load_config
-from steer_core.run import RunFolder
-from steer_core.trainer import Trainer
+from steer_core.config.config import Config, load_config
+from steer_core.runs.folder import RunFolder
+from steer_core.training.loop import Trainer
 
 SMALL = (
     "rollout.prompts=4",

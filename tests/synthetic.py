@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from steer_core.comparison import Arm, Comparison, Plan
-from steer_core.entropy_change import QUADRANTS
+from steer_core.compare.comparison import Arm, Comparison, Plan
+from steer_core.formulas.entropy_change import QUADRANTS
 
 PROBLEMS = 10
 SAMPLES = 2

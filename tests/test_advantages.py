@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_core.advantages import ADVANTAGES, GRPO_EPSILON, grpo_advantages, rloo_advantages
-from steer_core.config import AlgorithmConfig
-from steer_core.errors import SteerError
-from steer_core.settings import build
+from steer_core.common.errors import SteerError
+from steer_core.common.settings import build
+from steer_core.config.sections import AlgorithmConfig
+from steer_core.formulas.advantages import ADVANTAGES, GRPO_EPSILON, grpo_advantages, rloo_advantages
 
 rewards = st.lists(st.floats(-10, 10), min_size=2, max_size=12)
 

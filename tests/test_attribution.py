@@ -8,16 +8,17 @@ import pandas as pd
 import pytest
 import torch
 
-from steer_core.attribution import RUNGS, UpdateBatch, attribute, contributions
-from steer_core.config import RolloutConfig
-from steer_core.entropy_change import ENTROPY_CHANGE, push
-from steer_core.errors import SteerError
-from steer_core.ladder import Lens, derivative, gradient, statistics
-from steer_core.loss import ClipRange, clipped_surrogate, reduce_loss, token_coefficients
-from steer_core.policy import full_precision, hidden_states, load_policy, score
-from steer_core.rollout import HuggingFaceEngine
-from steer_core.tasks import Countdown
-from steer_core.token_stats import TokenStats
+from steer_core.common.errors import SteerError
+from steer_core.config.sections import RolloutConfig
+from steer_core.formulas.entropy_change import ENTROPY_CHANGE, surrogate_slope
+from steer_core.formulas.loss import ClipRange, clipped_surrogate, reduce_loss, token_coefficients
+from steer_core.formulas.token_stats import TokenStats
+from steer_core.ladder.attribution import RUNGS, UpdateBatch, attribute, contributions
+from steer_core.ladder.passes import Lens, derivative, gradient, statistics
+from steer_core.policy.model import load_policy
+from steer_core.policy.score import full_precision, hidden_states, score
+from steer_core.problems import Countdown
+from steer_core.rollout.huggingface import HuggingFaceEngine
 
 GROUP, SILENT_GROUP = 3, 1
 MAX_NORM = 0.01
@@ -130,7 +131,7 @@ def loss_of(model, batch):
 
 def test_the_batch_holds_stopped_tokens_silent_ones_and_every_quadrant(scene):
     tokens = scene.off["sgd"].tokens
-    pushed = push(statistics(scene.batch.lens), *inputs_of(scene.batch)).numpy()
+    pushed = surrogate_slope(statistics(scene.batch.lens), *inputs_of(scene.batch)).numpy()
     assert ((pushed == 0) & (tokens["advantage"] != 0)).sum() > 5
     assert (tokens["advantage"] == 0).sum() > 10
     assert tokens["quadrant"].nunique() == 5
@@ -244,7 +245,7 @@ def test_a_tokens_influence_is_what_the_mean_entropy_loses_without_its_push(scen
 
 def test_tokens_without_advantage_or_stopped_by_the_clip_have_no_influence_and_are_moved_all_the_same(scene):
     batch = scene.batch
-    pushed = push(statistics(batch.lens), *inputs_of(batch)).numpy()
+    pushed = surrogate_slope(statistics(batch.lens), *inputs_of(batch)).numpy()
     for result in (*scene.off.values(), *scene.on.values()):
         tokens = result.tokens
         assert (tokens["advantage"] == 0).any()
@@ -311,7 +312,10 @@ def test_output_layer_at_a_tokens_own_state_is_the_exact_form_times_the_squared_
 def test_output_layer_takes_its_own_gradient_with_the_step_sizes_that_the_whole_gradient_set(scene):
     """By hand for a fresh AdamW, whose entries move by eta g / (|g| + eps), g of the whole model; weights are tied."""
     lens, batch = scene.batch.lens, scene.batch
-    pushed, head = batch.coefficient_N * push(statistics(lens), *inputs_of(batch)), replace(lens, output_layer=True)
+    pushed, head = (
+        batch.coefficient_N * surrogate_slope(statistics(lens), *inputs_of(batch)),
+        replace(lens, output_layer=True),
+    )
     whole, own = gradient(lens, pushed)["model.embed_tokens.weight"], gradient(head, pushed)["lm_head.weight"]
     expected = derivative(head, {"lm_head.weight": 1e-4 * own / (whole.abs() + 1e-8)})[1]
     np.testing.assert_allclose(scene.off["adamw"].tokens["output_layer"], expected, rtol=1e-7, atol=1e-15)

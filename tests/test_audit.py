@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problem_files import released, row, write
 
-from steer_core import audit, overlap
-from steer_core.cli import main
-from steer_core.data import facts_of, identity
-from steer_core.errors import SteerError
-from steer_core.prompts import CHINESE_TAILS, STYLES, WRAPPERS
+from steer_core.cli.main import main
+from steer_core.common.errors import SteerError
+from steer_core.problems import audit, overlap
+from steer_core.problems.prompts import CHINESE_TAILS, STYLES, WRAPPERS
+from steer_core.problems.sets import facts_of, identity
 
 COMMITTED = Path(__file__).parents[1] / "reproduce" / "results" / "data_audit.json"
 LONG = "A farmer has {} hens and {} cows, which together have {} legs more than ducks in the pond behind the old mill."

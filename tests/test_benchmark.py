@@ -15,16 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import start, wait_until
 
-from steer_core import benchmark, cli
-from steer_core import benchmark_tables as tables
-from steer_core.benchmark import Benchmark, Item, batches_of
-from steer_core.config import BenchmarkConfig, BenchmarksConfig
-from steer_core.errors import SteerError
-from steer_core.measures import average, pass_at_k
+from steer_core.cli.main import main as cli
+from steer_core.common.errors import SteerError
+from steer_core.common.settings import build
+from steer_core.config.config import BenchmarksConfig
+from steer_core.config.sections import BenchmarkConfig
+from steer_core.evaluation import benchmarks as benchmark
+from steer_core.evaluation import tables as tables
+from steer_core.evaluation.benchmarks import Benchmark, Item, batches_of
+from steer_core.problems import Countdown
 from steer_core.rewards import graders_of
-from steer_core.rollout import Rollout
-from steer_core.settings import build
-from steer_core.tasks import Countdown
+from steer_core.rollout.rollout import Rollout
+from steer_core.stats.measures import average, pass_at_k
 
 SETTINGS = ("benchmark.problems=6", "benchmark.samples=4", "benchmark.batch_sequences=8", "benchmark.threads=1")
 

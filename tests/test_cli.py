@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from small import SMALL
 from transformers import AutoTokenizer
 
-from steer_core.cli import main
-from steer_core.errors import SteerError
-from steer_core.policy import EMBEDDED
-from steer_core.tokenizer import character_tokenizer
+from steer_core.cli.main import main
+from steer_core.common.errors import SteerError
+from steer_core.policy.model import EMBEDDED
+from steer_core.policy.tokenizer import character_tokenizer
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}
 
@@ -159,7 +159,8 @@ def test_help_lists_every_setting_with_its_meaning(capsys, command):
 
 def test_help_is_quick_because_torch_is_not_imported():
     code = (
-        "import sys, steer_core.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: sys.exit('torch' in sys.modules)"
+        "import sys; from steer_core.cli.main import main\n"
+        "try: main(['--help'])\nexcept SystemExit: sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
@@ -207,8 +208,8 @@ def test_a_failed_run_is_named_with_its_reason(tmp_path):
 
 
 def test_a_comparison_with_another_plan_is_not_continued(capsys, tmp_path):
-    from steer_core.comparison import load_plan
-    from steer_core.runner import start_comparison
+    from steer_core.compare.comparison import load_plan
+    from steer_core.compare.runner import start_comparison
 
     plan = Path(__file__).parents[1] / "steer_core" / "plans" / "compare.yaml"
     start_comparison(load_plan(plan, SMALL), tmp_path / "out", resume=False)
@@ -276,7 +277,7 @@ def _weights(run: Path) -> bytes:
 
 
 def test_estimate_takes_settings_behind_its_updates_as_the_help_shows(tmp_path, monkeypatch):
-    import steer_core.estimate as estimate
+    import steer_core.estimate.measure as estimate
 
     seen = {}
 

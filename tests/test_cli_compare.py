@@ -10,9 +10,9 @@ import pytest
 from processes import start, wait_until
 from small import SMALL, without_time
 
-from steer_core import runner
-from steer_core.cli import main
-from steer_core.run import RunFolder
+from steer_core.cli.main import main
+from steer_core.compare import runner
+from steer_core.runs.folder import RunFolder
 
 PLAN = "baseline: grpo\nseeds: [0]\narms:\n  grpo: {label: GRPO}\n"
 

@@ -15,7 +15,7 @@ from hostile_answers import FUNCTIONS, HOSTILE
 from processes import wait_until
 from sandboxes import SHORT, needs_bubblewrap, resident, sandboxed
 
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
 from steer_core.rewards.base import Verdict
 from steer_core.rewards.code import Case, CodeGrader, last_block, parse_tests, same_text, same_value
 from steer_core.rewards.sandbox import Limits, Sandbox

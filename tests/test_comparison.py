@@ -3,13 +3,13 @@
 import pytest
 from small import SMALL, small_config
 
-from steer_core.cli import PLANS
-from steer_core.comparison import Arm, Plan, comparison_of, load_comparison, load_plan
-from steer_core.config import Config
-from steer_core.errors import SteerError
-from steer_core.run import RunFolder
-from steer_core.runner import start_comparison
-from steer_core.settings import build, read_yaml, to_dict
+from steer_core.cli.main import PLANS
+from steer_core.common.errors import SteerError
+from steer_core.common.settings import build, read_yaml, to_dict
+from steer_core.compare.comparison import Arm, Plan, comparison_of, load_comparison, load_plan
+from steer_core.compare.runner import start_comparison
+from steer_core.config.config import Config
+from steer_core.runs.folder import RunFolder
 
 COMPARE = PLANS / "compare.yaml"
 

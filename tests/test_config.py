@@ -8,11 +8,12 @@ import pytest
 import yaml
 
 import steer_core
-from steer_core.comparison import Plan
-from steer_core.config import CodeConfig, Config, CountdownConfig, MathsConfig, load_config
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
+from steer_core.common.settings import apply_overrides, build, describe, read_yaml, to_dict
+from steer_core.compare.comparison import Plan
+from steer_core.config.config import Config, load_config
+from steer_core.config.sections import CodeConfig, CountdownConfig, MathsConfig
 from steer_core.interventions.base import Intervention
-from steer_core.settings import apply_overrides, build, describe, read_yaml, to_dict
 
 FILES = sorted((Path(steer_core.__file__).parent / "configs").rglob("*.yaml"))
 RUNS = [path for path in FILES if "arms" not in read_yaml(path)]  # the others describe comparisons of runs

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_core.config import CountdownConfig
-from steer_core.errors import SteerError
-from steer_core.tasks import Countdown, Problem, make_task, split_of
-from steer_core.tasks import countdown as module
-from steer_core.tokenizer import character_tokenizer
+from steer_core.common.errors import SteerError
+from steer_core.config.sections import CountdownConfig
+from steer_core.policy.tokenizer import character_tokenizer
+from steer_core.problems import Countdown, Problem, make_task, split_of
+from steer_core.problems import countdown as module
 
 TASK = Countdown()
 SMALL = CountdownConfig(numbers=3, largest_number=9)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from problem_files import released, row, user, write
 from pyarrow import parquet
 
-from steer_core import data
-from steer_core.data import STYLES, DataSet, load_data, names
-from steer_core.data_rows import read_rows
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
+from steer_core.problems import sets as data
+from steer_core.problems.rows import read_rows
+from steer_core.problems.sets import STYLES, DataSet, load_data, names
 
 RELEASED = {
     "aime24": (960, 30, 30),

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from problem_files import row, user
 
-from steer_core import data
-from steer_core.data import load_data
-from steer_core.data_rows import code_tests, json_records, last_box
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
+from steer_core.problems import sets as data
+from steer_core.problems.rows import code_tests, json_records, last_box
+from steer_core.problems.sets import load_data
 
 
 @pytest.fixture

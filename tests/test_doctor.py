@@ -5,8 +5,9 @@ from importlib import metadata
 import pytest
 import torch
 
-from steer_core import doctor, policy
-from steer_core.doctor import Check, diagnose, render
+from steer_core.cli import doctor
+from steer_core.cli.doctor import Check, diagnose, render
+from steer_core.policy import model as policy
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from rank_runs import IN_PARTS, work
 from safetensors.torch import load_file
 from small import small_config, small_trainer
 
-from steer_core.errors import SteerError
-from steer_core.run import RunFolder
-from steer_core.trainer import Trainer
+from steer_core.common.errors import SteerError
+from steer_core.runs.folder import RunFolder
+from steer_core.training.loop import Trainer
 
 deepspeed = pytest.importorskip("deepspeed", reason="needs the extra deepspeed") and ["engine.name=deepspeed"]
 COMMON = (
@@ -195,7 +195,7 @@ def test_cpu_adam_resumes_to_rounding_for_its_powers_of_beta_are_made_anew(tmp_p
         torch.testing.assert_close(value, expected[key], rtol=0, atol=5e-5, msg=key)
 
 
-SCRIPT = "import sys; from steer_core.cli import main; main(sys.argv[1:])"
+SCRIPT = "import sys; from steer_core.cli.main import main; main(sys.argv[1:])"
 
 
 def test_a_full_disk_stops_a_deepspeed_run_with_one_line_and_keeps_the_finished_checkpoints(tmp_path):
@@ -302,10 +302,10 @@ def test_deepspeed_that_is_not_installed_is_told_with_the_remedy(tmp_path, monke
 
 
 def test_ranks_that_do_not_divide_the_prompts_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("steer_core.ranks.count", lambda: 3)
+    monkeypatch.setattr("steer_core.common.ranks.world_size", lambda: 3)
     with pytest.raises(SteerError, match=r"optimizer.mini_batch_prompts: 2 prompts do not divide among 3 ranks"):
         small_trainer(tmp_path / "run", *COMMON)
-    monkeypatch.setattr("steer_core.ranks.count", lambda: 2)
+    monkeypatch.setattr("steer_core.common.ranks.world_size", lambda: 2)
     with pytest.raises(SteerError, match=r"rollout.draws: batch .*set rollout.draws=prompt"):
         small_trainer(tmp_path / "other")
     assert "WORLD_SIZE" not in os.environ

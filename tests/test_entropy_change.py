@@ -9,21 +9,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_core.entropy_change import (
+from steer_core.common.errors import SteerError
+from steer_core.formulas.entropy_change import (
     ENTROPY_CHANGE,
     QUADRANTS,
     covariance_entropy_change,
     entropy_change_form,
     exact_entropy_change,
     paper_entropy_change,
-    push,
     quadrants,
     released_entropy_change,
+    surrogate_slope,
 )
-from steer_core.errors import SteerError
+from steer_core.formulas.loss import ClipRange, clipped_surrogate
+from steer_core.formulas.token_stats import TokenStats, token_stats
 from steer_core.interventions.steer import Steer
-from steer_core.loss import ClipRange, clipped_surrogate
-from steer_core.token_stats import TokenStats, token_stats
 
 CLIP = ClipRange()
 ETA = 1e-5
@@ -308,7 +308,7 @@ def test_push_is_minus_the_derivative_of_the_surrogate_by_the_log_prob(clip, see
     new, old = stats_with(logp, 0.7), stats_with(logp - spread * noise, 0.7)
     leaf = new.logprob.clone().requires_grad_()
     clipped_surrogate(leaf, old.logprob, advantages, clip).sum().backward()
-    torch.testing.assert_close(push(new, old, advantages, clip), -leaf.grad, rtol=1e-12, atol=0)
+    torch.testing.assert_close(surrogate_slope(new, old, advantages, clip), -leaf.grad, rtol=1e-12, atol=0)
 
 
 def test_push_by_hand():
@@ -317,9 +317,9 @@ def test_push_by_hand():
     new = stats_with(torch.zeros(10), 1.0)
     old = stats_with(-ratios.log(), 1.0)
     wanted = [2.0, 2.4, 0.0, -2.6, 0.0, 1.4, -9.0, 0.0, 0.0, 0.0]
-    assert push(new, old, advantages, CLIP).tolist() == pytest.approx(wanted)
+    assert surrogate_slope(new, old, advantages, CLIP).tolist() == pytest.approx(wanted)
     wanted[7] = -11.0  # without the dual clip it passes; past e^20 nothing does
-    assert push(new, old, advantages, ClipRange(dual=None)).tolist() == pytest.approx(wanted)
+    assert surrogate_slope(new, old, advantages, ClipRange(dual=None)).tolist() == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("form", ENTROPY_CHANGE.values(), ids=ENTROPY_CHANGE)

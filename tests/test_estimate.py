@@ -13,11 +13,10 @@ import torch
 from rich.console import Console
 from small import small_config, small_trainer
 
-from steer_core import estimate as module
-from steer_core.attribution import RUNGS
-from steer_core.entropy_change import ENTROPY_CHANGE
-from steer_core.errors import SteerError
-from steer_core.estimate import (
+from steer_core.common.errors import SteerError
+from steer_core.estimate import measure as module
+from steer_core.estimate.figure import estimate_figure
+from steer_core.estimate.measure import (
     ESTIMATE_COLUMNS,
     SOURCE_ESTIMATES,
     Sample,
@@ -30,13 +29,15 @@ from steer_core.estimate import (
     optimizers_of,
     sample,
 )
-from steer_core.policy import load_policy
-from steer_core.report.estimate_figure import estimate_figure
-from steer_core.rollout import HuggingFaceEngine, Rollout
-from steer_core.run import RunFolder
-from steer_core.statistics import agreement
-from steer_core.tabular import tabular_tokens
-from steer_core.tasks import Countdown
+from steer_core.formulas.entropy_change import ENTROPY_CHANGE
+from steer_core.formulas.tabular import tabular_tokens
+from steer_core.ladder.attribution import RUNGS
+from steer_core.policy.model import load_policy
+from steer_core.problems import Countdown
+from steer_core.rollout.huggingface import HuggingFaceEngine
+from steer_core.rollout.rollout import Rollout
+from steer_core.runs.folder import RunFolder
+from steer_core.stats.intervals import agreement
 
 DOUBLE = ("model.dtype=float64", "rollout.max_new_tokens=20")
 PLACES = ["group", "sequence", "position", "token", "text", "advantage", "logprob", "entropy", "quadrant"]

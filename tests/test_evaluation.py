@@ -2,7 +2,7 @@
 
 import pytest
 
-from steer_core.evaluation import Evaluation
+from steer_core.evaluation.held_out import Evaluation
 
 
 def test_evaluation_reports_the_mean_over_problems():

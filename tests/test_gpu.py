@@ -4,11 +4,12 @@ import pytest
 import torch
 from small import small_trainer, without_time
 
-from steer_core.config import RolloutConfig
-from steer_core.ladder import Lens, derivative, gradient, statistics, taken_step
-from steer_core.policy import load_policy
-from steer_core.rollout import HuggingFaceEngine
-from steer_core.tasks import Countdown
+from steer_core.config.sections import RolloutConfig
+from steer_core.ladder.passes import Lens, derivative, gradient, statistics
+from steer_core.ladder.real_step import taken_step
+from steer_core.policy.model import load_policy
+from steer_core.problems import Countdown
+from steer_core.rollout.huggingface import HuggingFaceEngine
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 

@@ -9,13 +9,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scenario import equip, micro_batches, sampled, trainer_of
 
-from steer_core.batch import flatten
 from steer_core.engines import make_optimizer
-from steer_core.entropy_change import push
+from steer_core.formulas.entropy_change import surrogate_slope
+from steer_core.formulas.loss import token_coefficients
 from steer_core.interventions.base import Step
 from steer_core.interventions.influence import per_unit_of_push, planned_weights
-from steer_core.ladder import Lens, gradient, length, statistics
-from steer_core.loss import token_coefficients
+from steer_core.ladder.passes import Lens, gradient, length, statistics
+from steer_core.training.batch import flatten
 
 size = st.floats(1e-6, 1e3)
 shares = st.lists(st.one_of(st.just(0.0), size, size.map(lambda x: -x)), min_size=1, max_size=20)
@@ -159,7 +159,7 @@ def test_weights_are_the_plan_over_coefficient_times_push_times_share(trainer, d
     step = Step(lenses, trainer.engine.optimizer, coefficients)
     tokens = trainer.tokens(news, parts, step)
     share = per_unit_of_push(step, len(coefficients))
-    influence = coefficients * push(*flatten(news, parts), trainer.clip) * share
+    influence = coefficients * surrogate_slope(*flatten(news, parts), trainer.clip) * share
     found = trainer.intervention.treat(tokens).weights
     torch.testing.assert_close(found, planned_weights(influence, 0.7, 0.6))
     assert float(found.min()) < 0.99

@@ -14,16 +14,16 @@ pytest.importorskip("trl")
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from steer_core import ranks
-from steer_core.errors import SteerError
+from steer_core.common import ranks
+from steer_core.common.errors import SteerError
+from steer_core.formulas.loss import ClipRange, clipped_by, clipped_surrogate, importance_ratio
+from steer_core.formulas.token_stats import IGNORED_LABEL, TokenStats, concatenate, token_stats
 from steer_core.integrations.trl import SteerGRPOTrainer
 from steer_core.interventions.base import Tokens
 from steer_core.interventions.steer import Steer
 from steer_core.interventions.steer_control import SteerControl
-from steer_core.loss import ClipRange, clipped_by, clipped_surrogate, importance_ratio
-from steer_core.policy import load_policy
-from steer_core.tasks import Countdown
-from steer_core.token_stats import IGNORED_LABEL, TokenStats, concatenate, token_stats
+from steer_core.policy.model import load_policy
+from steer_core.problems import Countdown
 
 LOW, HIGH, DUAL, TEMPERATURE = 0.1, 0.15, 1.2, 0.9
 CLIP = ClipRange(LOW, HIGH, DUAL)
@@ -301,8 +301,8 @@ def idle(trained, monkeypatch):
 def test_tokens_of_other_ranks_enter_the_normaliser(idle, monkeypatch):
     trainer, inputs, tokens = idle
     keep = inputs["completion_mask"].bool()
-    monkeypatch.setattr(ranks, "gather", lambda values: torch.cat([values, elsewhere(values)]))
-    monkeypatch.setattr(ranks, "own", lambda gathered, values: gathered[: len(values)])
+    monkeypatch.setattr(ranks, "all_gather_rows", lambda values: torch.cat([values, elsewhere(values)]))
+    monkeypatch.setattr(ranks, "local_rows", lambda gathered, values: gathered[: len(values)])
 
     def elsewhere(values):  # as many tokens, their advantages three times as large
         return values * torch.tensor([1.0] * 8 + [3.0]) if values.dim() == 2 else values

@@ -24,12 +24,12 @@ from verl.workers.utils.losses import ppo_loss
 from verl_engine import LENGTH, PROMPT, SECTION, SWITCHES, Engine, actor_config, batch, on_cpu, verl_config
 
 from steer_core import integrations
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
+from steer_core.formulas.loss import ClipRange, clipped_surrogate
+from steer_core.formulas.token_stats import TokenStats, concatenate, token_stats
 from steer_core.integrations import verl as integration
 from steer_core.interventions.base import Tokens
 from steer_core.interventions.steer import Steer
-from steer_core.loss import ClipRange, clipped_surrogate
-from steer_core.token_stats import TokenStats, concatenate, token_stats
 
 STEER = SWITCHES
 VANILLA = SWITCHES[2:]

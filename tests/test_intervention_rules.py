@@ -9,6 +9,7 @@ from hand import stats_of, tokens_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steer_core.formulas.loss import ClipRange
 from steer_core.interventions.adaptive_entropy_loss import AdaptiveEntropyLoss
 from steer_core.interventions.base import Intervention
 from steer_core.interventions.clip_higher import ClipHigher
@@ -22,7 +23,6 @@ from steer_core.interventions.stare import Stare
 from steer_core.interventions.steer import Steer
 from steer_core.interventions.steer_control import SteerControl
 from steer_core.interventions.w_reinforce import WReinforce
-from steer_core.loss import ClipRange
 
 some = st.lists(
     st.tuples(st.floats(-8, -0.01), st.floats(0, 3), st.floats(-3, 3), st.floats(0, 1, exclude_max=True)),

@@ -12,13 +12,13 @@ from outside_method import Halved
 from scenario import ACTING, equip, micro_batches, outcome, sampled, trainer_of
 from small import small_config, small_trainer, without_time
 
-from steer_core.config import Config
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
+from steer_core.common.settings import build, to_dict
+from steer_core.config.config import Config
 from steer_core.interventions import METHODS, catalogue, intervention, method
 from steer_core.interventions.base import PARTS, Intervention
-from steer_core.run import RunFolder
-from steer_core.settings import build, to_dict
-from steer_core.trainer import Trainer
+from steer_core.runs.folder import RunFolder
+from steer_core.training.loop import Trainer
 
 TOUCHES = {
     "none": (),

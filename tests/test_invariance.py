@@ -8,7 +8,7 @@ from processes import run_two
 from scenario import ACTING, equip, micro_batches, outcome, sampled, trainer_of
 from two_ranks import ROWS, work
 
-from steer_core import ranks
+from steer_core.common import ranks
 from steer_core.interventions.steer import Steer
 
 CASES = {name: (name, settings) for name, settings in ACTING.items()}
@@ -122,9 +122,9 @@ def test_what_two_ranks_tell_one_another(both):
 
 def test_one_process_has_nothing_to_tell():
     values = torch.tensor([1.0, 2.0])
-    ranks.add(values)
+    ranks.all_reduce_sum_(values)
     assert values.tolist() == [1, 2]
-    assert (ranks.count(), ranks.total(5)) == (1, 5)
-    assert ranks.gather(values) is values
-    assert ranks.own(values, values) is values
-    assert ranks.of_first(lambda: values) is values
+    assert (ranks.world_size(), ranks.all_reduce_sum(5)) == (1, 5)
+    assert ranks.all_gather_rows(values) is values
+    assert ranks.local_rows(values, values) is values
+    assert ranks.broadcast_from_main(lambda: values) is values

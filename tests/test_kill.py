@@ -11,7 +11,7 @@ from processes import start, wait_until
 from small import SMALL, without_time
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from steer_core.run import RunFolder
+from steer_core.runs.folder import RunFolder
 
 KILLS, ROLLOUTS, MOST_ROLLOUTS_BEFORE_A_KILL = 10, 60, 4
 LENGTHEN = (

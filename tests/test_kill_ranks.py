@@ -10,7 +10,7 @@ import pytest
 from processes import start_ranks, wait_until
 from small import SMALL, without_time
 
-from steer_core.run import RunFolder
+from steer_core.runs.folder import RunFolder
 
 pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
 

@@ -8,17 +8,19 @@ import pytest
 import torch
 from small import small_trainer
 
-from steer_core.attribution import influence, mean_entropy_gradient
-from steer_core.config import RolloutConfig
-from steer_core.entropy_change import push
-from steer_core.errors import SteerError
-from steer_core.ladder import Lens, derivative, gradient, length, require_finite, statistics, taken_step
-from steer_core.loss import REDUCTIONS, ClipRange, denominator, token_coefficients
-from steer_core.policy import full_precision, load_policy, score
-from steer_core.rollout import HuggingFaceEngine
-from steer_core.statistics import agreement
-from steer_core.tasks import Countdown
-from steer_core.token_stats import TokenStats
+from steer_core.common.errors import SteerError
+from steer_core.config.sections import RolloutConfig
+from steer_core.formulas.entropy_change import surrogate_slope
+from steer_core.formulas.loss import REDUCTIONS, ClipRange, denominator, token_coefficients
+from steer_core.formulas.token_stats import TokenStats
+from steer_core.ladder.attribution import influence, mean_entropy_gradient
+from steer_core.ladder.passes import Lens, derivative, gradient, length, require_finite, statistics
+from steer_core.ladder.real_step import taken_step
+from steer_core.policy.model import load_policy
+from steer_core.policy.score import full_precision, score
+from steer_core.problems import Countdown
+from steer_core.rollout.huggingface import HuggingFaceEngine
+from steer_core.stats.intervals import agreement
 
 METHODS = ("name: none", "name: steer, form: exact, lambda_min: 0.3", "name: quadrants, negative_likely: 2")
 METHODS += ("name: entropy-advantage", "name: entropy-loss, coefficient: 0.3")
@@ -58,7 +60,7 @@ def pushed(lens):
     noise = 0.3 * torch.randn(len(new.logprob), generator=generator, dtype=torch.float64)
     old = TokenStats(new.logprob - noise, new.entropy, new.sum_p2, new.sum_p2_logp)
     advantages = torch.randn(len(mask), 1, generator=generator, dtype=torch.float64).expand(mask.shape)[mask]
-    weights = push(new, old, advantages, ClipRange())
+    weights = surrogate_slope(new, old, advantages, ClipRange())
     assert 0.05 < float((weights == 0).double().mean()) < 0.5
     return weights / len(weights)
 
@@ -172,7 +174,7 @@ def test_gradient_with_the_tokens_pushes_is_minus_that_of_the_training_loss(tmp_
         share = token_coefficients(mask, reduction, count).double()[mask]
         treated = trainer.treatments([new], [part], count)[0]
         at = [stats.map(lambda x: x[mask]) for stats in (new, part.old)]
-        pushes = share * treated.weights * push(*at, treated.advantages, trainer.clip)
+        pushes = share * treated.weights * surrogate_slope(*at, treated.advantages, trainer.clip)
         actual = gradient(lens, pushes, None if treated.extra is None else share * treated.extra)
         before = copies(lens.parameters())
         trainer.optimizer_step(batch, int(mask.sum()), step=1)

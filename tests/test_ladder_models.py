@@ -19,11 +19,11 @@ from transformers import (
     Qwen2Config,
 )
 
-from steer_core import ladder
-from steer_core.errors import SteerError
-from steer_core.ladder import Lens, derivative, gradient, statistics
-from steer_core.policy import Sequences, full_precision, hidden_states, logits_of, score
-from steer_core.token_stats import token_stats
+from steer_core.common.errors import SteerError
+from steer_core.formulas.token_stats import token_stats
+from steer_core.ladder import passes as ladder
+from steer_core.ladder.passes import Lens, derivative, gradient, statistics
+from steer_core.policy.score import Sequences, full_precision, hidden_states, logits_of, score
 
 VOCABULARY = 97
 TEMPERATURE = 0.8

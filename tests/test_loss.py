@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_core.loss import (
+from steer_core.formulas.loss import (
     LOG_RATIO_BOUND,
     REDUCTIONS,
     ClipRange,

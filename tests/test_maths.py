@@ -8,15 +8,15 @@ import pandas as pd
 import pytest
 from small import small_trainer
 
-from steer_core.cli import main
-from steer_core.config import MathsConfig
-from steer_core.data import distinct, read_rows
-from steer_core.errors import SteerError
-from steer_core.policy import EMBEDDED
+from steer_core.cli.main import main
+from steer_core.common.errors import SteerError
+from steer_core.config.sections import MathsConfig
+from steer_core.policy.model import EMBEDDED
+from steer_core.policy.tokenizer import character_tokenizer
+from steer_core.problems import Maths, Problem, make_task, split_of
+from steer_core.problems.countdown import CHARACTERS
+from steer_core.problems.sets import distinct, read_rows
 from steer_core.rewards.maths import MathsGrader
-from steer_core.tasks import Maths, Problem, make_task, split_of
-from steer_core.tasks.countdown import CHARACTERS
-from steer_core.tokenizer import character_tokenizer
 
 BENCHMARKS = Path(__file__).parents[2] / "shared" / "data"
 TOKENIZER = character_tokenizer(CHARACTERS)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from steer_core.data import data_folder, facts_of, read_release
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
+from steer_core.problems import Countdown, Problem
+from steer_core.problems.sets import data_folder, facts_of, read_release
 from steer_core.rewards import Grader, Verdict
 from steer_core.rewards.answers import final_answer, last_expression
 from steer_core.rewards.countdown import CountdownGrader
 from steer_core.rewards.maths import DEEPEST, MathsGrader, agree, canonical, judge
 from steer_core.rewards.workers import WorkerPool
-from steer_core.tasks import Countdown, Problem
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "reproduce"))
 import graders as script

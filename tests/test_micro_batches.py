@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from small import small_trainer
 
-from steer_core import policy
-from steer_core.batch import Batch, padding, split_into, split_rows
-from steer_core.errors import SteerError
-from steer_core.policy import score
-from steer_core.rollout import HuggingFaceEngine
+from steer_core.common.errors import SteerError
+from steer_core.policy import score as policy
+from steer_core.policy.micro_batches import split_into, split_rows
+from steer_core.policy.score import score
+from steer_core.rollout.huggingface import HuggingFaceEngine
+from steer_core.training.batch import Batch, padding
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 60)), min_size=1, max_size=24)
 
@@ -165,8 +166,8 @@ def test_scoring_keeps_to_the_token_budget_and_says_the_same(tmp_path, monkeypat
         asked.append((held if packed else sizes, packed))
         return score(model, sequences, temperature, packed)
 
-    monkeypatch.setattr("steer_core.updates.score", spy)
-    monkeypatch.setattr("steer_core.evaluation.score", spy)
+    monkeypatch.setattr("steer_core.training.update.score", spy)
+    monkeypatch.setattr("steer_core.evaluation.held_out.score", spy)
     budget = ("optimizer.micro_batch_tokens=128", f"optimizer.packing={packing}")
     trainer = small_trainer(tmp_path / "budget", *budget)
     found = trainer.score_rollout(rollout)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from steer_core.policy import EMBEDDED
-from steer_core.tasks import Countdown, Problem, split_of
-from steer_core.tasks.countdown import CHARACTERS
-from steer_core.tokenizer import character_tokenizer
+from steer_core.policy.model import EMBEDDED
+from steer_core.policy.tokenizer import character_tokenizer
+from steer_core.problems import Countdown, Problem, split_of
+from steer_core.problems.countdown import CHARACTERS
 
 MAKER = Path(__file__).parents[1] / "reproduce" / "base_model.py"
 

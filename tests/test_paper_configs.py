@@ -7,19 +7,20 @@ import pandas as pd
 import pytest
 from problem_files import released, row, write
 
-from steer_core.arguments import CONFIGS, shipped
-from steer_core.cli import main
-from steer_core.config import CodeConfig, MathsConfig, load_config
-from steer_core.data import find_file
-from steer_core.errors import SteerError
-from steer_core.planner import Machine, fewest_gpus, memory
-from steer_core.policy import EMBEDDED, load_policy, load_tokenizer, model_folder
-from steer_core.prompts import render
-from steer_core.settings import merged, read_extended, to_dict
-from steer_core.shapes import shape_of
-from steer_core.smoke import smoke_model
-from steer_core.tasks import make_task
-from steer_core.tokenizer import check_prompt
+from steer_core.cli.arguments import CONFIGS, shipped
+from steer_core.cli.main import main
+from steer_core.common.errors import SteerError
+from steer_core.common.settings import merged, read_extended, to_dict
+from steer_core.config.config import load_config
+from steer_core.config.sections import CodeConfig, MathsConfig
+from steer_core.planner.memory import Machine, fewest_gpus, memory
+from steer_core.planner.shapes import shape_of
+from steer_core.policy.model import EMBEDDED, load_policy, load_tokenizer, model_folder
+from steer_core.policy.smoke import smoke_model
+from steer_core.policy.tokenizer import check_prompt
+from steer_core.problems import make_task
+from steer_core.problems.prompts import render
+from steer_core.problems.sets import find_file
 
 PAPER = [name for name in shipped() if name.startswith("paper/")]
 MODELS = {

@@ -15,14 +15,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_core.entropy_change import paper_entropy_change, released_entropy_change
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
+from steer_core.common.settings import build
+from steer_core.formulas.entropy_change import paper_entropy_change, released_entropy_change
+from steer_core.formulas.loss import ClipRange, clipped_by, clipped_surrogate, importance_ratio, reduce_loss
+from steer_core.formulas.token_stats import TokenStats, token_stats
+from steer_core.formulas.weights import normaliser, steer_weights
 from steer_core.interventions.base import Tokens
 from steer_core.interventions.steer import Steer
-from steer_core.loss import ClipRange, clipped_by, clipped_surrogate, importance_ratio, reduce_loss
-from steer_core.settings import build
-from steer_core.token_stats import TokenStats, token_stats
-from steer_core.weights import normaliser, steer_weights
 
 FLOOR = 0.02
 ROWS, WIDTH, VOCABULARY = 4, 8, 50

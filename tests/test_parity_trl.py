@@ -16,11 +16,11 @@ pytest.importorskip("trl")
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
+from steer_core.formulas.loss import ClipRange, clipped_surrogate, denominator, reduce_loss
+from steer_core.formulas.token_stats import TokenStats
 from steer_core.interventions.base import Tokens
 from steer_core.interventions.fork_tokens import ForkTokens
-from steer_core.loss import ClipRange, clipped_surrogate, denominator, reduce_loss
-from steer_core.policy import load_policy
-from steer_core.token_stats import TokenStats
+from steer_core.policy.model import load_policy
 
 ROWS, WIDTH, LONGEST = 6, 9, 12
 REDUCTION = {

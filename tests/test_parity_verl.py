@@ -12,11 +12,11 @@ from verl.trainer.config import AlgoConfig
 from verl.trainer.ppo import core_algos
 from verl.workers.config import ActorConfig, PolicyLossConfig
 
-from steer_core.advantages import ADVANTAGES
+from steer_core.formulas.advantages import ADVANTAGES
+from steer_core.formulas.loss import LOG_RATIO_BOUND, REDUCTIONS, ClipRange, clipped_surrogate, denominator, reduce_loss
+from steer_core.formulas.token_stats import TokenStats
 from steer_core.interventions.base import Tokens
 from steer_core.interventions.covariance import ClipCov, KLCov, covariance
-from steer_core.loss import LOG_RATIO_BOUND, REDUCTIONS, ClipRange, clipped_surrogate, denominator, reduce_loss
-from steer_core.token_stats import TokenStats
 
 ROWS, WIDTH = 6, 9
 NO_DUAL = 1e9  # above e^20, the largest ratio that verl's vanilla loss lets through

@@ -8,13 +8,16 @@ from hypothesis import strategies as st
 from planned import SEVEN, P, configured
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from steer_core import planner, planner_states, policy, token_stats
-from steer_core.config import load_config
-from steer_core.errors import SteerError
-from steer_core.planner import GIB, Machine, fewest_gpus, memory
-from steer_core.planner_states import BUCKET, LIVE, SUB_GROUP
-from steer_core.policy import load_policy
-from steer_core.shapes import Shape, known_shapes, read_shape, shape_of
+from steer_core.common.errors import SteerError
+from steer_core.config.config import load_config
+from steer_core.formulas import token_stats
+from steer_core.planner import memory as planner
+from steer_core.planner import states as planner_states
+from steer_core.planner.memory import GIB, Machine, fewest_gpus, memory
+from steer_core.planner.shapes import Shape, known_shapes, read_shape, shape_of
+from steer_core.planner.states import BUCKET, LIVE, SUB_GROUP
+from steer_core.policy import score as policy
+from steer_core.policy.model import load_policy
 
 SMALL = Shape("small", 2, 64, 4, 2, 16, 128, 1000, 512, 1, 1)
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 from planned import BIG, SEVEN, P, configured
 
-from steer_core import planner_tables, planner_times
-from steer_core.cli import main
-from steer_core.config import load_config
-from steer_core.planner import Machine, memory
+from steer_core.cli.main import main
+from steer_core.config.config import load_config
+from steer_core.planner import tables as planner_tables
+from steer_core.planner import times as planner_times
+from steer_core.planner.memory import Machine, memory
 
 # time
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from small import small_trainer, without_time
 
-from steer_core.entropy_change import ENTROPY_CHANGE
-from steer_core.ladder import Lens, derivative
-from steer_core.policy import score
-from steer_core.probe import Watch, watched_step
-from steer_core.statistics import agreement
+from steer_core.formulas.entropy_change import ENTROPY_CHANGE
+from steer_core.ladder.passes import Lens, derivative
+from steer_core.policy.score import score
+from steer_core.stats.intervals import agreement
+from steer_core.training.probe import Watch, watched_step
 
 
 def sampled(trainer, advantages=None):

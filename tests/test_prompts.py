@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problem_files import released_rows, user
 
-from steer_core.data import STYLES, Question, render, styled
-from steer_core.errors import SteerError
-from steer_core.prompts import CHINESE, CHINESE_TAILS, NO_FORM, WRAPPERS, question_of, unwrap
-from steer_core.tasks.countdown import CHARACTERS
-from steer_core.tokenizer import character_tokenizer
+from steer_core.common.errors import SteerError
+from steer_core.policy.tokenizer import character_tokenizer
+from steer_core.problems.countdown import CHARACTERS
+from steer_core.problems.prompts import CHINESE, CHINESE_TAILS, NO_FORM, WRAPPERS, question_of, unwrap
+from steer_core.problems.sets import STYLES, Question, render, styled
 
 QUESTION = Question("set/1", [{"role": "user", "content": "as shipped"}], "What is 1+1?", "2")
 TEXT = st.text(st.characters(codec="utf-8"), max_size=60)
@@ -57,7 +57,7 @@ def test_the_chinese_instruction_is_taken_off_however_often_it_stands(question, 
 
 
 def test_a_head_and_a_tail_that_overlap_are_no_instruction(monkeypatch):
-    monkeypatch.setattr("steer_core.prompts.WRAPPERS", {"form": ("ab", "bc")})
+    monkeypatch.setattr("steer_core.problems.prompts.WRAPPERS", {"form": ("ab", "bc")})
     assert unwrap("abc") == (NO_FORM, "abc")
     assert unwrap("abbc") == ("form", "")
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from small import small_config, small_trainer, without_time
 
-from steer_core.comparison import Arm, Comparison, Plan, load_plan
-from steer_core.entropy_change import QUADRANTS, paper_entropy_change, quadrants
-from steer_core.errors import SteerError
-from steer_core.loss import ClipRange, clipped_surrogate
-from steer_core.token_stats import TokenStats
+from steer_core.common.errors import SteerError
+from steer_core.compare.comparison import Arm, Comparison, Plan, load_plan
+from steer_core.formulas.entropy_change import QUADRANTS, paper_entropy_change, quadrants
+from steer_core.formulas.loss import ClipRange, clipped_surrogate
+from steer_core.formulas.token_stats import TokenStats
 
 REPRODUCE = Path(__file__).parent.parent / "reproduce"
 SCRIPT = runpy.run_path(str(REPRODUCE / "quadrants.py"))
@@ -35,7 +35,8 @@ def first_losses(monkeypatch, folder, *overrides):
     new = trainer.score(part).detach()
     reduce_loss = trainer.optimizer_step.__globals__["reduce_loss"]
     monkeypatch.setattr(
-        "steer_core.updates.reduce_loss", lambda loss, *rest: losses.append(loss.detach()) or reduce_loss(loss, *rest)
+        "steer_core.training.update.reduce_loss",
+        lambda loss, *rest: losses.append(loss.detach()) or reduce_loss(loss, *rest),
     )
     _, norms, _ = trainer.update(batches, step=1)
     monkeypatch.undo()

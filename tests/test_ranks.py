@@ -2,8 +2,8 @@
 
 import pytest
 
-from steer_core import ranks
-from steer_core.errors import SteerError
+from steer_core.common import ranks
+from steer_core.common.errors import SteerError
 
 GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] "
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.hpp:268, "
@@ -43,13 +43,13 @@ OTHER = [
 @pytest.fixture
 def two(monkeypatch):
     """As in the second rank of two."""
-    monkeypatch.setattr(ranks, "count", lambda: 2)
-    monkeypatch.setattr(ranks, "index", lambda: 1)
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "rank", lambda: 1)
 
 
 @pytest.mark.parametrize("message", LOST)
 def test_a_lost_connection_or_a_wait_too_long_tells_that_another_rank_ended_with_the_first_line(two, message):
-    with pytest.raises(SteerError) as told, ranks.company():
+    with pytest.raises(SteerError) as told, ranks.lost_ranks_named():
         raise RuntimeError(message)
     first = message.splitlines()[0]
     assert str(told.value).startswith(f"rank 1: another rank ended or did not answer ({first}); see what it said")
@@ -58,11 +58,11 @@ def test_a_lost_connection_or_a_wait_too_long_tells_that_another_rank_ended_with
 
 @pytest.mark.parametrize("message", OTHER)
 def test_a_mistake_of_this_rank_is_told_as_it_is_though_it_names_gloo_or_nccl(two, message):
-    with pytest.raises(RuntimeError) as told, ranks.company():
+    with pytest.raises(RuntimeError) as told, ranks.lost_ranks_named():
         raise RuntimeError(message)
     assert str(told.value) == message
 
 
 def test_alone_nobody_else_is_blamed():
-    with pytest.raises(RuntimeError, match=r"^Connection closed by peer$"), ranks.company():
+    with pytest.raises(RuntimeError, match=r"^Connection closed by peer$"), ranks.lost_ranks_named():
         raise RuntimeError("Connection closed by peer")

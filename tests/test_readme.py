@@ -11,7 +11,7 @@ import pytest
 import torch
 from small import SMALL
 
-from steer_core.data import data_folder
+from steer_core.problems.sets import data_folder
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -67,7 +67,7 @@ def test_every_make_target_of_the_readme_exists():
 
 @pytest.mark.parametrize("code", [code for code in blocks("python") if "integrations" not in code])
 def test_the_readmes_code_runs(code):
-    from steer_core.token_stats import token_stats
+    from steer_core.formulas.token_stats import token_stats
 
     logits, tokens = torch.randn(2, 5, 7), torch.randint(7, (2, 5))
     names = {
@@ -88,7 +88,7 @@ def test_the_readmes_two_lines_make_a_trainer_of_trl_with_these_weights(tmp_path
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from steer_core.policy import EMBEDDED
+    from steer_core.policy.model import EMBEDDED
 
     (code,) = (code for code in blocks("python") if "integrations.trl" in code)
     settings = {"num_generations": 2, "per_device_train_batch_size": 2, "report_to": []}

@@ -10,10 +10,9 @@ import pytest
 from rich.console import Console
 from synthetic import AGREEMENT, comparison
 
-from steer_core.entropy_change import ENTROPY_CHANGE
-from steer_core.errors import SteerError
-from steer_core.report import captions, figures, probes, wording
-from steer_core.report.page import (
+from steer_core.common.errors import SteerError
+from steer_core.compare.report import captions, figures, probes, wording
+from steer_core.compare.report.page import (
     banners,
     changed_settings,
     render,
@@ -22,7 +21,8 @@ from steer_core.report.page import (
     what_happened,
     write_report,
 )
-from steer_core.statistics import Interval
+from steer_core.formulas.entropy_change import ENTROPY_CHANGE
+from steer_core.stats.intervals import Interval
 
 NAN = float("nan")
 UP, DOWN, OPEN = Interval(0.04, 0.02, 0.06), Interval(-0.04, -0.06, -0.02), Interval(0.01, -0.02, 0.04)

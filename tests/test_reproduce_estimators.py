@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from steer_core.config import load_config
-from steer_core.entropy_change import ENTROPY_CHANGE
-from steer_core.errors import SteerError
-from steer_core.estimate import Update
+from steer_core.common.errors import SteerError
+from steer_core.config.config import load_config
+from steer_core.estimate.measure import Update
+from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = runpy.run_path(str(ROOT / "reproduce" / "estimators.py"))

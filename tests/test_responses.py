@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sampled import HOSTILE, byte_level_tokenizer, response, some_responses, spaced_tokenizer, tidying_tokenizer
 
-from steer_core import responses
-from steer_core.errors import SteerError
-from steer_core.policy import EMBEDDED, load_tokenizer
-from steer_core.responses import COLUMNS, TOKEN_COLUMNS, read, rollout_path, steps_in, token_texts, write
+from steer_core.common.errors import SteerError
+from steer_core.policy.model import EMBEDDED, load_tokenizer
+from steer_core.runs import responses
+from steer_core.runs.responses import COLUMNS, TOKEN_COLUMNS, read, rollout_path, steps_in, token_texts, write
 
 BYTES = byte_level_tokenizer()
 OTHERS = {
@@ -217,6 +217,6 @@ def test_a_value_that_does_not_fit_its_column_is_refused(tmp_path, fields):
 
 
 def test_reading_needs_no_torch():
-    code = "import sys, json, steer_core.responses, steer_core.show; print(json.dumps('torch' in sys.modules))"
+    code = "import sys, json, steer_core.runs.responses, steer_core.show; print(json.dumps('torch' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert json.loads(done.stdout) is False

@@ -9,12 +9,14 @@ import torch
 from scipy.stats import chisquare
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from steer_core.config import RolloutConfig
-from steer_core.errors import SteerError
-from steer_core.policy import EMBEDDED, Policy, Sequences, full_precision, load_policy, score
-from steer_core.rollout import HuggingFaceEngine, generation_settings, join, response_mask
-from steer_core.tasks import Countdown
-from steer_core.tokenizer import character_tokenizer
+from steer_core.common.errors import SteerError
+from steer_core.config.sections import RolloutConfig
+from steer_core.policy.model import EMBEDDED, Policy, load_policy
+from steer_core.policy.score import Sequences, full_precision, score
+from steer_core.policy.tokenizer import character_tokenizer
+from steer_core.problems import Countdown
+from steer_core.rollout.huggingface import HuggingFaceEngine, generation_settings, response_mask
+from steer_core.rollout.rollout import join
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 from small import small_config, small_trainer, without_time
 
-from steer_core.environment import sha256
-from steer_core.errors import SteerError
-from steer_core.responses import read, rollout_path
-from steer_core.run import RunFolder, last_line, lock
-from steer_core.trainer import Trainer
+from steer_core.common.errors import SteerError
+from steer_core.common.files import lock, sha256
+from steer_core.runs.folder import RunFolder, last_line
+from steer_core.runs.responses import read, rollout_path
+from steer_core.training.loop import Trainer
 
-SCRIPT = "import sys; from steer_core.cli import main; main(sys.argv[1:])"
+SCRIPT = "import sys; from steer_core.cli.main import main; main(sys.argv[1:])"
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import torch
 from small import small_config, small_trainer, without_time
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from steer_core import run as run_module
+from steer_core.common.environment import environment, versions
+from steer_core.common.errors import SteerError
 from steer_core.engines import local
-from steer_core.environment import environment, versions
-from steer_core.errors import SteerError
-from steer_core.policy import EMBEDDED
-from steer_core.run import RunFolder
-from steer_core.trainer import Trainer
+from steer_core.policy.model import EMBEDDED
+from steer_core.runs import folder as run_module
+from steer_core.runs.folder import RunFolder
+from steer_core.training.loop import Trainer
 
 ROLLOUTS = 4
 SETTINGS = (f"train.rollouts={ROLLOUTS}", "train.checkpoint_every=1", "train.checkpoints_kept=2")

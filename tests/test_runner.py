@@ -5,8 +5,8 @@ import io
 from rich.console import Console
 from small import SMALL
 
-from steer_core.comparison import load_plan
-from steer_core.runner import run_comparison, start_comparison
+from steer_core.compare.comparison import load_plan
+from steer_core.compare.runner import run_comparison, start_comparison
 
 
 def plan_of_one_run(tmp_path):

@@ -15,7 +15,7 @@ from hostile_walls import ESCAPES
 from processes import wait_until
 from sandboxes import SHORT, both_modes, needs_bubblewrap, printed, run, sandboxed
 
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
 from steer_core.rewards import sandbox as module
 from steer_core.rewards.sandbox import Sandbox, require_sandbox
 from steer_core.rewards.syscalls import syscall_filter

@@ -15,7 +15,7 @@ from hostile_limits import MEMORY
 from processes import wait_until
 from sandboxes import SHORT, both_modes, needs_bubblewrap, printed, resident, run, sandboxed
 
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
 from steer_core.rewards import sandbox as module
 from steer_core.rewards.sandbox import Limits, Sandbox, Stopped
 from steer_core.rewards.syscalls import CLONE, CLONE3, MACHINES, REFUSED, syscall_filter

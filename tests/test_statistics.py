@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from synthetic import comparison
 
-from steer_core.statistics import (
+from steer_core.stats.intervals import (
     Interval,
     agreement,
     at_first_crossing,

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
 from steer_core.interventions.base import Intervention
 
 SCRIPT = Path(__file__).parent.parent / "reproduce" / "table2.py"

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_core.entropy_change import exact_entropy_change, paper_entropy_change
-from steer_core.errors import SteerError
-from steer_core.loss import ClipRange, clip_indicator, clipped_surrogate, importance_ratio
-from steer_core.tabular import rival_logits
-from steer_core.token_stats import TokenStats, token_stats
+from steer_core.common.errors import SteerError
+from steer_core.formulas.entropy_change import exact_entropy_change, paper_entropy_change
+from steer_core.formulas.loss import ClipRange, clip_indicator, clipped_surrogate, importance_ratio
+from steer_core.formulas.tabular import rival_logits
+from steer_core.formulas.token_stats import TokenStats, token_stats
 
 CLIP = ClipRange()
 ETA = 1e-5

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from steer_core import tabular
-from steer_core.entropy_change import ENTROPY_CHANGE
-from steer_core.errors import SteerError
-from steer_core.loss import ClipRange
-from steer_core.tabular import measured_change, tabular_tokens
+from steer_core.common.errors import SteerError
+from steer_core.formulas import tabular
+from steer_core.formulas.entropy_change import ENTROPY_CHANGE
+from steer_core.formulas.loss import ClipRange
+from steer_core.formulas.tabular import measured_change, tabular_tokens
 
 ETA = 1e-5
 

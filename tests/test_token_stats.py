@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from steer_core.token_stats import IGNORED_LABEL, TokenStats, entropy, token_stats
+from steer_core.formulas.token_stats import IGNORED_LABEL, TokenStats, entropy, token_stats
 
 INF = float("inf")
 

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from steer_core.errors import SteerError
-from steer_core.tasks.countdown import CHARACTERS
-from steer_core.tokenizer import SPECIAL_TOKENS, character_tokenizer, check_prompt, check_tokenizer
+from steer_core.common.errors import SteerError
+from steer_core.policy.tokenizer import SPECIAL_TOKENS, character_tokenizer, check_prompt, check_tokenizer
+from steer_core.problems.countdown import CHARACTERS
 
 TOKENIZER = character_tokenizer(CHARACTERS)
 PROMPT = "3,7,8,21=24:"

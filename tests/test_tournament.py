@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from synthetic import comparison
 
-from steer_core.config import Config
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
+from steer_core.common.settings import build, read_yaml
+from steer_core.config.config import Config
 from steer_core.interventions import METHODS
-from steer_core.settings import build, read_yaml
-from steer_core.statistics import at_first_crossing
+from steer_core.stats.intervals import at_first_crossing
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "reproduce"))
 import tournament as script

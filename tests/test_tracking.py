@@ -5,7 +5,7 @@ import sys
 import pytest
 from small import small_trainer
 
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
 
 SETTINGS = ("train.tracker=wandb", "train.rollouts=2", "evaluation.every=0", "train.checkpoint_every=1")
 

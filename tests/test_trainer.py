@@ -8,17 +8,17 @@ import pytest
 import torch
 from small import small_trainer, without_time
 
-from steer_core.advantages import ADVANTAGES
-from steer_core.batch import Batch
+from steer_core.common.errors import SteerError
 from steer_core.engines import make_optimizer
-from steer_core.entropy_change import ENTROPY_CHANGE
-from steer_core.errors import SteerError
-from steer_core.loss import REDUCTIONS, ClipRange, clip_indicator, reduce_loss
-from steer_core.metrics import update_metrics
-from steer_core.policy import Sequences
-from steer_core.responses import read, rollout_path
+from steer_core.formulas.advantages import ADVANTAGES
+from steer_core.formulas.entropy_change import ENTROPY_CHANGE
+from steer_core.formulas.loss import REDUCTIONS, ClipRange, clip_indicator, reduce_loss
+from steer_core.formulas.token_stats import token_stats
+from steer_core.policy.score import Sequences
 from steer_core.rewards import Verdict
-from steer_core.token_stats import token_stats
+from steer_core.runs.responses import read, rollout_path
+from steer_core.training.batch import Batch
+from steer_core.training.metrics import update_metrics
 
 
 def weights_of(trainer):
@@ -246,7 +246,7 @@ def test_logged_entropy_is_shannon_entropy_and_not_the_sampled_negative_log_prob
     trainer.fit()
     row = trainer.run.read()[0]
     fresh = small_trainer(tmp_path / "b", "rollout.prompts=16")
-    from steer_core.seeding import derive_seed
+    from steer_core.common.seeding import derive_seed
 
     prompts = [p.prompt for p in fresh.problems_of(1)]
     rollout = fresh.sampler.generate(prompts, 4, fresh.config.rollout, derive_seed(0, "rollout", 1))

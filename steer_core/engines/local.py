@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from steer_core import ranks
-from steer_core.config import OptimizerConfig
-from steer_core.errors import SteerError
+from steer_core.common import ranks
+from steer_core.common.errors import SteerError
+from steer_core.config.sections import OptimizerConfig
 
 _FILE = "optimizer.safetensors"
 
@@ -32,7 +32,7 @@ class LocalEngine:
         """See `TrainingEngine.step`."""
         for parameter in self.model.parameters():
             if parameter.grad is not None:
-                ranks.add(parameter.grad)
+                ranks.all_reduce_sum_(parameter.grad)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         finite = bool(norm.isfinite())
         if finite:
@@ -48,7 +48,7 @@ class LocalEngine:
     def save(self, folder: Path) -> dict[str, Any]:
         """See `TrainingEngine.save`: one rank's optimiser is every rank's."""
         state = self.optimizer.state_dict()
-        if ranks.first():
+        if ranks.is_main():
             tensors = {f"{i}.{key}": value for i, entry in state["state"].items() for key, value in entry.items()}
             save_file({k: v.contiguous() for k, v in tensors.items() if isinstance(v, Tensor)}, folder / _FILE)
         return {"engine": "local", "optimizer": state["param_groups"]}

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from steer_core import ranks
-from steer_core.config import Config
+from steer_core.common import ranks
+from steer_core.common.errors import SteerError
+from steer_core.config.config import Config
 from steer_core.engines.local import make_optimizer
-from steer_core.errors import SteerError
 
 _FOLDER = "deepspeed"
 
@@ -59,7 +59,7 @@ class ZeroEngine:
         self.engine.set_gradient_accumulation_boundary(last)
         if hasattr(self.engine.optimizer, "clear_backward_seen_flag"):  # or stage 3 forgets the micro-batches before
             self.engine.optimizer.clear_backward_seen_flag()
-        self.engine.backward(loss * ranks.count())
+        self.engine.backward(loss * ranks.world_size())
 
     def step(self) -> float | None:
         """See `TrainingEngine.step`."""
@@ -85,14 +85,14 @@ class ZeroEngine:
     def save(self, folder: Path) -> dict[str, Any]:
         """See `TrainingEngine.save`; DeepSpeed's own files, a part for every rank."""
         self.engine.save_checkpoint(str(folder), tag=_FOLDER, save_latest=False)
-        return {"engine": "deepspeed", "ranks": ranks.count()}
+        return {"engine": "deepspeed", "ranks": ranks.world_size()}
 
     def load(self, folder: Path, about: dict[str, Any]) -> None:
         """See `TrainingEngine.load`. Raises SteerError where another number of ranks wrote it."""
-        if about["ranks"] != ranks.count():
+        if about["ranks"] != ranks.world_size():
             raise SteerError(
-                f"checkpoint {folder}: {about['ranks']} ranks wrote it, and {ranks.count()} read it; start as many, "
-                "or train on from its weights with model.path"
+                f"checkpoint {folder}: {about['ranks']} ranks wrote it, and {ranks.world_size()} read it; start as "
+                "many, or train on from its weights with model.path"
             )
         try:
             self.engine.load_checkpoint(str(folder), tag=_FOLDER)

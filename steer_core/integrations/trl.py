@@ -36,15 +36,15 @@ from packaging.version import Version
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from steer_core import ranks
-from steer_core.batch import Batch, flatten, spread
-from steer_core.errors import SteerError
+from steer_core.common import ranks
+from steer_core.common.errors import SteerError
+from steer_core.formulas.loss import ClipRange, importance_ratio
+from steer_core.formulas.token_stats import TokenStats, concatenate, token_stats
 from steer_core.interventions.base import State, Tokens
 from steer_core.interventions.steer import Steer
-from steer_core.loss import ClipRange, importance_ratio
-from steer_core.metrics import weight_metrics
-from steer_core.policy import Sequences, logits_of
-from steer_core.token_stats import TokenStats, concatenate, token_stats
+from steer_core.policy.score import Sequences, logits_of
+from steer_core.training.batch import Batch, flatten, spread
+from steer_core.training.metrics import weight_metrics
 
 try:
     import trl
@@ -70,7 +70,7 @@ Inputs = dict[str, Any]
 class SteerGRPOTrainer(GRPOTrainer):
     """TRL's GRPOTrainer, its arguments and one more: `steer`, the method with its settings.
 
-    Logs through TRL, a value an optimiser step: lambda/... as `steer_core.metrics` describes it, and
+    Logs through TRL, a value an optimiser step: lambda/... as `steer_core.training.metrics` describes it, and
     entropy/policy and entropy/sampled_nll, in nats, over the step's tokens as the policy that
     sampled saw them. Raises SteerError where TRL's settings leave STEER without meaning.
     """
@@ -196,7 +196,7 @@ class SteerGRPOTrainer(GRPOTrainer):
         new, old, advantages = flatten([values.detach() for values in stats], parts)
         columns = torch.stack([*vars(new).values(), *vars(old).values(), advantages], -1)
         if self.steer.scope != "micro":
-            columns = ranks.gather(columns)
+            columns = ranks.all_gather_rows(columns)
         *both, advantages = columns.unbind(-1)
         draws = torch.zeros_like(advantages)  # STEER draws none
         return Tokens(TokenStats(*both[:4]), TokenStats(*both[4:]), advantages, self.clip, draws, self._rollout_state)
@@ -205,7 +205,7 @@ class SteerGRPOTrainer(GRPOTrainer):
         """lambda (B, T) of each micro-batch, given all of them; 1 at padding."""
         weights = self.steer.treat(self._tokens(stats, parts)).weights
         if self.steer.scope != "micro":
-            weights = ranks.own(weights, torch.cat([part.old.entropy[part.mask_BT] for part in parts]))
+            weights = ranks.local_rows(weights, torch.cat([part.old.entropy[part.mask_BT] for part in parts]))
         shares = weights.split([int(part.mask_BT.sum()) for part in parts])
         return [spread(share, part, 1.0) for share, part in zip(shares, parts, strict=True)]
 
@@ -257,7 +257,10 @@ class SteerGRPOTrainer(GRPOTrainer):
         )
         if not self.accelerator.sync_gradients:
             return
-        step = {name: ranks.gather(torch.cat([each[name] for each in self._readings])) for name in self._readings[0]}
+        step = {
+            name: ranks.all_gather_rows(torch.cat([each[name] for each in self._readings]))
+            for name in self._readings[0]
+        }
         self._readings.clear()
         weights = step["lambda"]
         if not len(weights):

@@ -37,11 +37,11 @@ import torch.distributed as dist
 from packaging.version import Version
 from torch import Tensor
 
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
+from steer_core.common.settings import build
+from steer_core.formulas.loss import ClipRange
+from steer_core.formulas.token_stats import TokenStats
 from steer_core.interventions.steer import Steer
-from steer_core.loss import ClipRange
-from steer_core.settings import build
-from steer_core.token_stats import TokenStats
 
 try:
     import verl

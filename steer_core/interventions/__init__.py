@@ -7,9 +7,9 @@ import sys
 from importlib import import_module
 from typing import Any
 
-from steer_core.errors import SteerError, nearest
+from steer_core.common.errors import SteerError, nearest
+from steer_core.common.settings import build
 from steer_core.interventions.base import Intervention
-from steer_core.settings import build
 
 METHODS = {
     "none": "base:Intervention",

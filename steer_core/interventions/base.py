@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic.dataclasses import dataclass as settings
 
-from steer_core.errors import SteerError
-from steer_core.settings import STRICT
+from steer_core.common.errors import SteerError
+from steer_core.common.settings import STRICT
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from steer_core.ladder import Lens
-    from steer_core.loss import ClipRange
-    from steer_core.token_stats import TokenStats
+    from steer_core.formulas.loss import ClipRange
+    from steer_core.formulas.token_stats import TokenStats
+    from steer_core.ladder.passes import Lens
 
 PARTS = ("clip_range", "advantages", "weights", "mask", "extra_loss")
 """The parts of a step that an intervention can touch."""

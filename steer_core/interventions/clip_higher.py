@@ -7,9 +7,9 @@ from dataclasses import replace
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from steer_core.common.settings import STRICT
+from steer_core.formulas.loss import ClipRange
 from steer_core.interventions.base import Intervention
-from steer_core.loss import ClipRange
-from steer_core.settings import STRICT
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)

@@ -9,12 +9,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from steer_core.entropy_change import covariance_entropy_change
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
+from steer_core.common.settings import STRICT
+from steer_core.formulas.entropy_change import covariance_entropy_change
+from steer_core.formulas.loss import ClipRange, clip_indicator, importance_ratio
+from steer_core.formulas.token_stats import TokenStats
 from steer_core.interventions.base import Intervention, Tokens
-from steer_core.loss import ClipRange, clip_indicator, importance_ratio
-from steer_core.settings import STRICT
-from steer_core.token_stats import TokenStats
 
 
 def covariance(tokens: Tokens) -> Tensor:

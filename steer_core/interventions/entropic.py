@@ -9,10 +9,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from steer_core.common.settings import STRICT
+from steer_core.formulas.loss import importance_ratio
+from steer_core.formulas.token_stats import TokenStats
 from steer_core.interventions.base import Intervention, State, Tokens
-from steer_core.loss import importance_ratio
-from steer_core.settings import STRICT
-from steer_core.token_stats import TokenStats
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)

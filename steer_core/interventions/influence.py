@@ -9,11 +9,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from steer_core import ranks
-from steer_core.entropy_change import push
+from steer_core.common import ranks
+from steer_core.common.settings import STRICT
+from steer_core.formulas.entropy_change import surrogate_slope
 from steer_core.interventions.base import Intervention, Step, Tokens
-from steer_core.ladder import derivative, gradient
-from steer_core.settings import STRICT
+from steer_core.ladder.passes import derivative, gradient
 
 _NEGLIGIBLE = torch.finfo(torch.float64).eps
 _HALVINGS = 110  # from 1 / _NEGLIGIBLE down to the precision of a mu near 0
@@ -42,7 +42,7 @@ class Influence(Intervention):
 
     def weights(self, tokens: Tokens) -> Tensor:
         """The planned weights; all 1 where no fall is predicted."""
-        pushed = tokens.step.coefficients * push(tokens.new, tokens.old, tokens.advantages, tokens.clip)
+        pushed = tokens.step.coefficients * surrogate_slope(tokens.new, tokens.old, tokens.advantages, tokens.clip)
         return planned_weights(pushed * per_unit_of_push(tokens.step, len(pushed)), self.strength, self.bound)
 
 
@@ -60,11 +60,11 @@ def per_unit_of_push(step: Step, states: int) -> Tensor:
             total[name] = total[name] + g if name in total else g
     held = dict(step.lenses[0].model.named_parameters())
     for name, g in total.items():
-        ranks.add(g)
+        ranks.all_reduce_sum_(g)
         second_moment = step.optimizer.state.get(held[name], {}).get("exp_avg_sq")
         if second_moment is not None:
             g.div_(second_moment.sqrt() + step.optimizer.param_groups[0]["eps"])
-    return ranks.gather(torch.cat([derivative(lens, total)[0] for lens in step.lenses]))
+    return ranks.all_gather_rows(torch.cat([derivative(lens, total)[0] for lens in step.lenses]))
 
 
 def planned_weights(influence: Tensor, strength: float, bound: float) -> Tensor:

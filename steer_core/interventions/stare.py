@@ -10,9 +10,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from steer_core.common.settings import STRICT
+from steer_core.formulas.weights import ROUNDING
 from steer_core.interventions.base import Intervention, State, Tokens
-from steer_core.settings import STRICT
-from steer_core.weights import ROUNDING
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)

@@ -9,13 +9,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from steer_core.entropy_change import entropy_change_form
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
+from steer_core.common.settings import STRICT
+from steer_core.formulas.entropy_change import entropy_change_form
+from steer_core.formulas.loss import ClipRange
+from steer_core.formulas.token_stats import TokenStats
+from steer_core.formulas.weights import normaliser, steer_weights
 from steer_core.interventions.base import Intervention, State, Tokens
-from steer_core.loss import ClipRange
-from steer_core.settings import STRICT
-from steer_core.token_stats import TokenStats
-from steer_core.weights import normaliser, steer_weights
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)

@@ -8,10 +8,10 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
+from steer_core.common.settings import STRICT
 from steer_core.interventions.base import Tokens
 from steer_core.interventions.steer import Steer
-from steer_core.settings import STRICT
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)

@@ -7,8 +7,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from steer_core.common.settings import STRICT
 from steer_core.interventions.base import Intervention, Tokens
-from steer_core.settings import STRICT
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)

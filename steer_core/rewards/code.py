@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from steer_core.environment import cores
-from steer_core.errors import SteerError
+from steer_core.common.environment import cores
+from steer_core.common.errors import SteerError
 from steer_core.rewards.base import Status, Verdict
 from steer_core.rewards.sandbox import End, Limits, Mode, Outcome, Sandbox, require_sandbox
 

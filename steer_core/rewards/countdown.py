@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from steer_core.problems.countdown import Countdown
+from steer_core.problems.task import Problem
 from steer_core.rewards.base import Verdict
-from steer_core.tasks.base import Problem
-from steer_core.tasks.countdown import Countdown
 
 _PROMPT = re.compile(r"[0-9]{1,6}(?:,[0-9]{1,6})*=([0-9]{1,6}):")
 

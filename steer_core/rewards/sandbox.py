@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from steer_core.errors import SteerError, nearest
+from steer_core.common.errors import SteerError, nearest
 from steer_core.rewards.syscalls import syscall_filter
 
 Mode = Literal["bubblewrap", "limits"]

@@ -11,7 +11,7 @@ import errno
 import platform
 import struct
 
-from steer_core.errors import SteerError
+from steer_core.common.errors import SteerError
 
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """By machine: the column of the tables below, and the kernel's name for it (AUDIT_ARCH)."""

@@ -60,7 +60,9 @@ class WorkerPool:
         cpu_s: float = 5.0,
         memory_bytes: int = 2 << 30,
     ) -> None:
-        from steer_core.environment import cores  # not at the top: a worker runs this file before it has the path
+        from steer_core.common.environment import (
+            cores,  # not at the top: a worker runs this file before it has the path
+        )
 
         name = function if isinstance(function, str) else f"{function.__module__}:{function.__qualname__}"
         if name.startswith("__main__:") or "<" in name or ":" not in name:

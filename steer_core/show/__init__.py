@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from steer_core import responses
-from steer_core.errors import SteerError
-from steer_core.settings import read_yaml
+from steer_core.common.errors import SteerError
+from steer_core.common.settings import read_yaml
+from steer_core.runs import responses
 from steer_core.show.page import Heading, render
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from steer_core.responses import Response
+from steer_core.runs.responses import Response
 from steer_core.show.colours import DARK, LIGHT, Scale, level_class, stylesheet
 
 LISTED = 10

@@ -1,0 +1,1 @@
+"""The `steer` command, a file a command."""

@@ -1,0 +1,131 @@
+"""The look of the figures: colours, type, panels and the lines of seeds. No global setting of matplotlib is touched."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from steer_core.compare.comparison import Comparison
+
+ARM_COLOURS = ("#1f2a36", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Okabe and Ito's colour-blind safe colours, the first arm in ink."""
+ARM_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MUTED = "#6b7280"
+STYLE = {
+    **sns.axes_style("ticks"),
+    **sns.plotting_context("paper"),
+    "axes.edgecolor": "#9aa1ab",
+    "axes.grid": True,
+    "axes.labelcolor": "#1f2a36",
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.7,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 8.5,
+    "axes.titleweight": "bold",
+    "font.family": ["sans-serif"],
+    "font.sans-serif": ["DejaVu Sans"],
+    "grid.color": "#e8eaee",
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "savefig.facecolor": "white",
+    "svg.fonttype": "path",
+    "svg.hashsalt": "steer",
+    "xtick.color": "#6b7280",
+    "xtick.labelcolor": "#1f2a36",
+    "xtick.labelsize": 7.5,
+    "xtick.major.size": 3,
+    "xtick.major.width": 0.7,
+    "ytick.color": "#6b7280",
+    "ytick.labelcolor": "#1f2a36",
+    "ytick.labelsize": 7.5,
+    "ytick.major.size": 3,
+    "ytick.major.width": 0.7,
+}
+
+
+def styled(draw: Callable[[Comparison], Figure]) -> Callable[[Comparison], Figure]:
+    """A figure function that draws in STYLE and leaves the settings around it alone."""
+
+    @functools.wraps(draw)
+    def draw_in_style(comparison: Comparison) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(comparison)
+
+    return draw_in_style
+
+
+def look(comparison: Comparison, arm: str) -> tuple[str, str]:
+    """The colour and marker of an arm, by its place in the plan."""
+    place = list(comparison.plan.arms).index(arm)
+    marker = ARM_MARKERS[place % len(ARM_MARKERS)]
+    if len(comparison.plan.arms) <= len(ARM_COLOURS):
+        return ARM_COLOURS[place], marker
+    return sns.color_palette("husl", len(comparison.plan.arms)).as_hex()[place], marker
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib shows as it stands: no mathematics, nothing hidden from the legend."""
+    text = text.replace("$", r"\$")
+    return f"\u200a{text}" if text.startswith("_") else text
+
+
+def panels(rows: int, columns: int, height: float, width: float = 7.0, **share: bool) -> tuple[Figure, np.ndarray]:
+    """A figure `width` inches wide, each row of panels `height` high, and its axes (rows, columns)."""
+    figure = Figure(figsize=(width, rows * height + 0.45), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08)
+    return figure, figure.subplots(rows, columns, squeeze=False, **share)
+
+
+def hide(axes: np.ndarray, used: int) -> None:
+    """Take away the panels after the first `used`."""
+    for axis in axes.flat[used:]:
+        axis.set_visible(False)
+
+
+def label(axis: Axes, title: str, x: str, y: str, whole: bool = True) -> None:
+    """Title and axis labels; `whole`: the x-axis counts, so its ticks are integers."""
+    axis.set_title(title)
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    if whole:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+
+
+def draw_lines(
+    axis: Axes, rows: pd.DataFrame, column: str, colour: str, name: str, style: str = "-", marker: str | None = None
+) -> None:
+    """A thin line a seed (label `_name seed`) and a thick one for the mean of the seeds that came furthest."""
+    if rows.empty:
+        return
+    table = rows.pivot(index="step", columns="seed", values=column).sort_index()
+    for seed in table:
+        axis.plot(table[seed].dropna(), color=colour, ls=style, lw=0.6, alpha=0.4, label=f"_{name} {seed}")
+    mean = table.loc[:, table.iloc[-1].notna()].mean(axis=1, skipna=False).dropna()
+    axis.plot(mean, color=colour, ls=style, lw=1.6, marker=marker, ms=4, mec="white", mew=0.6, label=name)
+
+
+def legend(figure: Figure, comparison: Comparison, frame: pd.DataFrame, markers: bool = False) -> None:
+    """One legend below the panels: the arms that `frame` has rows of."""
+    arms = [arm for arm in comparison.plan.arms if (frame.arm == arm).any()]
+    handles, names = [], []
+    for arm in arms:
+        colour, marker = look(comparison, arm)
+        handles.append(
+            Line2D([], [], color=colour, lw=1.6, marker=marker if markers else None, ms=5, mec="white", mew=0.6)
+        )
+        names.append(plain(comparison.label(arm)))
+    fitting = next((n for n in (4, 3, 2) if n * (max(map(len, names)) + 6) <= 110), 1)
+    rows = -(-len(arms) // fitting)
+    figure.legend(handles, names, loc="outside lower center", ncols=-(-len(arms) // rows))

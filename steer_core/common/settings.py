@@ -1,0 +1,166 @@
+"""Typed settings: how YAML files, `key=value` overrides and dataclasses become one another.
+
+An unknown key, a wrong type or a value out of range raises `SteerError` with the field, the value
+and the remedy (for an unknown key: the nearest known name).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from steer_core.common.errors import SteerError, nearest
+
+T = TypeVar("T")
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+"""Of every settings dataclass: no unknown key, no infinity; a line under a field is its help."""
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping a YAML file holds. Raises SteerError where it is missing, unreadable or no mapping."""
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SteerError(f"configuration {path}: {error.strerror}; give the path of a YAML file") from error
+    except (yaml.YAMLError, ValueError) as error:
+        where = " ".join(str(error).split())
+        raise SteerError(f"configuration {path}: not YAML ({where}); mend that line") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise SteerError(f"configuration {path}: holds a {type(data).__name__}; write `section:` and `key: value`")
+    return data
+
+
+def read_extended(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping of a YAML file on top of the files that its key `extends` names, in their order.
+
+    `extends: name` or `extends: [one, two]` stands for name.yaml beside the file. Raises SteerError where
+    a file extends itself, and as `read_yaml` does.
+    """
+    path = Path(path)
+    if path.resolve() in seen:
+        raise SteerError(f"configuration {path}: extends itself; take a name out of `extends`")
+    data = read_yaml(path)
+    names = data.pop("extends", [])
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SteerError(f"configuration {path}: extends: {names!r} is no name; write one name, or a list of names")
+    whole: dict[str, Any] = {}
+    for name in names:
+        whole = merged(whole, read_extended(path.parent / f"{name}.yaml", (*seen, path.resolve())))
+    return merged(whole, data)
+
+
+def merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """`base` with every value of `top`; a section in both is merged key by key."""
+    both = {key: merged(base[key], value) for key, value in top.items() if _both_sections(base.get(key), value)}
+    return {**base, **top, **both}
+
+
+def _both_sections(one: Any, other: Any) -> bool:
+    return isinstance(one, dict) and isinstance(other, dict)
+
+
+def apply_overrides(data: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """A copy of `data` with each `section.key=value` set; values are read as YAML."""
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in data.items()}
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        *sections, key = path.split(".")
+        if not separator or not all(sections) or not key:
+            raise SteerError(
+                f"override {override!r}: not of the form section.key=value; write for example train.seed=1"
+            )
+        node = result
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise SteerError(f"override {override!r}: {section} is a value, no section; drop `.{key}`")
+        try:
+            node[key] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:
+            raise SteerError(f"override {override!r}: the value is not YAML; quote it") from error
+    return result
+
+
+def build(kind: type[T], data: dict[str, Any], section: str = "") -> T:
+    """`data` as the settings dataclass `kind`. Raises SteerError naming the first field that does not fit.
+
+    section: what `data` is a part of, for the message.
+    """
+    _refuse_booleans(data, section)
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path, within = _place(kind, first["loc"])
+        name = ".".join([section] * bool(section) + path)
+        if first["type"] == "unexpected_keyword_argument":
+            known = [field.name for field in dataclasses.fields(within)]
+            raise SteerError(f"{name}: unknown key; {nearest(path[-1], known)}") from error
+        if first["type"] == "missing" and not isinstance(first["input"], list | tuple):
+            raise SteerError(f"{name}: is missing; add `{path[-1]}:` with its value") from error
+        if first["type"] == "union_tag_invalid":
+            value, known = first["input"]["name"], first["ctx"]["expected_tags"]
+            raise SteerError(f"{name}.name: {value!r} is not allowed; input should be one of {known}") from error
+        if first["type"].startswith(("dataclass", "model_attributes")):
+            raise SteerError(f"{name}: {first['input']!r} is no section; write `key: value` below it") from error
+        raise SteerError(f"{name}: {first['input']!r} is not allowed; {_lower(first['msg'])}") from error
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A settings dataclass as plain YAML-ready data."""
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def describe(kind: type, prefix: str = "") -> list[tuple[str, Any, str]]:
+    """(dotted key, default, meaning) of every setting, for `--help`."""
+    rows = []
+    hints = get_type_hints(kind)
+    for name, field in kind.__pydantic_fields__.items():
+        sections = _sections(hints[name])
+        for section in sections:
+            rows += describe(section, f"{prefix}{name}.")
+        if not sections:
+            own = next(k for k in reversed(kind.__mro__) if name in vars(k).get("__annotations__", {}))
+            default = None if field.is_required() else field.default
+            rows.append((prefix + name, default, own.__pydantic_fields__[name].description or ""))
+    return rows
+
+
+def _refuse_booleans(value: Any, name: str = "") -> None:
+    """No setting is a yes or a no, and pydantic would read one as 1 or 0."""
+    if isinstance(value, bool):
+        raise SteerError(f"{name}: {value} is not allowed; write a number or a word in quotes")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, part in items:
+        _refuse_booleans(part, f"{name}.{key}" if name else str(key))
+
+
+def _sections(hint: Any) -> list[Any]:
+    """The settings dataclasses that a type holds: itself, the members of a union, the values of a mapping."""
+    return [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
+
+
+def _place(kind: Any, location: tuple[str | int, ...]) -> tuple[list[str], Any]:
+    """(key, section that the key lies in) of an error: its location without the tags of union members."""
+    path, section = [], kind
+    for part in location:
+        if len(_sections(kind)) > 1:
+            kind = next(member for member in _sections(kind) if member.name == part)
+            continue
+        path.append(str(part))
+        if dataclasses.is_dataclass(kind):
+            section, kind = kind, get_type_hints(kind).get(part)
+        else:
+            kind = next(iter(_sections(kind)), None)
+    return path, section
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]

@@ -1,0 +1,350 @@
+"""A comparison of methods: its plan, what its runs measured, and the tables drawn from them."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as settings
+
+from steer_core.common.errors import SteerError
+from steer_core.common.settings import apply_overrides, build, read_yaml, to_dict
+from steer_core.config.config import Config
+from steer_core.runs.folder import RunFolder
+from steer_core.stats.intervals import Interval, at_first_crossing, bootstrap_over_problems, interval_over_seeds
+from steer_core.stats.measures import pass_at_k
+
+_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+_NOT_A_NAME = re.compile(r"^\W|[^\w.-]")
+
+
+@settings(config=_STRICT, kw_only=True, frozen=True)
+class Arm:
+    """One method of a comparison."""
+
+    label: str
+    """How tables and figures call it."""
+    overrides: list[str] = Field(default_factory=list)
+    """`section.key=value` on top of the plan's common settings."""
+
+
+@settings(config=_STRICT, kw_only=True, frozen=True)
+class Plan:
+    """Which methods are compared, from which common settings, over which seeds."""
+
+    arms: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Arm] = Field(min_length=1)
+    """Methods by name; the name is the folder of its runs."""
+    baseline: str
+    """The arm that the others are compared with."""
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    """Every arm runs with each; a seed fixes data order and sampling."""
+    common: dict[str, Any] = Field(default_factory=dict)
+    """Settings all arms share, as in a run's YAML."""
+    note: str = ""
+    """Said at the top of the report, for example that this is a quick look."""
+
+    def __post_init__(self) -> None:
+        if self.baseline not in self.arms:
+            raise SteerError(f"baseline: {self.baseline!r} is no arm; choose one of {', '.join(self.arms)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise SteerError(f"seeds: {self.seeds} repeats a seed; list each once")
+        shared = {name: self._shared(name) for name in self.arms}
+        for name, settings_of_arm in shared.items():
+            if settings_of_arm != shared[self.baseline]:
+                raise SteerError(
+                    f"arms.{name}: differs from {self.baseline} in model, task, evaluation or train.rollouts; "
+                    "give all arms the same, so that like is compared with like"
+                )
+
+    @property
+    def controls(self) -> list[str]:
+        """Arms that differ from the baseline in a lower learning rate and nothing else: they only learn more slowly."""
+        plain, found = self.config(self.baseline, self.seeds[0]), []
+        one_rate = {"learning_rate": 1.0, "learning_rate_factor": 1.0}
+        for arm in self.arms:
+            config = self.config(arm, self.seeds[0])
+            alike = replace(config, optimizer=replace(config.optimizer, **one_rate)) == replace(
+                plain, optimizer=replace(plain.optimizer, **one_rate)
+            )
+            if alike and config.optimizer.step_size < plain.optimizer.step_size:
+                found.append(arm)
+        return found
+
+    def _shared(self, arm: str) -> tuple[Any, ...]:
+        """What every arm must have in common for a comparison of methods."""
+        config = self.config(arm, self.seeds[0])
+        return config.model, config.task, config.evaluation, config.train.rollouts
+
+    def config(self, arm: str, seed: int) -> Config:
+        """The configuration of one run. Raises SteerError where a setting does not fit."""
+        return build(Config, apply_overrides(self.common, [*self.arms[arm].overrides, f"train.seed={seed}"]))
+
+
+def _by_name(method: str) -> dict[str, Any]:
+    """The arm of an intervention at its default settings."""
+    return {"label": method, "overrides": [f"intervention.name={method}"]}
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
+def load_plan(
+    path: Path,
+    overrides: list[str] | tuple[str, ...] = (),
+    seeds: list[int] | None = None,
+    methods: list[str] | None = None,
+) -> Plan:
+    """The plan of a YAML file, with `section.key=value` set for all arms and the seeds replaced if given.
+
+    methods: interventions by name, at their default settings, in place of every arm but the baseline.
+
+    Raises SteerError for a setting that an arm makes itself: its label would no longer be true. The
+    common settings are resolved to every setting there is, so that a plan on disk stays itself
+    when a default changes.
+    """
+    data = read_yaml(path)
+    if methods is not None:
+        twice = [name for name in methods if methods.count(name) > 1]
+        if twice:
+            raise SteerError(f"--methods: {twice[0]} is named twice; name each once")
+        kept = {name: arm for name, arm in data["arms"].items() if name == data["baseline"]}
+        data["arms"] = kept | {_NOT_A_NAME.sub("_", name): _by_name(name) for name in methods}
+    arms = data.get("arms")
+    for name, arm in arms.items() if isinstance(arms, dict) else ():
+        own = arm.get("overrides") if isinstance(arm, dict) else None
+        made = {_key(override) for override in own or ()}
+        asked = {_key(override) for override in overrides}
+        taken = {key for key in made if any(key == other or key.startswith(f"{other}.") for other in asked)}
+        if taken:
+            raise SteerError(
+                f"{min(taken)}: arm {name!r} of {path} sets it itself; copy the plan, edit the arm and its label there"
+            )
+    data["common"] = to_dict(build(Config, apply_overrides(data.get("common") or {}, overrides)))
+    if seeds is not None:
+        data["seeds"] = seeds
+    return build(Plan, data)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the runs of a comparison measured, as far as they have come.
+
+    metrics: columns arm, seed, step and every metric of metrics.jsonl. evaluations: columns arm,
+    seed, step, samples, correct (a list, one count a problem), policy_entropy, truncated, length;
+    where the base model was evaluated, every run has it as step 0. complete: every planned run
+    came to its end.
+    """
+
+    plan: Plan
+    metrics: pd.DataFrame
+    evaluations: pd.DataFrame
+    base: dict[str, Any] | None
+    environment: dict[str, Any]
+    complete: bool
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """The k of pass@k that the plan reports."""
+        return self.plan.config(self.plan.baseline, self.plan.seeds[0]).evaluation.pass_at
+
+    @property
+    def largest_k(self) -> int:
+        """The largest k of the plan; 1 where it names none."""
+        return max(self.ks, default=1)
+
+    def label(self, arm: str) -> str:
+        """How tables and figures call an arm."""
+        return self.plan.arms[arm].label
+
+    def curves(self) -> pd.DataFrame:
+        """`evaluations` with a column pass@k for 1 and each k of the plan."""
+        frame = self.evaluations.copy()
+        for k in {1, *self.ks}:
+            frame[f"pass@{k}"] = [
+                float(pass_at_k(row.correct, row.samples, k).mean()) for row in frame.itertuples(index=False)
+            ]
+        return frame
+
+    def final(self) -> pd.DataFrame:
+        """The last evaluation of every run that came to its end, one row a run."""
+        steps = self.plan.config(self.plan.baseline, self.plan.seeds[0]).train.rollouts
+        curves = self.curves()
+        return curves[curves.step == steps]
+
+    def levels(self) -> dict[str, dict[str, Interval]]:
+        """At the last step, by arm: pass@k with intervals over problems; entropy and reward over seeds."""
+        final, table = self.final(), {}
+        for arm in self.plan.arms:
+            rows = final[final.arm == arm]
+            if rows.empty:
+                continue
+            table[arm] = {
+                f"pass@{k}": bootstrap_over_problems(
+                    np.stack([pass_at_k(row.correct, row.samples, k) for row in rows.itertuples(index=False)])
+                )
+                for k in self.ks
+            }
+            table[arm]["entropy"] = interval_over_seeds(rows.policy_entropy)
+            last = self.metrics[(self.metrics.arm == arm) & self.metrics.seed.isin(rows.seed)]
+            last = last[last.step > last.step.max() - 5]
+            if len(last):
+                table[arm]["reward"] = interval_over_seeds(last.groupby("seed")["reward/mean"].mean())
+        return table
+
+    def base_levels(self) -> dict[str, Interval]:
+        """The base model as a row of `levels`: pass@k over problems, entropy without bounds. Empty without one."""
+        if self.base is None:
+            return {}
+        correct, samples, nan = self.base["correct"], self.base["samples"], float("nan")
+        table = {f"pass@{k}": bootstrap_over_problems([pass_at_k(correct, samples, k)]) for k in self.ks}
+        return table | {"entropy": Interval(self.base["policy_entropy"], nan, nan)}
+
+    def changes_from_base(self) -> dict[str, dict[str, Interval]]:
+        """At the last step, by arm: pass@k minus the base model's on the same problems, interval over problems."""
+        final, table = self.final(), {}
+        for arm in self.plan.arms if self.base else ():
+            rows = final[final.arm == arm]
+            for k in self.ks if len(rows) else ():
+                before = pass_at_k(self.base["correct"], self.base["samples"], k)
+                after = [pass_at_k(row.correct, row.samples, k) for row in rows.itertuples(index=False)]
+                table.setdefault(arm, {})[f"pass@{k}"] = bootstrap_over_problems(np.stack(after) - before)
+        return table
+
+    def differences(self, against: str | None = None) -> dict[str, dict[str, Interval]]:
+        """At the last step, arm minus `against` (default: the baseline), paired by seed: entropy and each pass@k."""
+        final = self.final().set_index(["arm", "seed"])
+        if final.empty:
+            return {}
+        columns = {"entropy": "policy_entropy"} | {f"pass@{k}": f"pass@{k}" for k in self.ks}
+        return self._paired({name: final[column] for name, column in columns.items()}, against)
+
+    def common_level(self) -> float:
+        """The highest pass@1 that every finished run reached at some evaluation; NaN where none finished."""
+        curves = self._finished_curves()
+        return float(curves.groupby(["arm", "seed"])["pass@1"].max().min()) if len(curves) else float("nan")
+
+    def at_equal_pass1(self) -> pd.DataFrame:
+        """Each finished run where it first reaches `common_level`: step, entropy and pass@k, interpolated."""
+        level, rows = self.common_level(), []
+        names = {"step": "step", "entropy": "policy_entropy"} | {f"pass@{k}": f"pass@{k}" for k in self.ks if k > 1}
+        for (arm, seed), curve in self._finished_curves().groupby(["arm", "seed"], sort=False):
+            curve = curve.sort_values("step")
+            crossing = {
+                name: at_first_crossing(curve["pass@1"], curve[column], level) for name, column in names.items()
+            }
+            rows.append({"arm": arm, "seed": seed, **crossing})
+        return pd.DataFrame(rows, columns=["arm", "seed", *names])
+
+    def differences_at_equal_pass1(self, against: str | None = None) -> dict[str, dict[str, Interval]]:
+        """Arm minus `against` (default: the baseline) where both first reach `common_level`, paired by seed."""
+        frame = self.at_equal_pass1().set_index(["arm", "seed"])
+        return self._paired({name: frame[name] for name in frame.columns if name != "step"}, against)
+
+    def _finished_curves(self) -> pd.DataFrame:
+        done = self.final()[["arm", "seed"]]
+        return self.curves().merge(done, on=["arm", "seed"])
+
+    def _paired(self, columns: dict[str, pd.Series], against: str | None) -> dict[str, dict[str, Interval]]:
+        table: dict[str, dict[str, Interval]] = {}
+        against = self.plan.baseline if against is None else against
+        for name, values in columns.items():
+            present = values.index.get_level_values("arm")
+            if against not in present:
+                return {}
+            for arm in self.plan.arms:
+                if arm != against and arm in present:
+                    difference = (values.loc[arm] - values.loc[against]).dropna()
+                    if len(difference):
+                        table.setdefault(arm, {})[name] = interval_over_seeds(difference)
+        return table
+
+
+def run_path(folder: Path, arm: str, seed: int) -> Path:
+    """Where a comparison keeps one of its runs."""
+    return folder / "runs" / arm / f"seed_{seed}"
+
+
+def load_comparison(folder: str | Path) -> Comparison:
+    """The comparison in a folder, finished or not. Raises SteerError where there is none."""
+    folder = Path(folder)
+    if not (folder / "plan.yaml").is_file():
+        raise SteerError(f"{folder}: holds no plan.yaml; give a folder that `steer compare` wrote")
+    plan = build(Plan, read_yaml(folder / "plan.yaml"))
+    runs = {(arm, seed): run_path(folder, arm, seed) for arm in plan.arms for seed in plan.seeds}
+    base = folder / "base.json"
+    environment = folder / "environment.json"
+    return _collect(
+        plan,
+        {key: RunFolder.open(path) for key, path in runs.items() if (path / "config.yaml").exists()},
+        json.loads(base.read_text()) if base.exists() else None,
+        json.loads(environment.read_text()) if environment.exists() else {},
+    )
+
+
+def comparison_of(paths: list[str | Path]) -> Comparison:
+    """Run folders as one comparison: runs whose settings differ in the seed alone are one arm.
+
+    The first arm is the baseline. Raises SteerError for a folder without a run, for two runs of the
+    same settings and seed, and for runs of different length or evaluation.
+    """
+    arms: dict[str, str] = {}
+    runs: dict[tuple[str, int], RunFolder] = {}
+    plan_arms: dict[str, Arm] = {}
+    for path in paths:
+        run = RunFolder.open(path)
+        settings_of_arm = to_dict(run.config)
+        seed = settings_of_arm["train"].pop("seed")
+        name = run.path.resolve().parent.name if run.path.name.startswith("seed_") else run.path.resolve().name
+        name = _NOT_A_NAME.sub("_", name)  # any folder's name as an arm's
+        arm = arms.setdefault(
+            json.dumps(settings_of_arm, sort_keys=True), name if name not in arms.values() else f"{name}-{len(arms)}"
+        )
+        if (arm, seed) in runs:
+            raise SteerError(f"{path}: has the settings and seed of {runs[arm, seed].path}; give each run once")
+        runs[arm, seed] = run
+        flat = [
+            f"{section}.{key}={json.dumps(value)}"
+            for section, part in settings_of_arm.items()
+            for key, value in part.items()
+        ]
+        plan_arms[arm] = Arm(label=arm, overrides=flat)
+    lengths = {(run.config.train.rollouts, run.config.evaluation) for run in runs.values()}
+    if len(lengths) > 1:
+        raise SteerError(f"{paths[0]}: the runs differ in train.rollouts or evaluation; report like with like")
+    plan = Plan(arms=plan_arms, baseline=next(iter(plan_arms)), seeds=sorted({seed for _, seed in runs}))
+    environment = json.loads((next(iter(runs.values())).path / "environment.json").read_text())
+    return _collect(plan, runs, None, environment)
+
+
+def _collect(
+    plan: Plan, runs: dict[tuple[str, int], RunFolder], base: dict[str, Any] | None, environment: dict[str, Any]
+) -> Comparison:
+    metrics, evaluations, notes, finished = [], [], [], 0
+    for (arm, seed), run in runs.items():
+        key = {"arm": arm, "seed": seed}
+        rows = run.read("metrics.jsonl")
+        metrics += [key | row for row in rows]
+        evaluations += [{**base, **key, "step": 0}] if base else []
+        evaluations += [key | row for row in run.read("evaluations.jsonl")]
+        finished += bool(rows) and rows[-1]["step"] == run.config.train.rollouts
+        notes += [
+            f"{plan.arms[arm].label}, seed {seed}, rollout {row['step']}: {row['note']}"
+            for row in run.read("notes.jsonl")
+        ]
+    return Comparison(
+        plan=plan,
+        metrics=pd.DataFrame(metrics, columns=None if metrics else ["arm", "seed", "step"]),
+        evaluations=pd.DataFrame(evaluations, columns=None if evaluations else ["arm", "seed", "step"]),
+        base=base,
+        environment=environment,
+        complete=finished == len(plan.arms) * len(plan.seeds),
+        notes=notes,
+    )

@@ -1,0 +1,232 @@
+"""Runs a comparison: every arm and seed in a process of its own, all cores used, resumable at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from steer_core.common.environment import environment
+from steer_core.common.errors import INTERRUPTED, SteerError
+from steer_core.common.files import lock, write_atomically
+from steer_core.common.settings import build, read_yaml, to_dict
+from steer_core.compare.comparison import Plan, load_comparison, run_path
+from steer_core.compare.report import write_report
+from steer_core.policy.model import base_digest
+from steer_core.runs.folder import last_line
+
+_POLL_SECONDS = 0.5
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class Job:
+    """One process of a comparison: a run, or the evaluation of the base model."""
+
+    name: str
+    arguments: list[str]
+    log: Path
+    result: Path
+    rollouts: int = 0
+    done: bool = False
+    process: subprocess.Popen | None = None
+    stops_asked: int = 0
+
+    def start(self) -> None:
+        """Start the process, one thread, output to its log; it dies with this one."""
+        threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            log = self.log.open("a", encoding="utf-8")
+        except OSError as error:
+            raise SteerError(f"{self.log}: cannot be written ({error.strerror}); make room, then --resume") from error
+        with log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "steer_core", *self.arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **threads},
+                start_new_session=True,
+                preexec_fn=_die_with_parent if _LIBC else None,
+            )
+
+    def progress(self) -> tuple[int, str]:
+        """(finished rollouts, what the last one looked like)."""
+        row = last_line(self.result) if self.rollouts else None
+        if row is None:
+            return 0, ""
+        return row["step"], f"entropy {row['entropy/policy']:.3f}  reward {row['reward/mean']:.2f}"
+
+
+def start_comparison(plan: Plan, folder: Path, resume: bool) -> None:
+    """Make the folder of a comparison, or check that it is this plan's own.
+
+    Raises SteerError where the folder holds one and `resume` is off, or holds another plan's.
+    """
+    path, base = folder / "plan.yaml", base_digest(plan.config(plan.baseline, plan.seeds[0]).model.path)
+    try:
+        if path.exists():
+            if not resume:
+                raise SteerError(f"--out: {folder} holds a comparison already; add --resume to go on, or name another")
+            if build(Plan, read_yaml(path)) != plan:
+                raise SteerError(f"--out: {folder} holds a comparison with another plan; name another folder")
+            began_from = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["base_model_sha256"]
+            if began_from != base:
+                raise SteerError(f"--out: {folder} began from other weights than model.path has; name another folder")
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        about = environment() | {"base_model_sha256": base}
+        write_atomically(folder / "environment.json", json.dumps(about, indent=2) + "\n")
+        (folder / "configs").mkdir(exist_ok=True)
+        for arm in plan.arms:
+            settings = to_dict(plan.config(arm, plan.seeds[0]))
+            write_atomically(_config_path(folder, arm), yaml.safe_dump(settings, sort_keys=False))
+        write_atomically(path, yaml.safe_dump(to_dict(plan), sort_keys=False, allow_unicode=True))
+    except OSError as error:
+        raise SteerError(f"--out: {folder} cannot be written ({error.strerror}); name another folder") from error
+
+
+def run_comparison(plan: Plan, folder: Path, jobs: int, console: Console) -> bool:
+    """Run what is not finished yet, `jobs` processes at a time, and write the report.
+
+    Ctrl-C stops every run after the rollout in hand and writes a partial report; a second one stops
+    them at once. Returns whether everything came to its end. Raises SteerError, after the report,
+    where a run failed.
+    """
+    planned = planned_jobs(plan, folder)
+    waiting, running, failed, asked = [job for job in planned if not job.done], [], [], 0
+
+    def ask_to_stop(*_) -> None:
+        nonlocal asked
+        asked += 1
+
+    previous = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with lock(folder), _display(planned, console) as update:
+            while running or (waiting and not asked):
+                while waiting and len(running) < jobs and not asked:
+                    job = waiting.pop(0)
+                    job.start()
+                    running.append(job)
+                for job in running:
+                    if job.stops_asked < asked:
+                        job.process.send_signal(signal.SIGINT)
+                        job.stops_asked = asked
+                time.sleep(_POLL_SECONDS)
+                for job in [job for job in running if job.process.poll() is not None]:
+                    running.remove(job)
+                    if job.process.returncode not in (0, INTERRUPTED) and not (asked and job.process.returncode < 0):
+                        failed.append(job)
+                update(running, asked)
+    finally:
+        for job in running:
+            job.process.terminate()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    comparison = load_comparison(folder)
+    if len(comparison.metrics):
+        console.print(f"report: {write_report(comparison, folder)}", highlight=False, soft_wrap=True)
+    if failed:
+        reasons = "; ".join(f"{job.name}: {_last_words(job.log)}" for job in failed)
+        raise SteerError(f"{len(failed)} of {len(planned)} processes failed ({reasons}); mend that, then --resume")
+    return comparison.complete
+
+
+def planned_jobs(plan: Plan, folder: Path) -> list[Job]:
+    """Every process of a comparison: the base model first, then all arms of a seed before the next seed."""
+    logs = folder / "logs"
+    base = folder / "base.json"
+    config = plan.config(plan.baseline, plan.seeds[0])
+    arguments = [
+        "evaluate",
+        config.model.path,
+        "--config",
+        str(_config_path(folder, plan.baseline)),
+        "--out",
+        str(base),
+    ]
+    jobs = [Job("base model", arguments, logs / "base.log", base, done=base.exists())]
+    for seed in plan.seeds:
+        for arm in plan.arms:
+            run, rollouts = run_path(folder, arm, seed), plan.config(arm, seed).train.rollouts
+            if (run / "config.yaml").exists():
+                arguments = ["train", "--resume", str(run)]
+            else:
+                arguments = ["train", str(_config_path(folder, arm)), f"train.seed={seed}", "--out", str(run)]
+            arguments.append("--no-report")
+            done = (run / "checkpoints" / f"step_{rollouts:06d}").exists()
+            name, log = f"{plan.arms[arm].label}, seed {seed}", logs / f"{arm}-{seed}.log"
+            jobs.append(Job(name, arguments, log, run / "metrics.jsonl", rollouts, done))
+    return jobs
+
+
+@contextlib.contextmanager
+def _display(planned: list[Job], console: Console) -> Iterator:
+    """Progress bars on a terminal; elsewhere a line for every tenth of the work."""
+    total = sum(job.rollouts for job in planned)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+    )
+    live = console.is_terminal and "CI" not in os.environ
+    began, first, said = time.monotonic(), sum(job.progress()[0] for job in planned), -1
+    told = False
+    with Progress(*columns, console=console, disable=not live) as progress:
+        whole = progress.add_task("all rollouts", total=total, completed=first, status="")
+        bars: dict[str, int] = {}
+
+        def update(running: list[Job], asked: int) -> None:
+            nonlocal said, told
+            if asked and not told:
+                told = True
+                console.print("stopping after the rollouts in hand; the report will be partial")
+            done = sum(job.progress()[0] for job in planned)
+            progress.update(whole, completed=done)
+            for name in [name for name in bars if name not in {job.name for job in running}]:
+                progress.remove_task(bars.pop(name))
+            for job in running:
+                step, status = job.progress()
+                if job.name not in bars:
+                    bars[job.name] = progress.add_task(job.name, total=job.rollouts or None, status="")
+                progress.update(bars[job.name], completed=step, status=status)
+            if not live and (10 * done) // total > said:
+                said = (10 * done) // total
+                spent = time.monotonic() - began
+                left = (
+                    f", about {spent / (done - first) * (total - done) / 60:.0f} minutes left" if done > first else ""
+                )
+                console.print(f"{done} of {total} rollouts after {spent / 60:.1f} minutes{left}", highlight=False)
+
+        yield update
+
+
+def _config_path(folder: Path, arm: str) -> Path:
+    return folder / "configs" / f"{arm}.yaml"
+
+
+def _last_words(log: Path) -> str:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else f"see {log}"
+
+
+def _die_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

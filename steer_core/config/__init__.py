@@ -1,0 +1,1 @@
+"""Every setting of a run, typed and checked."""

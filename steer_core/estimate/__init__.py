@@ -1,0 +1,1 @@
+"""Every estimate of the entropy change against the measured change."""

@@ -1,0 +1,1 @@
+"""Evaluation: sample and grade, on held-out problems and on problem sets by name."""

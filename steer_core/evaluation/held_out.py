@@ -1,0 +1,112 @@
+"""Held-out evaluation: sample, verify, and estimate pass@k without bias."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from steer_core.common import ranks
+from steer_core.config.sections import EvaluationConfig
+from steer_core.policy.micro_batches import forward_passes
+from steer_core.policy.model import Policy
+from steer_core.policy.score import score
+from steer_core.problems import Problem, Task
+from steer_core.rollout.rollout import RolloutEngine
+from steer_core.stats.intervals import bootstrap_over_problems
+from steer_core.stats.measures import pass_at_k
+
+_SCORED_SAMPLES = 4
+_SCORED_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a policy did on held-out problems.
+
+    correct: how many of the `samples` responses solved each problem. policy_entropy: mean over the
+    response tokens of the first 4 samples a problem, nats. truncated: share of responses cut off.
+    length: mean response tokens.
+    """
+
+    correct: list[int]
+    samples: int
+    policy_entropy: float
+    truncated: float
+    length: float
+
+    def pass_at(self, k: int) -> float:
+        """Unbiased pass@k, mean over problems."""
+        return float(pass_at_k(self.correct, self.samples, k).mean())
+
+    def to_dict(self, ks: tuple[int, ...]) -> dict[str, Any]:
+        """The evaluation as JSON, with pass@k for each k."""
+        return {**{f"pass@{k}": self.pass_at(k) for k in ks}, **asdict(self)}
+
+
+def evaluate(
+    policy: Policy,
+    engine: RolloutEngine,
+    task: Task,
+    problems: list[Problem],
+    config: EvaluationConfig,
+    seed: int,
+    budget: int | None = None,
+    packed: bool = False,
+) -> Evaluation:
+    """Sample `config.samples` responses to each problem, verify them, score their entropy.
+
+    budget, packed: most tokens of a scoring pass, and whether it goes without padding; by default 64 padded sequences.
+    """
+    places = own_places(len(problems))
+    own = [problems[place] for place in places]
+    rollout = engine.generate([p.prompt for p in own], config.samples, config, seed, places)
+    right = task.verify_all([problem for problem in own for _ in range(config.samples)], rollout.texts)
+    scored = [i for i in range(len(right)) if i % config.samples < _SCORED_SAMPLES]
+    sums_PK = torch.zeros(len(own), 5, dtype=torch.float64)  # right, entropy, its tokens, cut off, tokens
+    sums_PK[:, 0] = torch.tensor(right).view(-1, config.samples).sum(-1)
+    sums_PK[:, 3] = torch.tensor([x == "length" for x in rollout.finish_reasons]).view(-1, config.samples).sum(-1)
+    sums_PK[:, 4] = rollout.response_mask_BT.sum(-1).view(-1, config.samples).sum(-1).cpu()
+    with torch.no_grad():
+        for rows in forward_passes(scored, rollout, _SCORED_AT_ONCE, budget, packed):
+            part = rollout.rows(rows)
+            stats = score(policy.model, part, config.temperature, packed)
+            problem = torch.tensor(rows) // config.samples
+            entropy_B = (stats.entropy * part.response_mask_BT).sum(-1, dtype=torch.float64).cpu()
+            sums_PK[:, 1].index_add_(0, problem, entropy_B)
+            sums_PK[:, 2].index_add_(0, problem, part.response_mask_BT.sum(-1).double().cpu())
+    everyone = ranks.all_gather_rows(torch.cat([torch.tensor(places)[:, None].double(), sums_PK], dim=1))
+    by_place = {int(row[0]): row[1:] for row in everyone}  # a problem that fills up a rank's share counts once
+    sums = torch.stack([by_place[place] for place in range(len(problems))])
+    entropy, tokens, cut, length = sums[:, 1:].sum(0).tolist()
+    count = len(problems) * config.samples
+    return Evaluation(
+        correct=sums[:, 0].long().tolist(),
+        samples=config.samples,
+        policy_entropy=entropy / tokens,
+        truncated=cut / count,
+        length=length / count,
+    )
+
+
+def own_places(count: int) -> list[int]:
+    """Which of so many problems this rank evaluates: equally many on each, the last one again where they do not fit."""
+    each = -(-count // ranks.world_size())
+    return [min(ranks.rank() * each + i, count - 1) for i in range(each)]
+
+
+def evaluation_table(result: Evaluation, title: str, ks: tuple[int, ...]) -> Table:
+    """An evaluation for the terminal, pass@k with its interval over problems."""
+    table = Table(title=title)
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_column("95% interval over problems")
+    for k in ks:
+        interval = bootstrap_over_problems([pass_at_k(result.correct, result.samples, k)])
+        table.add_row(f"pass@{k}", f"{interval.mean:.3f}", f"{interval.low:.3f} to {interval.high:.3f}")
+    table.add_row("policy entropy (nats a token)", f"{result.policy_entropy:.3f}", "")
+    table.add_row("response length (tokens)", f"{result.length:.1f}", "")
+    table.add_row("truncated", f"{result.truncated:.1%}", "")
+    return table

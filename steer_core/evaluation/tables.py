@@ -1,0 +1,254 @@
+"""What an evaluation on benchmarks found: summary, tables, published numbers beside it, and pairs of evaluations."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from steer_core.common.errors import SteerError, nearest
+from steer_core.common.files import write_atomically
+from steer_core.common.places import CHECKOUT
+from steer_core.common.tables import markdown_table
+from steer_core.evaluation.benchmarks import RESPONSES
+from steer_core.rewards.base import UNJUDGED
+from steer_core.stats.intervals import bootstrap_over_problems
+from steer_core.stats.measures import Decision, average, maj_at_k, paired, pass_interval
+
+PUBLISHED = CHECKOUT / "reproduce" / "published" / "scores.tsv"
+"""The paper's scores; part of a checkout, not of an installed package."""
+
+
+def read_responses(folder: Path) -> pd.DataFrame:
+    """The graded responses of a finished evaluation, one row each. Raises SteerError where there are none."""
+    path = folder / RESPONSES
+    if not path.is_file():
+        raise SteerError(f"{folder}: holds no {RESPONSES}; give the folder of a finished `steer evaluate --benchmarks`")
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise SteerError(f"{path}: is not read ({' '.join(str(error).split())[:200]}); evaluate again") from error
+    absent = {"benchmark", "problem", "sample", "finish_reason", "tokens"} - set(frame.columns)
+    if absent:
+        raise SteerError(f"{path}: lacks the columns {', '.join(sorted(absent))}; evaluate again with this version")
+    if frame.empty:
+        raise SteerError(f"{path}: holds no response; evaluate again")
+    return frame
+
+
+def graders_in(frame: pd.DataFrame) -> list[str]:
+    """The names of the graders that judged a benchmark's rows, in their order; the first is the one to go by."""
+    found = [column.removesuffix("/status") for column in frame.columns if column.endswith("/status")]
+    return [name for name in found if frame[f"{name}/status"].notna().all()]
+
+
+def right(frame: pd.DataFrame, grader: str) -> pd.Series:
+    """How many responses to each problem a grader found right, by problem in order of first appearance."""
+    return (frame[f"{grader}/status"] == "right").groupby(frame.problem, sort=False).sum()
+
+
+def samples_of(frame: pd.DataFrame, name: str) -> int:
+    """Samples a problem of one benchmark's rows. Raises SteerError where they differ."""
+    counts = frame.groupby("problem", sort=False).size()
+    if counts.nunique() != 1:
+        raise SteerError(f"{name}: has {counts.min()} to {counts.max()} responses a problem; evaluate it again")
+    return int(counts.iloc[0])
+
+
+def summarise(frame: pd.DataFrame) -> dict[str, Any]:
+    """By benchmark, every measure as JSON; the errors and intervals are over problems."""
+    found = {}
+    for name, rows in frame.groupby("benchmark", sort=False):
+        samples = samples_of(rows, name)
+        found[name] = {
+            "problems": int(rows.problem.nunique()),
+            "samples": samples,
+            "truncated": float((rows.finish_reason == "length").mean()),
+            "tokens": float(rows.tokens.mean()),
+            "graders": {grader: judged(rows, grader, samples) for grader in graders_in(rows)},
+        }
+    return found
+
+
+def judged(rows: pd.DataFrame, grader: str, samples: int) -> dict[str, Any]:
+    """One benchmark by one grader: avg@n with its standard error, pass@k, maj@n, and how often each status came."""
+    counts = right(rows, grader)
+    ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if k < samples] + [samples]
+    status = rows[f"{grader}/status"].value_counts().to_dict()
+    measures: dict[str, Any] = {
+        "avg": asdict(average(counts, samples)),
+        "pass": {str(k): asdict(pass_interval(counts, samples, k)) for k in ks},
+        "status": {name: int(count) for name, count in status.items()},
+    }
+    if rows[f"{grader}/answer"].notna().any() and samples > 1:
+        votes = []
+        for _, part in rows.groupby("problem", sort=False):
+            answers = [None if pd.isna(answer) else answer for answer in part[f"{grader}/answer"]]
+            votes.append(maj_at_k(answers, list(part[f"{grader}/status"] == "right"), samples))
+        measures["maj"] = asdict(bootstrap_over_problems([votes], expanded=True))
+    return measures
+
+
+def percent(value: dict[str, float], error: bool = False) -> str:
+    """`13.8 ± 4.9` of an average with its standard error, `13.8 [4.4, 24.1]` of an interval; in percent.
+
+    Problems that all came out alike tell nothing of how problems spread: no error is shown then.
+    """
+    if error:
+        spread = f" ± {100 * value['error']:.1f}" if value["error"] > 0 else ""
+        return f"{100 * value['mean']:.1f}{spread}"
+    span = "" if value["low"] != value["low"] else f" [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
+    return f"{100 * value['mean']:.1f}{span}"
+
+
+PAIRED_HEAD = ("benchmark", "grader", "problems x samples", "A", "B", "A minus B", "verdict", "same prompts")
+HEAD = ("benchmark", "problems x samples", "grader", "avg@n ± SE", "pass@n", "maj@n", "unanswered", "no verdict",
+        "truncated", "tokens")  # fmt: skip
+
+
+def lines_of(summary: dict[str, Any]) -> list[list[str]]:
+    """The main table, one row a benchmark and grader; `no verdict`: see `UNJUDGED`."""
+    lines = []
+    for name, one in summary.items():
+        responses = one["problems"] * one["samples"]
+        for i, (grader, found) in enumerate(one["graders"].items()):
+            status, first = found["status"], i == 0
+            failed = sum(status.get(name, 0) for name in UNJUDGED)
+            lines.append(
+                [
+                    name if first else "",
+                    f"{one['problems']} x {one['samples']}" if first else "",
+                    grader,
+                    percent(found["avg"], error=True),
+                    percent(found["pass"][str(one["samples"])]) if one["samples"] > 1 else "",
+                    percent(found["maj"]) if "maj" in found else "",
+                    f"{100 * status.get('unanswered', 0) / responses:.1f}",
+                    f"{100 * failed / responses:.1f}",
+                    f"{100 * one['truncated']:.1f}" if first else "",
+                    f"{one['tokens']:.0f}" if first else "",
+                ]
+            )
+    return lines
+
+
+def published_scores(model: str | None = None) -> pd.DataFrame:
+    """The paper's scores (columns table, model, method, benchmark, percent), of one model or of all.
+
+    Empty away from a checkout. Raises SteerError for a model that has none.
+    """
+    if not PUBLISHED.is_file():
+        return pd.DataFrame(columns=["table", "model", "method", "benchmark", "percent"])
+    scores = pd.read_csv(PUBLISHED, sep="\t", comment="#")
+    if model is None:
+        return scores
+    if model not in set(scores.model):
+        raise SteerError(f"--published: {model!r} has no published scores; {nearest(model, scores.model.unique())}")
+    return scores[scores.model == model]
+
+
+def published_lines(summary: dict[str, Any], title: str, scores: pd.DataFrame) -> list[list[str]]:
+    """avg@n by benchmark in percent: a head, the rows of this evaluation, and published ones. Empty where none fits."""
+    shared = [name for name in summary if name in set(scores.benchmark)]
+    if not shared:
+        return []
+    lines = [["model", "method", "source", *shared]]
+    for grader in summary[shared[0]]["graders"]:
+        cells = [summary[name]["graders"].get(grader) for name in shared]
+        told = [percent(found["avg"], error=True) if found else "" for found in cells]
+        lines.append([title, f"graded by {grader}", "this evaluation", *told])
+    scores = scores[scores.benchmark.isin(shared)]
+    for (table, name, method), rows in scores.groupby(["table", "model", "method"], sort=False):
+        known = dict(zip(rows.benchmark, rows.percent, strict=True))
+        lines.append([name, method, f"paper, {table}", *(f"{known[n]:.1f}" if n in known else "" for n in shared)])
+    return lines
+
+
+def write_summary(folder: Path, title: str, scores: pd.DataFrame) -> dict[str, Any]:
+    """Write summary.json and table.md beside the responses of a finished evaluation, and return the summary.
+
+    scores: the published ones to set beside it.
+    """
+    summary = summarise(read_responses(folder))
+    about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    text = f"# {title}\n\nPercent; standard errors and 95% intervals over problems.\n\n"
+    text += markdown_table(HEAD, lines_of(summary)) + "\n"
+    passes = [
+        [name, grader, k, percent(value)]
+        for name, one in summary.items()
+        for grader, found in one["graders"].items()
+        for k, value in found["pass"].items()
+    ]
+    text += f"\n## pass@k\n\n{markdown_table(('benchmark', 'grader', 'k', 'pass@k'), passes)}\n"
+    beside = published_lines(summary, title, scores)
+    if beside:
+        text += f"\n## Beside the published numbers\n\n{markdown_table(beside[0], beside[1:])}\n"
+    env = about["environment"]
+    text += f"\n`{env['command']}`, {env['date'][:10]}, {env['cores']} cores of an {env['processor']}.\n"
+    try:
+        write_atomically(folder / "summary.json", json.dumps({**about, "benchmarks": _plain(summary)}, indent=1) + "\n")
+        write_atomically(folder / "table.md", text)
+    except OSError as error:
+        raise SteerError(f"--out: {folder} cannot be written ({error.strerror}); make room, then --resume") from error
+    return summary
+
+
+def paired_evaluations(first: Path, second: Path, grader: str | None = None) -> dict[str, dict[str, Any]]:
+    """By benchmark both were given: the first evaluation minus the second in avg@n, paired by problem.
+
+    Raises SteerError where they share no benchmark, where the problems or prompts of a shared one differ, and for a
+    grader that did not judge it.
+    """
+    frames = [dict(list(read_responses(folder).groupby("benchmark", sort=False))) for folder in (first, second)]
+    shared = [name for name in frames[0] if name in frames[1]]
+    if not shared:
+        raise SteerError(f"{second}: shares no benchmark with {first}; evaluate both on the same")
+    found = {}
+    for name in shared:
+        pair = [frame[name] for frame in frames]
+        prompts = [rows.drop_duplicates("problem").set_index("problem").prompt for rows in pair]
+        if set(prompts[0].index) != set(prompts[1].index):
+            raise SteerError(f"{second}: was given other problems of {name} than {first}; evaluate both on the same")
+        known = [one for one in graders_in(pair[0]) if one in graders_in(pair[1])]
+        chosen = grader or known[0]
+        if chosen not in known:
+            raise SteerError(f"--grader: {grader!r} did not judge {name} in both; {nearest(str(grader), known)}")
+        counts = [right(rows, chosen) for rows in pair]
+        samples = [samples_of(rows, name) for rows in pair]
+        decision = paired(counts[0], counts[1].loc[counts[0].index], *samples)
+        means = [float((c / n).mean()) for c, n in zip(counts, samples, strict=True)]
+        alike = bool((prompts[0] == prompts[1].loc[prompts[0].index]).all())
+        found[name] = {"grader": chosen, "problems": len(counts[0]), "samples": samples, "means": means,
+                       "decision": decision, "same_prompts": alike}  # fmt: skip
+    return found
+
+
+def paired_lines(found: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """One row a benchmark: both means, the difference, and what would decide it."""
+    return [
+        [name, one["grader"], f"{one['problems']} x {' and '.join(map(str, dict.fromkeys(one['samples'])))}",
+         *(f"{100 * mean:.1f}" for mean in one["means"]), percent(asdict(one["decision"].difference)),
+         verdict(one["decision"]), "yes" if one["same_prompts"] else "NO"]
+        for name, one in found.items()
+    ]  # fmt: skip
+
+
+def verdict(decision: Decision) -> str:
+    """`higher`, `lower`, or what it would take to decide a difference of this size."""
+    if decision.difference.verdict != "undecided":
+        return decision.difference.verdict
+    problems = f"{decision.problems} problems" if decision.problems else "more problems"
+    samples = f"or {decision.samples} samples each" if decision.samples else "no number of samples alone"
+    return f"undecided; would take {problems}, {samples}" if decision.difference.mean else "undecided; no difference"
+
+
+def _plain(value: Any) -> Any:
+    """JSON-ready: null for NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value

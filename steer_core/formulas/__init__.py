@@ -1,0 +1,1 @@
+"""The mathematics, on tensors alone: token statistics, advantages, entropy change, weights, loss."""

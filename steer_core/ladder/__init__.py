@@ -1,0 +1,1 @@
+"""Entropy change through shared parameters: passes over a model, real optimiser steps, attribution."""

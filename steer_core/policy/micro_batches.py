@@ -1,0 +1,54 @@
+"""Which sequences go through the model together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from steer_core.common import ranks
+from steer_core.policy.score import Sequences
+
+
+def forward_passes(
+    rows: Sequence[int], sequences: Sequences, size: int, tokens: int | None, packed: bool
+) -> list[list[int]]:
+    """Rows in forward passes of `size` sequences or, where `tokens` is given, of at most so many tokens.
+
+    By tokens, sequences are sorted by length, and every rank makes as many passes as the others.
+    """
+    rows = list(rows)
+    if tokens is None:
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+    masks = (sequences.prompt_mask_BP, sequences.response_mask_BT)
+    prompts, responses = (mask.sum(-1).tolist() for mask in masks)
+    parts = split_rows(rows, prompts, responses, tokens, packed)
+    return split_into(parts, ranks.all_reduce_max(len(parts), sequences.response_ids_BT.device))
+
+
+def split_rows(rows: list[int], prompts: list[int], responses: list[int], tokens: int, packed: bool) -> list[list[int]]:
+    """Rows in micro-batches of at most `tokens` tokens, padding included unless packed; longest sequences first.
+
+    prompts, responses: tokens of every row of the rollout. A row that is longer than `tokens` goes alone.
+    """
+    parts: list[list[int]] = []
+    for row in sorted(rows, key=lambda i: (-prompts[i] - responses[i], i)):
+        grown = [*parts[-1], row] if parts else [row]
+        widest = max(prompts[i] for i in grown) + max(responses[i] for i in grown)
+        size = sum(prompts[i] + responses[i] for i in grown) if packed else len(grown) * widest
+        if parts and size <= tokens:
+            parts[-1] = grown
+        else:
+            parts.append([row])
+    return parts
+
+
+def split_into(parts: list[list[int]], count: int) -> list[list[int]]:
+    """The same rows in exactly `count` micro-batches, not fewer than there are; the largest are halved.
+
+    Ranks that share out gradients or weights must make as many passes as one another.
+    """
+    parts = list(parts)
+    while len(parts) < count:
+        largest = max(range(len(parts)), key=lambda i: len(parts[i]))
+        half = (len(parts[largest]) + 1) // 2
+        parts[largest : largest + 1] = [parts[largest][:half], parts[largest][half:]]
+    return parts

@@ -1,0 +1,47 @@
+"""A character tokenizer as a real `PreTrainedTokenizerFast`, and the checks that one fits a model and a task."""
+
+from __future__ import annotations
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from steer_core.common.errors import SteerError
+
+SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
+
+
+def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
+    """One token a character of `characters`, after <pad> (0), <eos> (1) and <unk> (2); pads left."""
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *characters))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) -> None:
+    """Raise SteerError unless the tokenizer fits the model and can end a response."""
+    if tokenizer.eos_token_id is None:
+        raise SteerError("model.path: the tokenizer has no eos token; set eos_token in its tokenizer_config.json")
+    if len(tokenizer) > vocabulary_size:
+        raise SteerError(
+            f"model.path: the tokenizer has {len(tokenizer)} tokens and the model embeds {vocabulary_size}; "
+            "use the tokenizer that was saved with this model"
+        )
+
+
+def check_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
+    """Raise SteerError unless the tokenizer carries a task's prompt there and back."""
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if not ids or tokenizer.decode(ids) != prompt:
+        raise SteerError(
+            f"model.path: the tokenizer turns the prompt {prompt[:80]!r} into {tokenizer.decode(ids)[:80]!r}; "
+            "use a tokenizer whose vocabulary covers the task's characters"
+        )

@@ -1,0 +1,18 @@
+"""Verifiable tasks: prompts, splits and exact verification. `make_task` is the one way to get one."""
+
+from transformers import PreTrainedTokenizerBase
+
+from steer_core.config.sections import CodeConfig, MathsConfig, TaskConfig
+from steer_core.problems.code import Code
+from steer_core.problems.countdown import Countdown
+from steer_core.problems.maths import Maths
+from steer_core.problems.task import Problem, Split, Task, split_of
+
+__all__ = ["Code", "Countdown", "Maths", "Problem", "Split", "Task", "make_task", "split_of"]
+
+
+def make_task(config: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
+    """The task that a configuration's `task` section describes, its prompts written for the tokenizer's model."""
+    if isinstance(config, CodeConfig):
+        return Code(config, tokenizer)
+    return Maths(config, tokenizer) if isinstance(config, MathsConfig) else Countdown(config)

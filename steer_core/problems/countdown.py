@@ -1,0 +1,109 @@
+"""Countdown with a written-out trace: combine every number exactly once to reach a target.
+
+A prompt reads `3,7,8,21=24:` (the numbers, then the target) and a response is a trace of steps,
+`21/7=3,3-...`, each of which takes two values that are still on the table and puts their result
+back. Orders, groupings and operands can differ, so most problems have many valid traces: there is
+something to explore, and a policy that collapses onto one habit loses problems it could solve.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from steer_core.common.errors import SteerError
+from steer_core.config.sections import CountdownConfig
+from steer_core.problems.task import Problem, Split, Task, split_of
+
+CHARACTERS = "0123456789+-*/=,:"
+LARGEST_VALUE = 999
+_STEP = re.compile(r"(0|[1-9][0-9]{0,5})([+\-*/])(0|[1-9][0-9]{0,5})=(0|[1-9][0-9]{0,5})")
+_DRAWS = 1000
+_DRAWS_PER_PROBLEM = 100
+
+
+def apply(left: int, operator: str, right: int) -> int | None:
+    """The value of `left operator right`, or None where it is no positive whole number."""
+    if operator == "+":
+        return left + right
+    if operator == "-":
+        return left - right if left > right else None
+    if operator == "*":
+        return left * right
+    if operator == "/":
+        return left // right if right and left and left % right == 0 else None
+    raise ValueError(f"operator {operator!r} is none of + - * /")
+
+
+class Countdown(Task):
+    """The Countdown task; `config` sets how many numbers there are and their ranges."""
+
+    name = "countdown"
+
+    def __init__(self, config: CountdownConfig | None = None) -> None:
+        self.config = config or CountdownConfig()
+
+    def solved(self, rng: random.Random) -> Iterator[tuple[Problem, str]]:
+        """Endless stream of (problem, one valid trace), from random play; problems can repeat."""
+        return filter(None, self._plays(rng))
+
+    def _plays(self, rng: random.Random) -> Iterator[tuple[Problem, str] | None]:
+        """Endless stream of plays, with None for each whose target is out of range."""
+        config = self.config
+        while True:
+            numbers = sorted(rng.randint(1, config.largest_number) for _ in range(config.numbers))
+            values, steps = list(numbers), []
+            while len(values) > 1:
+                left, right = rng.sample(range(len(values)), 2)
+                operator = rng.choice("+-*/")
+                result = apply(values[left], operator, values[right])
+                if result is None or result > LARGEST_VALUE:
+                    continue
+                steps.append(f"{values[left]}{operator}{values[right]}={result}")
+                values = [v for i, v in enumerate(values) if i not in (left, right)] + [result]
+            target = values[0]
+            if config.smallest_target <= target <= config.largest_target:
+                prompt = f"{','.join(map(str, numbers))}={target}:"
+                yield Problem(id=prompt, prompt=prompt, answer=str(target)), ",".join(steps)
+            else:
+                yield None
+
+    def problems(self, split: Split, count: int) -> list[Problem]:
+        """See `Task.problems`. Raises SteerError where the ranges hold too few distinct problems."""
+        found: dict[str, Problem] = {}
+        stream = self._plays(random.Random(f"countdown-{split}"))
+        for _ in range(_DRAWS + _DRAWS_PER_PROBLEM * count):
+            play = next(stream)
+            if play is not None and split_of(play[0].id) == split:
+                found.setdefault(play[0].id, play[0])
+            if len(found) == count:
+                return list(found.values())
+        raise SteerError(
+            f"task: found {len(found)} distinct {split} problems where {count} are asked for; "
+            f"ask for fewer, or widen task.largest_number ({self.config.largest_number}) "
+            f"or task.largest_target ({self.config.largest_target})"
+        )
+
+    def verify(self, problem: Problem, response: str) -> bool:
+        """Whether the trace uses each number exactly once, computes right, and ends at the target.
+
+        Values are positive whole numbers of at most six digits, without leading zeros.
+        """
+        numbers = problem.prompt.split("=")[0]
+        table = Counter(map(int, numbers.split(",")))
+        steps = response.split(",")
+        if len(steps) != table.total() - 1:
+            return False
+        result = None
+        for step in steps:
+            match = _STEP.fullmatch(step)
+            if match is None:
+                return False
+            left, right, result = int(match[1]), int(match[3]), int(match[4])
+            table.subtract((left, right))
+            if min(table.values()) < 0 or apply(left, match[2], right) != result:
+                return False
+            table[result] += 1
+        return result == int(problem.answer)

@@ -1,5 +1,0 @@
-"""The report of a comparison: tables, figures and words, all made from `steer_core.comparison`."""
-
-from steer_core.report.page import summary_table, write_report
-
-__all__ = ["summary_table", "write_report"]

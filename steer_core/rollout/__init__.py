@@ -1,0 +1,1 @@
+"""Sampling: prompts in, responses out, by Hugging Face or vLLM."""

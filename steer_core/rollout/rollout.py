@@ -1,0 +1,78 @@
+"""Rollouts: prompts in, sampled responses out, behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from steer_core.config.sections import SamplingConfig
+from steer_core.policy.score import Sequences
+
+
+@dataclass(frozen=True)
+class Rollout(Sequences):
+    """Sampled responses; row b belongs to prompt b // group.
+
+    finish_reasons: "stop" where the policy ended its response, "length" where it was cut off.
+    """
+
+    texts: list[str]
+    finish_reasons: list[str]
+    logprobs_BT: Tensor | None = None
+    """What the sampler says it sampled with, ln p, 0 at padding; None where it does not say."""
+
+    def take(self, rows: Sequence[int]) -> Rollout:
+        """Some of the responses, padding and the sampler's log-probs kept."""
+        rows = list(rows)
+        tensors = (self.prompt_ids_BP, self.prompt_mask_BP, self.response_ids_BT, self.response_mask_BT)
+        texts, reasons = ([values[i] for i in rows] for values in (self.texts, self.finish_reasons))
+        logprobs_BT = None if self.logprobs_BT is None else self.logprobs_BT[rows]
+        return Rollout(*(tensor[rows] for tensor in tensors), texts, reasons, logprobs_BT)
+
+
+def join(parts: Sequence[Rollout], pad_token_id: int) -> Rollout:
+    """Rollouts behind one another, padded to the widest: prompts on the left, responses on the right.
+
+    The sampler's log-probs are kept where every part has them.
+    """
+    width_P, width_T = (
+        max(getattr(part, name).shape[1] for part in parts) for name in ("prompt_ids_BP", "response_ids_BT")
+    )
+
+    def padded(name: str, value: int) -> Tensor:
+        tensors = [getattr(part, name) for part in parts]
+        sides = [(width_P - t.shape[1], 0) if name.endswith("BP") else (0, width_T - t.shape[1]) for t in tensors]
+        pad = torch.nn.functional.pad
+        return torch.cat([pad(t, side, value=value) for t, side in zip(tensors, sides, strict=True)])
+
+    return Rollout(
+        padded("prompt_ids_BP", pad_token_id),
+        padded("prompt_mask_BP", 0),
+        padded("response_ids_BT", pad_token_id),
+        padded("response_mask_BT", 0),
+        [text for part in parts for text in part.texts],
+        [reason for part in parts for reason in part.finish_reasons],
+        None if any(part.logprobs_BT is None for part in parts) else padded("logprobs_BT", 0),
+    )
+
+
+class RolloutEngine(Protocol):
+    """What samples: the trainer and the evaluator know nothing more of it."""
+
+    def generate(
+        self, prompts: list[str], responses: int, sampling: SamplingConfig, seed: int, places: list[int] | None = None
+    ) -> Rollout:
+        """`responses` responses to each prompt; the same seed gives the same responses.
+
+        places: where each prompt stands among those of all ranks (default: from 0 on), which with the seed
+        sets its random numbers. Raises SteerError for zero prompts and for prompts that leave no room for a response.
+        """
+        ...
+
+    def push(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        """Sample from these weights from now on."""
+        ...

@@ -1,0 +1,1 @@
+"""Intervals, tests and pass@k, on plain numbers."""
