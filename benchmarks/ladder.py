@@ -31,7 +31,7 @@ from steer_core.common.environment import environment
 from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 from steer_core.formulas.loss import ClipRange
 from steer_core.ladder.attribution import influence, mean_entropy_gradient, step_of_output_layer
-from steer_core.ladder.passes import Lens, derivative, gradient, statistics
+from steer_core.ladder.passes import Lens, derivative, gradient, lens_stats
 from steer_core.ladder.real_step import taken_step
 from steer_core.policy.model import load_policy
 from steer_core.policy.score import Sequences, score
@@ -86,12 +86,12 @@ def random_sequences(model: PreTrainedModel, count: int, prompt: int, tokens: in
 
 def works(lens: Lens, optimizer: torch.optim.Optimizer) -> dict[str, Callable[[], object]]:
     """What is measured, by name."""
-    model, new = lens.model, statistics(lens)
+    model, new = lens.model, lens_stats(lens)
     count = len(new.entropy)
     generator = torch.Generator().manual_seed(1)
     advantages_N = torch.randn(count, generator=generator).to(model.device)
-    pushed_N = advantages_N / count
-    ascent = gradient(lens, pushed_N)
+    slope_N = advantages_N / count
+    ascent = gradient(lens, slope_N)
     with taken_step(model, optimizer, ascent) as step:
         pass
     head = replace(lens, output_layer=True)
@@ -99,22 +99,22 @@ def works(lens: Lens, optimizer: torch.optim.Optimizer) -> dict[str, Callable[[]
     def training_step() -> None:
         for sequences, tokens in lens.micro_batches():
             stats = score(model, sequences, lens.temperature)
-            (-(stats.logprob.flatten() * pushed_N[tokens]).sum()).backward()
+            (-(stats.logprob.flatten() * slope_N[tokens]).sum()).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     def measured() -> None:
         with taken_step(model, optimizer, ascent):
-            statistics(lens)
+            lens_stats(lens)
 
     clip = ClipRange()
     return {
         "training step": training_step,
         "forms of one state, all four": lambda: [f(new, new, advantages_N, clip) for f in ENTROPY_CHANGE.values()],
-        "output layer": lambda: derivative(head, step_of_output_layer(head, step, gradient(head, pushed_N)).update),
+        "output layer": lambda: derivative(head, step_of_output_layer(head, step, gradient(head, slope_N)).update),
         "first order": lambda: derivative(lens, step.update),
         "measured": measured,
-        "influence": lambda: influence(lens, pushed_N, step, mean_entropy_gradient(lens)),
+        "influence": lambda: influence(lens, slope_N, step, mean_entropy_gradient(lens)),
     }
 
 

@@ -6,7 +6,7 @@ import torch
 
 from steer_core.formulas.loss import ClipRange
 from steer_core.formulas.token_stats import TokenStats
-from steer_core.interventions.base import State, Tokens
+from steer_core.interventions.base import Memory, Tokens
 
 
 def stats_of(logprob: Sequence[float], entropy: Sequence[float] | None = None) -> TokenStats:
@@ -23,7 +23,7 @@ def tokens_of(
     old: TokenStats | None = None,
     draws: Sequence[float] | None = None,
     clip: ClipRange | None = None,
-    state: State | None = None,
+    memory: Memory | None = None,
 ) -> Tokens:
     """Tokens on policy (old is new) with draws that rise, unless given."""
     new = stats_of(logprob, entropy)
@@ -34,5 +34,5 @@ def tokens_of(
         advantages=torch.tensor(advantages, dtype=torch.float64),
         clip=clip or ClipRange(),
         draws=torch.tensor(rising if draws is None else draws, dtype=torch.float64),
-        state=state or {},
+        memory=state or {},
     )

@@ -6,7 +6,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from steer_core.common.settings import STRICT
-from steer_core.interventions.base import Intervention, State, Tokens
+from steer_core.interventions.base import Intervention, Memory, Tokens
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -20,8 +20,8 @@ class Halved(Intervention):
     def weights(self, tokens: Tokens) -> Tensor:
         return torch.where(tokens.advantages > 0, self.factor, 1.0)
 
-    def begin_rollout(self, state: State, tokens: Tokens) -> State:
-        return {"rollouts": state.get("rollouts", 0.0) + 1}
+    def begin_rollout(self, memory: Memory, tokens: Tokens) -> Memory:
+        return {"rollouts": memory.get("rollouts", 0.0) + 1}
 
 
 class NoMethod:

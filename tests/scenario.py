@@ -77,7 +77,7 @@ def equip(trainer: Trainer, name: str, **settings: object) -> Trainer:
     algorithm = trainer.config.algorithm
     trainer.intervention = intervention({"name": name, **settings})
     clip = ClipRange(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip)
-    trainer.clip, trainer.state = trainer.intervention.clip_range(clip), dict(STATE)
+    trainer.clip, trainer.update.active.memory = trainer.intervention.clip_range(clip), dict(STATE)
     trainer.engine = LocalEngine(trainer.model, trainer.config.optimizer)
     return trainer
 
@@ -108,5 +108,5 @@ def outcome(trainer: Trainer, parts: Iterable[Batch]) -> dict[str, Tensor]:
         "loss": torch.stack(shares).sum(),
         "norm": torch.tensor(norms[0], dtype=torch.float64),
         "parameters": after,
-        "state": torch.tensor(list(trainer.state.values()), dtype=torch.float64),
+        "state": torch.tensor(list(trainer.update.active.memory.values()), dtype=torch.float64),
     }

@@ -14,11 +14,11 @@ from steer_core.formulas.entropy_change import ENTROPY_CHANGE, surrogate_slope
 from steer_core.formulas.loss import ClipRange, clipped_surrogate, reduce_loss, token_coefficients
 from steer_core.formulas.token_stats import TokenStats
 from steer_core.ladder.attribution import RUNGS, UpdateBatch, attribute, contributions
-from steer_core.ladder.passes import Lens, derivative, gradient, statistics
+from steer_core.ladder.passes import Lens, derivative, gradient, lens_stats
 from steer_core.policy.model import load_policy
 from steer_core.policy.score import full_precision, hidden_states, score
 from steer_core.problems import Countdown
-from steer_core.rollout.huggingface import HuggingFaceEngine
+from steer_core.rollout.huggingface import HuggingFaceSampler
 
 GROUP, SILENT_GROUP = 3, 1
 MAX_NORM = 0.01
@@ -68,13 +68,13 @@ def batch():
     """Nine responses to three prompts, off-policy so that the clip stops some tokens; one group teaches nothing."""
     policy = load_policy("embedded", dtype=torch.float64)
     prompts = [problem.prompt for problem in Countdown().problems("test", 3)]
-    rollout = HuggingFaceEngine(policy).generate(prompts, GROUP, RolloutConfig(max_new_tokens=14), seed=1)
+    rollout = HuggingFaceSampler(policy).generate(prompts, GROUP, RolloutConfig(max_new_tokens=14), seed=1)
     lens = Lens(policy.model, rollout, temperature=0.9, micro_batch=4)
     generator, mask = torch.Generator().manual_seed(2), rollout.response_mask_BT
     rows = mask.nonzero()[:, 0]
     advantages_B = torch.randn(len(mask), generator=generator, dtype=torch.float64)
     advantages_B[rows.unique() // GROUP == SILENT_GROUP] = 0
-    new = statistics(lens)
+    new = lens_stats(lens)
     noise = 0.3 * torch.randn(len(rows), generator=generator, dtype=torch.float64)
     old = TokenStats(new.logprob - noise, new.entropy + 0.1, new.sum_p2, new.sum_p2_logp)
     coefficients = token_coefficients(mask, "token-mean", len(rows))[mask].double()
@@ -131,7 +131,7 @@ def loss_of(model, batch):
 
 def test_the_batch_holds_stopped_tokens_silent_ones_and_every_quadrant(scene):
     tokens = scene.off["sgd"].tokens
-    pushed = surrogate_slope(statistics(scene.batch.lens), *inputs_of(scene.batch)).numpy()
+    pushed = surrogate_slope(lens_stats(scene.batch.lens), *inputs_of(scene.batch)).numpy()
     assert ((pushed == 0) & (tokens["advantage"] != 0)).sum() > 5
     assert (tokens["advantage"] == 0).sum() > 10
     assert tokens["quadrant"].nunique() == 5
@@ -188,7 +188,7 @@ def test_the_measured_change_is_that_of_a_real_step_on_the_training_loss(scene, 
     if clipping:
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
     optimizer.step()
-    change = statistics(replace(batch.lens, model=model)).entropy - statistics(batch.lens).entropy
+    change = lens_stats(replace(batch.lens, model=model)).entropy - lens_stats(batch.lens).entropy
     told = found(scene, clipping, name).tokens["measured"].to_numpy()
     assert np.abs(told - change.numpy()).max() < 1e-12
     assert np.abs(told).max() > 1e-6
@@ -245,7 +245,7 @@ def test_a_tokens_influence_is_what_the_mean_entropy_loses_without_its_push(scen
 
 def test_tokens_without_advantage_or_stopped_by_the_clip_have_no_influence_and_are_moved_all_the_same(scene):
     batch = scene.batch
-    pushed = surrogate_slope(statistics(batch.lens), *inputs_of(batch)).numpy()
+    pushed = surrogate_slope(lens_stats(batch.lens), *inputs_of(batch)).numpy()
     for result in (*scene.off.values(), *scene.on.values()):
         tokens = result.tokens
         assert (tokens["advantage"] == 0).any()
@@ -257,7 +257,7 @@ def test_tokens_without_advantage_or_stopped_by_the_clip_have_no_influence_and_a
 @pytest.mark.parametrize("clipping", [False, True])
 def test_forms_of_one_state_are_in_nats_of_the_step(scene, clipping):
     batch, coefficient = scene.batch, float(scene.batch.coefficient_N[0])
-    inputs = (statistics(batch.lens), *inputs_of(batch))
+    inputs = (lens_stats(batch.lens), *inputs_of(batch))
     for name, optimizer in scene.optimizers.items():
         result = found(scene, clipping, name)
         rate = optimizer.param_groups[0]["lr"] * coefficient * result.totals["gradient_scale"]
@@ -298,7 +298,7 @@ def test_output_layer_at_a_tokens_own_state_is_the_exact_form_times_the_squared_
     lens = replace(batch.lens, model=model, temperature=1.0)
     with torch.no_grad():
         squares = hidden_states(model, lens.sequences).square().sum(-1) + ("bias" in kind)
-    new = statistics(lens)
+    new = lens_stats(lens)
     for t in batch.advantages_N.abs().topk(1).indices.tolist():
         only = replace(batch, lens=lens, old=None, coefficient_N=torch.zeros_like(batch.coefficient_N))
         only.coefficient_N[t] = 0.02
@@ -313,7 +313,7 @@ def test_output_layer_takes_its_own_gradient_with_the_step_sizes_that_the_whole_
     """By hand for a fresh AdamW, whose entries move by eta g / (|g| + eps), g of the whole model; weights are tied."""
     lens, batch = scene.batch.lens, scene.batch
     pushed, head = (
-        batch.coefficient_N * surrogate_slope(statistics(lens), *inputs_of(batch)),
+        batch.coefficient_N * surrogate_slope(lens_stats(lens), *inputs_of(batch)),
         replace(lens, output_layer=True),
     )
     whole, own = gradient(lens, pushed)["model.embed_tokens.weight"], gradient(head, pushed)["lm_head.weight"]

@@ -34,7 +34,7 @@ from steer_core.formulas.tabular import tabular_tokens
 from steer_core.ladder.attribution import RUNGS
 from steer_core.policy.model import load_policy
 from steer_core.problems import Countdown
-from steer_core.rollout.huggingface import HuggingFaceEngine
+from steer_core.rollout.huggingface import HuggingFaceSampler
 from steer_core.rollout.rollout import Rollout
 from steer_core.runs.folder import RunFolder
 from steer_core.stats.intervals import agreement
@@ -113,7 +113,7 @@ def scripted(monkeypatch):
             ones = torch.ones_like(ids)
             return Rollout(ids, ones, ids, ones.bool(), texts, ["stop"] * len(texts))
 
-    monkeypatch.setattr(module, "HuggingFaceEngine", Engine)
+    monkeypatch.setattr(module, "HuggingFaceSampler", Engine)
     task = Countdown()
     monkeypatch.setattr(task, "verify", lambda problem, text: text == "right")
     policy = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
@@ -430,7 +430,7 @@ def test_deepspeeds_plain_sgd_holds_no_moments_and_is_not_refused(policy, tmp_pa
 def test_a_sample_of_more_mini_batches_measures_each_from_the_same_policy(policy):
     """No step is kept: the second mini-batch's outcome is that of the second mini-batch alone."""
     config = small_config(*DOUBLE)
-    rollout = HuggingFaceEngine(policy).generate(
+    rollout = HuggingFaceSampler(policy).generate(
         [p.prompt for p in Countdown().problems("train", 4)], 4, config.rollout, seed=3
     )
     rewards = torch.tensor([[1.0, 0, 0, 0]] * 4)

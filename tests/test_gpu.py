@@ -5,11 +5,11 @@ import torch
 from small import small_trainer, without_time
 
 from steer_core.config.sections import RolloutConfig
-from steer_core.ladder.passes import Lens, derivative, gradient, statistics
+from steer_core.ladder.passes import Lens, derivative, gradient, lens_stats
 from steer_core.ladder.real_step import taken_step
 from steer_core.policy.model import load_policy
 from steer_core.problems import Countdown
-from steer_core.rollout.huggingface import HuggingFaceEngine
+from steer_core.rollout.huggingface import HuggingFaceSampler
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 
@@ -18,7 +18,7 @@ def both(dtype):
     """The same rollout seen through a lens on either device, and the same pushes."""
     policies = [load_policy("embedded", device, dtype) for device in ("cpu", "cuda")]
     prompts = [p.prompt for p in Countdown().problems("train", 4)]
-    rollout = HuggingFaceEngine(policies[0]).generate(prompts, 4, RolloutConfig(), seed=1)
+    rollout = HuggingFaceSampler(policies[0]).generate(prompts, 4, RolloutConfig(), seed=1)
     lenses = []
     for policy in policies:
         rows = rollout.rows(slice(0, 16))
@@ -31,7 +31,7 @@ def both(dtype):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)])
 def test_every_pass_of_the_ladder_gives_the_cpus_numbers(dtype, tolerance):
     lenses, pushes = both(dtype)
-    cpu, gpu = (statistics(lens) for lens in lenses)
+    cpu, gpu = (lens_stats(lens) for lens in lenses)
     for name in vars(cpu):
         torch.testing.assert_close(getattr(gpu, name).cpu(), getattr(cpu, name), rtol=tolerance, atol=tolerance)
     ascents = [gradient(lens, push) for lens, push in zip(lenses, pushes, strict=True)]
@@ -45,11 +45,11 @@ def test_every_pass_of_the_ladder_gives_the_cpus_numbers(dtype, tolerance):
 def test_a_step_is_taken_and_undone_bit_for_bit_and_first_order_tells_it():
     lenses, pushes = both(torch.float64)
     lens, push = lenses[1], pushes[1]
-    before = statistics(lens)
+    before = lens_stats(lens)
     optimizer = torch.optim.AdamW(lens.model.parameters(), lr=1e-7)
     with taken_step(lens.model, optimizer, gradient(lens, push)) as step:
-        measured = statistics(lens).entropy - before.entropy
-    assert torch.equal(statistics(lens).entropy, before.entropy)
+        measured = lens_stats(lens).entropy - before.entropy
+    assert torch.equal(lens_stats(lens).entropy, before.entropy)
     predicted = derivative(lens, step.update)[1]
     assert float((predicted - measured).norm() / measured.norm()) < 1e-2
 

@@ -14,7 +14,7 @@ from steer_core.formulas.entropy_change import surrogate_slope
 from steer_core.formulas.loss import token_coefficients
 from steer_core.interventions.base import Step
 from steer_core.interventions.influence import per_unit_of_push, planned_weights
-from steer_core.ladder.passes import Lens, gradient, length, statistics
+from steer_core.ladder.passes import Lens, gradient, length, lens_stats
 from steer_core.training.batch import flatten
 
 size = st.floats(1e-6, 1e3)
@@ -114,7 +114,7 @@ def put(trainer, values):
 
 
 def mean_entropies(trainer, lenses):
-    return float(torch.cat([statistics(lens).entropy for lens in lenses]).mean())
+    return float(torch.cat([lens_stats(lens).entropy for lens in lenses]).mean())
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -160,7 +160,7 @@ def test_weights_are_the_plan_over_coefficient_times_push_times_share(trainer, d
     tokens = trainer.tokens(news, parts, step)
     share = per_unit_of_push(step, len(coefficients))
     influence = coefficients * surrogate_slope(*flatten(news, parts), trainer.clip) * share
-    found = trainer.intervention.treat(tokens).weights
+    found = trainer.intervention.loss_terms(tokens).weights
     torch.testing.assert_close(found, planned_weights(influence, 0.7, 0.6))
     assert float(found.min()) < 0.99
     assert float(found.max()) > 1.01

@@ -152,7 +152,7 @@ def expected_weights(steer, seen):
         state = steer.begin_rollout({}, replace(rollout, new=rollout.old))
     size = {"micro": 1, "step": 2, "rollout": 4}[steer.scope]
     groups = [seen[i : i + size] for i in range(0, len(seen), size)]
-    return torch.cat([steer.treat(tokens_of(group, state)).weights for group in groups])
+    return torch.cat([steer.loss_terms(tokens_of(group, state)).weights for group in groups])
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_it_trains_and_logs_the_distribution_of_its_weights(trained):
     first = concatenate(part.new for part in seen[:2])
     assert rows[0]["entropy/policy"] == pytest.approx(float(first.entropy.mean()), abs=1e-5)
     assert rows[0]["entropy/sampled_nll"] == pytest.approx(float(-first.logprob.mean()), abs=1e-5)
-    weights = trainer.steer.treat(tokens_of(seen[2:4])).weights
+    weights = trainer.steer.loss_terms(tokens_of(seen[2:4])).weights
     assert rows[1]["lambda/mean"] == pytest.approx(float(weights.mean()), abs=1e-6)
 
 
@@ -245,7 +245,7 @@ def test_only_the_clipped_loss_is_weighted_and_delta_is_the_dual_clip(tmp_path):
     for part in seen:
         tokens = tokens_of([part])
         losses = clipped_surrogate(tokens.new.logprob, tokens.old.logprob, tokens.advantages, CLIP)
-        weighted = steer.treat(tokens).weights * losses
+        weighted = steer.loss_terms(tokens).weights * losses
         keep = part.inputs["completion_mask"].bool()
         log_ratio = part.inputs["ref_per_token_logps"][keep] - tokens.new.logprob
         kl = log_ratio.exp() - log_ratio - 1

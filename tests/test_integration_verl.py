@@ -152,7 +152,7 @@ def test_weights_of_a_micro_batch_are_those_of_steer(weighed, settings, clip):
     )
     parts = [tokens_of(engine, data, config, slice(i, i + 6)) for i in (0, 6)]
     engine.train(data, config)
-    expected = torch.cat([Steer(scope="micro", **settings).treat(part).weights for part in parts])
+    expected = torch.cat([Steer(scope="micro", **settings).loss_terms(part).weights for part in parts])
     torch.testing.assert_close(lambdas(weighed), expected, rtol=0, atol=1e-6)
     assert expected.unique().numel() > 1 or settings.get("smallest_normaliser")
 
@@ -163,7 +163,7 @@ def test_weights_of_a_step_see_all_of_its_micro_batches(weighed, settings):
     tokens = tokens_of(engine, data, config)
     engine.train(data, config)
     assert len(weighed) == 3
-    expected = Steer(**settings).treat(tokens).weights
+    expected = Steer(**settings).loss_terms(tokens).weights
     torch.testing.assert_close(lambdas(weighed), expected, rtol=0, atol=1e-6)
 
 
@@ -216,7 +216,7 @@ def test_a_step_sees_all_data_parallel_ranks(tmp_path, settings):
         process.join(30)
     assert not any(isinstance(weights, str) for weights in found.values()), found
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/again", rank=0, world_size=1)
-    expected = Steer(**settings).treat(tokens_of(Engine(), batch(seed=3, rows=8), actor_config(*STEER))).weights
+    expected = Steer(**settings).loss_terms(tokens_of(Engine(), batch(seed=3, rows=8), actor_config(*STEER))).weights
     torch.testing.assert_close(torch.tensor(found[0] + found[1]), expected, rtol=0, atol=1e-6)
 
 
@@ -255,11 +255,11 @@ def test_lambda_multiplies_each_tokens_clipped_loss_and_its_importance_weight(we
     data = batch(seed=4, drift=1.0, rollout_is_weights=importance)
     tokens, importance = tokens_of(engine, data, config), importance[data["response_mask"].bool()]
     surrogate = clipped_surrogate(tokens.new.logprob, tokens.old.logprob, tokens.advantages, tokens.clip)
-    weights = Steer().treat(replace(tokens, advantages=tokens.advantages * importance)).weights
+    weights = Steer().loss_terms(replace(tokens, advantages=tokens.advantages * importance)).weights
     output = engine.train(data, config)
     torch.testing.assert_close(lambdas(weighed), weights * importance, rtol=0, atol=1e-6)
     assert sum(output["loss"]) == pytest.approx(float((weights * importance * surrogate).mean()), abs=1e-6)
-    assert (weights - Steer().treat(tokens).weights).abs().max() > 1e-3
+    assert (weights - Steer().loss_terms(tokens).weights).abs().max() > 1e-3
 
 
 def test_metrics_are_vanillas_and_those_of_the_weights(weighed):

@@ -44,7 +44,7 @@ def told(values):
 
 def test_no_intervention_keeps_advantages_weights_and_loss():
     tokens = tokens_of([-1, -2], [3, -4])
-    treatment = Intervention().treat(tokens)
+    treatment = Intervention().loss_terms(tokens)
     assert treatment.advantages is tokens.advantages
     assert treatment.weights.tolist() == [1, 1]
     assert treatment.extra is None
@@ -58,15 +58,15 @@ def test_clip_higher_sets_the_upper_bound_alone():
 def test_entropy_loss_is_minus_the_coefficient_times_the_entropy_of_the_new_policy():
     rule, tokens = EntropyLoss(coefficient=0.25), tokens_of([-1, -2], [1, -1], entropy=[0.4, 2.0])
     assert rule.extra_loss(tokens.new, stats_of([-1, -2], [9, 9])).tolist() == [-0.4, -2.0]
-    assert rule.treat(tokens).extra.tolist() == [0.25, 0.25]
+    assert rule.loss_terms(tokens).extra.tolist() == [0.25, 0.25]
 
 
 def test_the_adaptive_coefficient_rises_below_the_target_falls_from_it_on_and_acts_up_to_it():
     rule, tokens = AdaptiveEntropyLoss(target=0.2, step=0.001, maximum=0.0025), tokens_of([-1], [1])
     state, seen = {}, [rule.extra_factors(tokens).item()]
     for entropy in (0.3, 0.1, 0.15, 0.1, 0.2, 0.21, 0.1, 0.5):
-        state = rule.next_state(state, entropy)
-        seen.append((round(state["coefficient"], 9), rule.extra_factors(replace(tokens, state=state)).item()))
+        state = rule.next_memory(state, entropy)
+        seen.append((round(state["coefficient"], 9), rule.extra_factors(replace(tokens, memory=state)).item()))
         assert state["entropy"] == entropy
     coefficients = [0, 0.001, 0.002, 0.0025, 0.0015, 0.0005, 0.0015, 0.0005]
     acts = [False, True, True, True, True, False, True, False]
@@ -83,7 +83,7 @@ def test_the_adaptive_coefficient_rises_below_the_target_falls_from_it_on_and_ac
 def test_fork_tokens_are_those_at_or_above_the_quantile_of_entropy(share, kept):
     """Of (0.1, 0.2, 0.3, 0.4, 0.5) the 60% quantile is 0.34, the 80% one 0.42 and the 75% one 0.4."""
     tokens = tokens_of([-1] * 5, [1] * 5, entropy=[0.1, 0.2, 0.4, 0.3, 0.5])
-    assert ForkTokens(share=share).treat(tokens).weights.tolist() == kept
+    assert ForkTokens(share=share).loss_terms(tokens).weights.tolist() == kept
 
 
 @given(some, st.floats(0.01, 1))
@@ -95,15 +95,15 @@ def test_no_token_that_counts_has_less_entropy_than_one_that_does_not(rows, shar
 
 
 def test_w_reinforce_weighs_positive_advantages_alone():
-    assert told(WReinforce().treat(tokens_of([-1] * 3, [2, -1, 0])).weights) == [0.1, 1, 1]
-    assert told(WReinforce(positive=0.7).treat(tokens_of([-1] * 3, [2, -1, 0])).weights) == [0.7, 1, 1]
+    assert told(WReinforce().loss_terms(tokens_of([-1] * 3, [2, -1, 0])).weights) == [0.1, 1, 1]
+    assert told(WReinforce(positive=0.7).loss_terms(tokens_of([-1] * 3, [2, -1, 0])).weights) == [0.7, 1, 1]
 
 
 def test_entropy_advantage_by_hand():
     tokens = tokens_of([-1] * 5, [1, 1, -1, -1, 0], entropy=[0.5, 3.0, 3.0, 0.5, 3.0])
-    treatment = EntropyAdvantage().treat(tokens)  # 0.4 H, at most |A| / 2
+    treatment = EntropyAdvantage().loss_terms(tokens)  # 0.4 H, at most |A| / 2
     assert told(treatment.advantages) == [1.2, 1.5, -0.5, -0.8, 0]
-    assert told(EntropyAdvantage(alpha=0.1, kappa=4).treat(tokens).advantages) == [1.05, 1.25, -0.75, -0.95, 0]
+    assert told(EntropyAdvantage(alpha=0.1, kappa=4).loss_terms(tokens).advantages) == [1.05, 1.25, -0.75, -0.95, 0]
     assert treatment.weights.tolist() == [1] * 5
 
 
@@ -141,7 +141,7 @@ def test_covariance_by_hand():
     ],
 )
 def test_clip_cov_drops_tokens_between_its_bounds_by_their_draws(settings, draws, kept):
-    assert ClipCov(**settings).treat(tokens_of(*COVARIANT, draws=draws)).weights.tolist() == kept
+    assert ClipCov(**settings).loss_terms(tokens_of(*COVARIANT, draws=draws)).weights.tolist() == kept
 
 
 def test_clip_cov_draws_no_token_that_is_clipped_already():
@@ -167,7 +167,7 @@ def test_clip_cov_drops_as_many_as_it_may_and_only_candidates(rows, share):
     [(1, [2, 2, 2]), (0.66, [2, 0, 0]), (0.67, [2, 0, 2]), (0.0002, [2, 0, 0]), (0, [0, 0, 0])],
 )
 def test_kl_cov_penalises_the_tokens_of_highest_covariance(share, factors):
-    treatment = KLCov(share=share, coefficient=2).treat(tokens_of(*COVARIANT))
+    treatment = KLCov(share=share, coefficient=2).loss_terms(tokens_of(*COVARIANT))
     assert treatment.extra.tolist() == factors
     assert treatment.weights.tolist() == [1, 1, 1]
 
@@ -188,7 +188,7 @@ def test_quadrant_factors_by_hand():
         [-0.2, -0.7, -0.2, -2.3, -0.2, -2.3], [1, 1, -1, -1, 0, 0], entropy=[0.7, 0.7, 0.7, 0.7, 0.7, 0.7]
     )
     rule = Quadrants(positive_likely=2, positive_unlikely=3, negative_likely=4, negative_unlikely=5)
-    assert rule.treat(tokens).weights.tolist() == [2, 3, 4, 5, 1, 1]
+    assert rule.loss_terms(tokens).weights.tolist() == [2, 3, 4, 5, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -202,14 +202,14 @@ def test_quadrant_factors_by_hand():
     ],
 )
 def test_stare_weighs_the_least_probable_tokens_of_each_sign_while_its_gate_is_open(share, gate, weights):
-    tokens = tokens_of([-1, -4, -2, -0.5, -3, -0.1, -9], [1, 2, 1, 1, -1, -1, 0], state={"gate": gate})
-    assert Stare(share=share, positive=1.5, negative=0.6).treat(tokens).weights.tolist() == weights
+    tokens = tokens_of([-1, -4, -2, -0.5, -3, -0.1, -9], [1, 2, 1, 1, -1, -1, 0], memory={"gate": gate})
+    assert Stare(share=share, positive=1.5, negative=0.6).loss_terms(tokens).weights.tolist() == weights
 
 
 @pytest.mark.parametrize("share", [0.07, 0.14, 0.28, 0.29])
 def test_stares_share_of_100_tokens_is_not_rounded_up_by_floating_point(share):
-    tokens = tokens_of([-0.01 * i for i in range(100)], [1] * 100, state={"gate": 1.0})
-    assert int((Stare(share=share).treat(tokens).weights == 1.1).sum()) == round(100 * share)
+    tokens = tokens_of([-0.01 * i for i in range(100)], [1] * 100, memory={"gate": 1.0})
+    assert int((Stare(share=share).loss_terms(tokens).weights == 1.1).sum()) == round(100 * share)
 
 
 def test_stares_gate_is_open_below_the_target_in_the_mean_entropy_of_the_policy_that_sampled():
@@ -236,7 +236,7 @@ PIC = {"logprob": [math.log(0.99), math.log(0.5), math.log(0.96)], "advantages":
     ],
 )
 def test_entropic_factors_are_alpha_times_the_advantage_over_the_share_of_likely_tokens(settings, integral, alpha):
-    factors = EntroPIC(**settings).treat(tokens_of(**PIC, state={"integral": integral})).extra
+    factors = EntroPIC(**settings).loss_terms(tokens_of(**PIC, memory={"integral": integral})).extra
     assert told(factors) == [pytest.approx(x, abs=1e-12) for x in (alpha * 2 * 1.5, 0, alpha * 4 * 1.5)]
 
 
@@ -249,15 +249,15 @@ def test_entropics_token_mean_is_alpha_times_the_mean_of_minus_r_over_the_likely
 
 
 def test_entropic_without_a_likely_token_adds_nothing_and_the_threshold_itself_is_not_likely():
-    assert EntroPIC().treat(tokens_of([-1, -2], [1, -1])).extra.tolist() == [0, 0]
+    assert EntroPIC().loss_terms(tokens_of([-1, -2], [1, -1])).extra.tolist() == [0, 0]
     at = tokens_of([math.log(0.5), math.log(0.75)], [1, 1], entropy=[0.3, 0.3])
-    assert told(EntroPIC(threshold=0.5, target=0.1).treat(at).extra) == [0, 0.4]
+    assert told(EntroPIC(threshold=0.5, target=0.1).loss_terms(at).extra) == [0, 0.4]
 
 
 def test_entropics_integral_adds_up_the_errors():
     rule, state, seen = EntroPIC(target=0.3), {}, []
     for entropy in (0.5, 0.1, 0.1, 0.35):
-        state = rule.next_state(state, entropy)
+        state = rule.next_memory(state, entropy)
         seen.append(round(state["integral"], 12))
     assert seen == [0.2, 0.0, -0.2, -0.15]
     assert set(state) == {"integral"}
@@ -268,23 +268,23 @@ def test_steer_is_lambda_min_to_the_share_of_the_largest_change(rows, lambda_min
     tokens, rule = drawn(rows), Steer(lambda_min=lambda_min, form=form)
     size = rule.change(tokens.new, tokens.old, tokens.advantages, tokens.clip).abs()
     expected = lambda_min ** (size / size.max()) if size.any() else torch.ones_like(size)
-    torch.testing.assert_close(rule.treat(tokens).weights, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(rule.loss_terms(tokens).weights, expected, rtol=1e-9, atol=0)
 
 
 @given(some, st.floats(0.05, 1))
 def test_the_shuffled_control_deals_steers_weights_out_among_the_tokens_that_move(rows, lambda_min):
     tokens = drawn(rows)
-    steer, control = (kind(lambda_min=lambda_min).treat(tokens).weights for kind in (Steer, SteerControl))
+    steer, control = (kind(lambda_min=lambda_min).loss_terms(tokens).weights for kind in (Steer, SteerControl))
     moving = Steer().change(tokens.new, tokens.old, tokens.advantages, tokens.clip) != 0
     assert torch.equal(control.sort().values, steer.sort().values)
     assert torch.equal(control[~moving], steer[~moving])
     again = replace(tokens, draws=tokens.draws.flip(0))
-    assert torch.equal(SteerControl(lambda_min=lambda_min).treat(again).weights.sort().values, steer.sort().values)
+    assert torch.equal(SteerControl(lambda_min=lambda_min).loss_terms(again).weights.sort().values, steer.sort().values)
 
 
 def test_the_shuffled_control_follows_the_draws():
     tokens = tokens_of([-0.1, -0.7, -1, -3, -1], [1, 1, 1, 1, 0], draws=[0.3, 0.1, 0.9, 0.2, 0.0])
-    steer, control = (rule.treat(tokens).weights for rule in (Steer(), SteerControl(control="shuffled")))
+    steer, control = (rule.loss_terms(tokens).weights for rule in (Steer(), SteerControl(control="shuffled")))
     assert len(set(steer.tolist())) == 5
     assert control.tolist() == steer[[1, 3, 0, 2, 4]].tolist()
 
@@ -293,7 +293,7 @@ def test_the_shuffled_control_follows_the_draws():
 def test_the_uniform_control_keeps_the_mean_and_leaves_tokens_that_do_not_move_alone(rows, lambda_min):
     tokens = drawn(rows)
     steer, control = (
-        rule.treat(tokens).weights
+        rule.loss_terms(tokens).weights
         for rule in (Steer(lambda_min=lambda_min), SteerControl(lambda_min=lambda_min, control="uniform"))
     )
     moving = Steer().change(tokens.new, tokens.old, tokens.advantages, tokens.clip) != 0
@@ -308,6 +308,6 @@ def test_scope_rollout_divides_by_what_the_rollout_kept():
     size = rule.change(tokens.new, tokens.old, tokens.advantages, tokens.clip).abs()
     assert state == {"other": 2.0, "normaliser": size.max().item()}
     doubled = {"normaliser": 2 * size.max().item()}
-    weights = rule.treat(replace(tokens, state=doubled)).weights
+    weights = rule.loss_terms(replace(tokens, memory=doubled)).weights
     assert told(weights) == told(0.5 ** (size / size.max() / 2))
     assert Steer().begin_rollout({"other": 2.0}, tokens) == {"other": 2.0}

@@ -98,7 +98,7 @@ def test_settings_of_a_method_go_to_yaml_and_back(name):
 @pytest.mark.parametrize(("name", "settings"), [(name, s) for name, many in NEUTRAL.items() for s in many])
 def test_neutral_settings_are_plain_grpo_bit_for_bit(trainer, data, grpo, name, settings):
     equip(trainer, name, **settings)
-    trainer.state = {}
+    trainer.update.active.memory = {}
     found = outcome(trainer, micro_batches(trainer, data, 4))
     for key in set(grpo) - {"state"}:
         assert torch.equal(found[key], grpo[key]), key
@@ -261,13 +261,13 @@ def test_a_rule_that_gives_nan_infinity_or_a_negative_weight_is_refused_by_name(
     rule = {part: lambda self, tokens: torch.tensor([1.0, value]), "extra_loss": lambda self, stats, old: stats.entropy}
     rule.setdefault("extra_factors", lambda self, tokens: tokens.draws)
     with pytest.raises(SteerError, match=rf"^intervention\.name: mine makes {message}"):
-        type("Rule", (Intervention,), rule)(name="mine").treat(tokens_of([-1, -2], [1, 1]))
+        type("Rule", (Intervention,), rule)(name="mine").loss_terms(tokens_of([-1, -2], [1, 1]))
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "influence"])
 def test_no_token_at_all_gives_an_empty_treatment(name):
-    tokens = tokens_of([], [], state={"coefficient": 0.1, "entropy": 0.0, "gate": 1.0})
-    treatment = intervention({"name": name}).treat(tokens)
+    tokens = tokens_of([], [], memory={"coefficient": 0.1, "entropy": 0.0, "gate": 1.0})
+    treatment = intervention({"name": name}).loss_terms(tokens)
     assert len(treatment.advantages) == len(treatment.weights) == 0
     assert treatment.extra is None or len(treatment.extra) == 0
 
@@ -300,10 +300,10 @@ def test_entropies_that_are_nan_are_refused_before_the_loss(trainer, data, name,
 def test_steer_refuses_an_estimate_that_is_not_finite():
     tokens = tokens_of([-1, -2], [1, 1], entropy=[0.5, math.nan])
     with pytest.raises(SteerError, match=r"intervention\.form: paper estimates entropy changes that are not finite"):
-        intervention({"name": "steer"}).treat(tokens)
+        intervention({"name": "steer"}).loss_terms(tokens)
     tokens = tokens_of([-1, -2], [1, 1], old=stats_of([math.nan, -1]))
     with pytest.raises(SteerError, match=r"intervention\.form: exact estimates"):
-        intervention({"name": "steer", "form": "exact"}).treat(tokens)
+        intervention({"name": "steer", "form": "exact"}).loss_terms(tokens)
 
 
 def test_draws_follow_the_seed_and_the_rollout_and_nothing_else(tmp_path, trainer, data):
@@ -340,7 +340,7 @@ def test_a_loop_is_told_the_mean_entropy_of_the_steps_tokens_before_the_step(tra
     scored = [trainer.score(part).entropy[part.mask_BT].detach() for part in parts]
     equip(trainer, "adaptive-entropy-loss", **ACTING["adaptive-entropy-loss"])
     outcome(trainer, parts)
-    assert trainer.state == {
+    assert trainer.update.active.memory == {
         "entropy": pytest.approx(float(torch.cat(scored).mean()), rel=1e-12),
         "coefficient": pytest.approx(0.2 + 0.1),
     }

@@ -14,12 +14,12 @@ from steer_core.formulas.entropy_change import surrogate_slope
 from steer_core.formulas.loss import REDUCTIONS, ClipRange, denominator, token_coefficients
 from steer_core.formulas.token_stats import TokenStats
 from steer_core.ladder.attribution import influence, mean_entropy_gradient
-from steer_core.ladder.passes import Lens, derivative, gradient, length, require_finite, statistics
+from steer_core.ladder.passes import Lens, derivative, gradient, length, require_finite, lens_stats
 from steer_core.ladder.real_step import taken_step
 from steer_core.policy.model import load_policy
 from steer_core.policy.score import full_precision, score
 from steer_core.problems import Countdown
-from steer_core.rollout.huggingface import HuggingFaceEngine
+from steer_core.rollout.huggingface import HuggingFaceSampler
 from steer_core.stats.intervals import agreement
 
 METHODS = ("name: none", "name: steer, form: exact, lambda_min: 0.3", "name: quadrants, negative_likely: 2")
@@ -38,7 +38,7 @@ OPTIMIZERS = {
 def rollout():
     policy = load_policy("embedded")
     prompts = [problem.prompt for problem in Countdown().problems("test", 4)]
-    return HuggingFaceEngine(policy).generate(prompts, 2, RolloutConfig(max_new_tokens=24), seed=1)
+    return HuggingFaceSampler(policy).generate(prompts, 2, RolloutConfig(max_new_tokens=24), seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def pushed(lens):
     """Factors of a clipped, off-policy mini-batch's tokens in its ascent direction, (N,)."""
     generator = torch.Generator().manual_seed(2)
     mask = lens.sequences.response_mask_BT
-    new = statistics(lens)
+    new = lens_stats(lens)
     noise = 0.3 * torch.randn(len(new.logprob), generator=generator, dtype=torch.float64)
     old = TokenStats(new.logprob - noise, new.entropy, new.sum_p2, new.sum_p2_logp)
     advantages = torch.randn(len(mask), 1, generator=generator, dtype=torch.float64).expand(mask.shape)[mask]
@@ -96,12 +96,12 @@ def warmed(make, lens):
 
 def change_along(lens, direction, step):
     """Measured change of every entropy when the parameters move by step * direction."""
-    parameters, before = lens.parameters(), statistics(lens).entropy
+    parameters, before = lens.parameters(), lens_stats(lens).entropy
     old = copies(parameters)
     with torch.no_grad():
         for name, p in parameters.items():
             p.add_(direction[name], alpha=step)
-        after = statistics(lens).entropy
+        after = lens_stats(lens).entropy
         for name, p in parameters.items():
             p.copy_(old[name])
     return after - before
@@ -128,10 +128,10 @@ def test_full_precision_leaves_a_float32_model_as_it_is(rollout):
     lens = Lens(model, rollout)
     with torch.no_grad():
         expected = score(model, rollout, 1.0).entropy[rollout.response_mask_BT]
-    assert statistics(lens).entropy.dtype is torch.float32
-    torch.testing.assert_close(statistics(lens).entropy, expected, rtol=0, atol=2e-5)
+    assert lens_stats(lens).entropy.dtype is torch.float32
+    torch.testing.assert_close(lens_stats(lens).entropy, expected, rtol=0, atol=2e-5)
     precise = Lens(load_policy("embedded").model.double(), rollout)
-    torch.testing.assert_close(statistics(precise).entropy.float(), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(lens_stats(precise).entropy.float(), expected, rtol=0, atol=1e-4)
     direction = gradient(lens, torch.ones_like(expected))
     assert {g.dtype for g in direction.values()} == {torch.float32}
     wanted = derivative(precise, {name: g.double() for name, g in direction.items()})[1]
@@ -142,7 +142,7 @@ def test_statistics_are_flat_over_the_response_tokens_row_by_row(lens, model):
     mask = lens.sequences.response_mask_BT
     with torch.no_grad(), full_precision(model):
         expected = score(model, lens.sequences, 0.9).map(lambda x: x[mask])
-    actual = statistics(lens)
+    actual = lens_stats(lens)
     assert len(actual.entropy) == int(mask.sum()) == len(lens.labels_N)
     for name, value in vars(actual).items():
         torch.testing.assert_close(value, vars(expected)[name], rtol=0, atol=1e-12)
@@ -186,13 +186,13 @@ def test_gradient_with_the_tokens_pushes_is_minus_that_of_the_training_loss(tmp_
 
 @pytest.mark.parametrize(("name", "rate"), [("sgd", 1e-3), ("adamw", 3e-6)])
 def test_first_order_tells_the_measured_change_and_its_error_falls_with_the_step(lens, pushed, name, rate):
-    ascent, before = gradient(lens, pushed), statistics(lens).entropy
+    ascent, before = gradient(lens, pushed), lens_stats(lens).entropy
     errors, relative = [], []
     for factor in (1.0, 0.5, 0.25):
         optimizer = OPTIMIZERS[name](list(lens.parameters().values()))
         optimizer.param_groups[0]["lr"] = rate * factor
         with taken_step(lens.model, optimizer, ascent) as step:
-            measured = statistics(lens).entropy - before
+            measured = lens_stats(lens).entropy - before
         first = derivative(lens, step.update)[1]
         scores = agreement(first.numpy(), measured.numpy())
         assert scores["pearson"] > 0.999
@@ -372,18 +372,18 @@ def test_an_optimiser_whose_step_is_not_accounted_for_is_refused_before_it_moves
 def test_weights_that_are_not_finite_are_told_from_the_statistics(rollout, value):
     model = load_policy("embedded").model
     lens = Lens(model, rollout)
-    stats = statistics(lens)
+    stats = lens_stats(lens)
     assert require_finite(stats) is stats
     with torch.no_grad():
         model.model.norm.weight[0] = value
     count = len(stats.entropy)
     with pytest.raises(SteerError, match=f"NaN or infinite logits at {count} of {count} response tokens"):
-        require_finite(statistics(lens))
+        require_finite(lens_stats(lens))
 
 
 @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
 def test_one_statistic_that_is_not_finite_is_enough(lens, value):
-    stats = statistics(lens)
+    stats = lens_stats(lens)
     for name in ("entropy", "logprob"):
         spoilt = vars(stats)[name].clone()
         spoilt[3] = value

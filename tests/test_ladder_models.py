@@ -22,7 +22,7 @@ from transformers import (
 from steer_core.common.errors import SteerError
 from steer_core.formulas.token_stats import token_stats
 from steer_core.ladder import passes as ladder
-from steer_core.ladder.passes import Lens, derivative, gradient, statistics
+from steer_core.ladder.passes import Lens, derivative, gradient, lens_stats
 from steer_core.policy.score import Sequences, full_precision, hidden_states, logits_of, score
 
 VOCABULARY = 97
@@ -130,7 +130,7 @@ def statistics_along(lens, direction, step):
     with torch.no_grad():
         for name, p in parameters.items():
             p.add_(direction[name], alpha=step)
-        moved = statistics(lens)
+        moved = lens_stats(lens)
         for name, p in parameters.items():
             p.copy_(before[name])
     return moved
@@ -180,7 +180,7 @@ def test_statistics_are_those_of_the_scoring_pass(model, lens):
     with torch.no_grad(), full_precision(model):
         expected = score(model, lens.sequences, TEMPERATURE).map(lambda x: x[mask])
         logits, _ = own_forward(model, lens.sequences)
-    actual, again = statistics(lens), token_stats(logits, lens.labels_N, TEMPERATURE)
+    actual, again = lens_stats(lens), token_stats(logits, lens.labels_N, TEMPERATURE)
     for name, value in vars(actual).items():
         torch.testing.assert_close(value, vars(expected)[name], rtol=0, atol=1e-12)
         torch.testing.assert_close(value, vars(again)[name], rtol=0, atol=1e-12)
@@ -237,7 +237,7 @@ def test_results_do_not_depend_on_chunks_or_micro_batches(model, monkeypatch):
         head = Lens(model, tiny_sequences(), TEMPERATURE, output_layer=True, micro_batch=micro_batch)
         results.append(
             [
-                *vars(statistics(lens)).values(),
+                *vars(lens_stats(lens)).values(),
                 *derivative(lens, random_direction(lens)),
                 *told.values(),
                 *gradient(head, weights[0]).values(),
@@ -304,7 +304,7 @@ def test_a_model_that_goes_past_its_body_is_refused_and_not_misread():
     )
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(SteerError, match="model: OPTForCausalLM"):
-        statistics(Lens(model, tiny_sequences(), TEMPERATURE))
+        lens_stats(Lens(model, tiny_sequences(), TEMPERATURE))
 
 
 @pytest.mark.parametrize("kind", [AutoModel, AutoModelForSequenceClassification])

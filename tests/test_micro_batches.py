@@ -15,7 +15,7 @@ from steer_core.common.errors import SteerError
 from steer_core.policy import score as policy
 from steer_core.policy.micro_batches import split_into, split_rows
 from steer_core.policy.score import score
-from steer_core.rollout.huggingface import HuggingFaceEngine
+from steer_core.rollout.huggingface import HuggingFaceSampler
 from steer_core.training.batch import Batch, padding
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 60)), min_size=1, max_size=24)
@@ -108,7 +108,7 @@ def test_with_draws_by_prompt_neither_batches_nor_company_change_a_response(trai
 def test_draws_by_prompt_sample_the_tempered_nucleus(trainer, temperature, top_p):
     prompt, count = trainer.problems[0].prompt, 3000
     config = replace(trainer.config.rollout, max_new_tokens=1, temperature=temperature, top_p=top_p)
-    rollout = HuggingFaceEngine(trainer.policy, "prompt").generate([prompt], count, config, 0)
+    rollout = HuggingFaceSampler(trainer.policy, "prompt").generate([prompt], count, config, 0)
     encoded = trainer.policy.tokenizer([prompt], return_tensors="pt", add_special_tokens=False)["input_ids"]
     p = (trainer.model(encoded).logits[0, -1].detach() / temperature).softmax(-1).numpy()
     order = np.argsort(-p)

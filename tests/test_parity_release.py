@@ -100,16 +100,16 @@ def test_the_released_form_is_the_releases_metric(seed):
 def test_exponential_weights_are_the_releases(seed, lambda_min, size):
     sample = Sample(seed, size)
     theirs = released_exponential(sample.metric, sample.mask, lambda_min)[sample.mask]
-    assert_close(released(lambda_min=lambda_min).treat(sample.tokens()).weights, theirs)
+    assert_close(released(lambda_min=lambda_min).loss_terms(sample.tokens()).weights, theirs)
 
 
 def test_below_the_floor_no_token_gets_lambda_min_in_either():
     sample = Sample(0, size=1e-4)
     assert sample.metric[sample.mask].max() < FLOOR / 10
-    weights = released(lambda_min=0.5).treat(sample.tokens()).weights
+    weights = released(lambda_min=0.5).loss_terms(sample.tokens()).weights
     assert_close(weights, released_exponential(sample.metric, sample.mask, 0.5)[sample.mask])
     assert weights.min() > 0.9
-    unfloored = Steer(form="released", scope="micro", lambda_min=0.5).treat(sample.tokens()).weights
+    unfloored = Steer(form="released", scope="micro", lambda_min=0.5).loss_terms(sample.tokens()).weights
     assert unfloored.min() == 0.5
 
 
@@ -118,7 +118,7 @@ def test_tokens_that_the_clip_stops_are_weighed_too():
     tokens = sample.tokens(clip=clip)
     stopped = sum(clipped_by(importance_ratio(tokens.new.logprob, tokens.old.logprob), tokens.advantages, clip)) > 0
     assert stopped.any()
-    weights = released().treat(tokens).weights
+    weights = released().loss_terms(tokens).weights
     assert_close(weights, released_exponential(sample.metric, sample.mask, 0.7)[sample.mask])
     assert (weights[stopped] < 1).all()
     assert not paper_entropy_change(tokens.new, tokens.old, tokens.advantages, clip)[stopped].any()
@@ -149,7 +149,7 @@ def test_a_metric_that_is_not_finite_is_0_and_its_token_keeps_weight_1(bad, wher
     ours = released_entropy_change(tokens.new, tokens.old, tokens.advantages, ClipRange())
     assert_close(ours.abs(), metric[sample.mask])
     if where != "advantages":
-        weights = released().treat(tokens).weights
+        weights = released().loss_terms(tokens).weights
         assert_close(weights, released_exponential(metric, sample.mask, 0.7)[sample.mask])
 
 
@@ -158,7 +158,7 @@ def test_the_maximum_is_a_micro_batchs_so_a_split_moves_the_weights_of_the_relea
     whole, parts = released_exponential(sample.metric, sample.mask, 0.5), []
     for rows in (slice(0, 2), slice(2, 4)):
         parts.append(released_exponential(sample.metric[rows], sample.mask[rows], 0.5)[sample.mask[rows]])
-        assert_close(released(lambda_min=0.5).treat(sample.tokens(rows)).weights, parts[-1])
+        assert_close(released(lambda_min=0.5).loss_terms(sample.tokens(rows)).weights, parts[-1])
     assert (torch.cat(parts) - whole[sample.mask]).abs().max() > 0.01
 
 
@@ -167,7 +167,7 @@ def test_weights_multiply_the_clipped_loss_before_the_reduction(seed):
     sample, clip = Sample(seed), ClipRange()
     surrogate = clipped_surrogate(sample.new.logprob, sample.old.logprob, sample.advantages, clip)
     theirs = (released_exponential(sample.metric, sample.mask, 0.7) * surrogate).sum() / sample.mask.sum()
-    weights = torch.ones_like(surrogate).masked_scatter(sample.mask, released().treat(sample.tokens()).weights)
+    weights = torch.ones_like(surrogate).masked_scatter(sample.mask, released().loss_terms(sample.tokens()).weights)
     ours = reduce_loss(weights * surrogate, sample.mask, "token-mean", int(sample.mask.sum()))
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6, abs=1e-6)
 
@@ -187,7 +187,7 @@ def test_linear_weights_are_the_releases_where_the_smallest_change_gets_lambda_m
 def test_the_method_steer_maps_linearly_from_0_and_the_release_from_the_smallest_metric():
     sample = Sample(5)
     m = sample.metric[sample.mask]
-    weights = released(map="linear", lambda_min=LOW, lambda_max=HIGH).treat(sample.tokens()).weights
+    weights = released(map="linear", lambda_min=LOW, lambda_max=HIGH).loss_terms(sample.tokens()).weights
     theirs = released_linear(sample.metric, sample.mask, LOW, HIGH)[sample.mask]
     assert_close(weights, HIGH - m / m.max() * (HIGH - LOW))
     assert_close(theirs, HIGH - (m - m.min()) / (m.max() - m.min()) * (HIGH - LOW))
@@ -207,9 +207,9 @@ def test_a_constant_metric_gets_the_middle_in_the_release_and_an_end_in_ours(con
 def test_the_exponential_map_ignores_the_upper_bound_in_the_release_and_starts_from_it_in_ours():
     sample = Sample(6)
     theirs = released_exponential(sample.metric, sample.mask, LOW)[sample.mask]
-    ours = released(lambda_min=LOW, lambda_max=HIGH).treat(sample.tokens()).weights
+    ours = released(lambda_min=LOW, lambda_max=HIGH).loss_terms(sample.tokens()).weights
     assert theirs.max() <= 1 < ours.max() <= HIGH
-    assert_close(released(lambda_min=LOW).treat(sample.tokens()).weights, theirs)
+    assert_close(released(lambda_min=LOW).loss_terms(sample.tokens()).weights, theirs)
 
 
 def test_masked_tokens_get_0_in_the_release_and_1_in_ours_and_neither_reaches_the_loss():

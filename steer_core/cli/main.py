@@ -98,7 +98,7 @@ def train(args: argparse.Namespace) -> int:
     else:
         run = RunFolder(args.out or Path("runs") / (path.stem if path else "run"), config)
     with ranks.lost_ranks_named():
-        trainer = Trainer(run)
+        trainer = Trainer(run.config, run)
         if not goes_on:
             ranks.broadcast_from_main(lambda: run.start().path)
         with lock(run.path) if ranks.is_main() else _silence():
@@ -145,21 +145,21 @@ def evaluate(args: argparse.Namespace) -> int:
     from steer_core.common.seeding import derive_seed
     from steer_core.evaluation.held_out import evaluate as run_evaluation
     from steer_core.evaluation.held_out import evaluation_table
-    from steer_core.policy.model import policy_of
+    from steer_core.policy.model import load_policy
     from steer_core.policy.tokenizer import check_prompt
     from steer_core.problems import make_task
-    from steer_core.rollout.huggingface import HuggingFaceEngine
+    from steer_core.rollout.huggingface import HuggingFaceSampler
 
     folder, run = _trained(args.model)
     path = path or (run.path / "config.yaml" if run else None)
     config = load_config(path, overrides)
     torch.set_num_threads(config.train.threads)
-    policy = policy_of(config.model, folder)
+    policy = load_policy(**vars(config.model) | {"path": folder})
     task, settings = make_task(config.task, policy.tokenizer), config.evaluation
     problems = task.problems(settings.split, settings.problems)
     check_prompt(policy.tokenizer, problems[0].prompt)
     seed = derive_seed(config.train.seed, "evaluation")
-    result = run_evaluation(policy, HuggingFaceEngine(policy), task, problems, settings, seed)
+    result = run_evaluation(policy, HuggingFaceSampler(policy), task, problems, settings, seed)
     title = f"{args.model} on {settings.problems} {settings.split} problems of {task.name}"
     Console().print(evaluation_table(result, title, settings.pass_at))
     if args.out:
@@ -318,10 +318,10 @@ def _trained(model: str) -> tuple[str, RunFolder | None]:
     if not (Path(model) / "config.yaml").is_file():
         return model, None
     run = RunFolder.open(model)
-    saved = run.checkpoints()
+    saved = run.checkpoints.saved()
     if not saved:
         raise SteerError(f"MODEL: {model} has no checkpoint yet; train on, or give a model folder")
-    run.check_checkpoint(saved[-1])
+    run.checkpoints.check(saved[-1])
     return str(saved[-1]), run
 
 

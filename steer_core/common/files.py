@@ -11,7 +11,7 @@ from pathlib import Path
 
 from steer_core.common.errors import SteerError
 
-_PARTIAL = ".partial_"
+PARTIAL = ".partial_"
 
 
 @contextmanager
@@ -36,13 +36,14 @@ def lock(folder: Path) -> Iterator[None]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a kill leaves the old one or the new one, whole."""
-    partial = path.with_name(f"{_PARTIAL}{path.name}")
+    partial = path.with_name(f"{PARTIAL}{path.name}")
     partial.write_text(text, encoding="utf-8")
-    _sync(partial)
+    sync(partial)
     partial.rename(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the system write a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -45,9 +45,9 @@ from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 from steer_core.formulas.loss import ClipRange, denominator, token_coefficients
 from steer_core.ladder.attribution import RUNGS, Attribution, UpdateBatch, attribute, contributions
 from steer_core.ladder.passes import Lens
-from steer_core.policy.model import Policy, policy_of
+from steer_core.policy.model import Policy, load_policy
 from steer_core.problems import Task, make_task
-from steer_core.rollout.huggingface import HuggingFaceEngine
+from steer_core.rollout.huggingface import HuggingFaceSampler
 from steer_core.rollout.rollout import Rollout, join
 from steer_core.runs.folder import RunFolder
 from steer_core.stats.intervals import agreement_intervals
@@ -118,7 +118,7 @@ def sample(
     order = torch.randperm(
         len(problems), generator=torch.Generator().manual_seed(derive_seed(config.train.seed, "epoch", 0))
     )
-    engine, kept, rewards, sampled = HuggingFaceEngine(policy), [], [], 0
+    engine, kept, rewards, sampled = HuggingFaceSampler(policy), [], [], 0
     starts = range(0, len(problems) if with_signal else wanted, wanted)
     for start in progress(starts, "sampling"):
         chosen = [problems[i] for i in order[start : start + wanted]]
@@ -156,15 +156,15 @@ def optimizers_of(
         if remembers and run.config.engine.name == "deepspeed":
             raise SteerError(
                 f"update {update}: DeepSpeed's moments of {run.path} cannot be read here, and without them the step "
-                f"is another one; name another optimiser, or to start without moments give {run.checkpoints()[-1]} "
-                f"with {run.path / 'config.yaml'}"
+                f"is another one; name another optimiser, or to start without moments give "
+                f"{run.checkpoints.saved()[-1]} with {run.path / 'config.yaml'}"
             )
         if own and run.config.engine.name == "local":
             (group,) = optimizer.param_groups
             asked = {name: value for name, value in group.items() if name != "params"}
-            path = run.checkpoints()[-1]
-            run.check_checkpoint(path)
-            run.restore(path, engine)
+            path = run.checkpoints.saved()[-1]
+            run.checkpoints.check(path)
+            run.checkpoints.restore(path, engine)
             optimizer.param_groups[0].update(asked)  # the checkpoint's moments, the settings asked for here
         found[str(update)] = optimizer
     return found
@@ -306,7 +306,7 @@ def estimate(
     if not updates:
         raise SteerError("update: none is given; name at least one, such as sgd:0.001")
     torch.set_num_threads(config.train.threads)
-    policy = policy_of(config.model, model)
+    policy = load_policy(**vars(config.model) | {"path": model})
     task = make_task(config.task, policy.tokenizer)
     optimizers = optimizers_of(policy, config, updates, run)
     drawn = sample(policy, task, config, with_signal, progress)

@@ -31,13 +31,13 @@ from steer_core.common.seeding import derive_seed
 from steer_core.common.settings import to_dict
 from steer_core.config.config import BenchmarksConfig
 from steer_core.config.sections import BenchmarkConfig, CountdownConfig
-from steer_core.policy.model import base_digest, load_tokenizer, model_folder, policy_of
+from steer_core.policy.model import base_digest, load_policy, load_tokenizer, model_folder
 from steer_core.policy.tokenizer import check_prompt
 from steer_core.problems import Countdown
 from steer_core.problems.sets import load_data, names, render, styled
 from steer_core.rewards import Grader, graders_of
-from steer_core.rollout.huggingface import HuggingFaceEngine
-from steer_core.rollout.rollout import RolloutEngine
+from steer_core.rollout.huggingface import HuggingFaceSampler
+from steer_core.rollout.rollout import Sampler
 
 COUNTDOWN_PROBLEMS, COUNTDOWN_SAMPLES = 150, 32
 RESPONSES = "responses.parquet"
@@ -147,7 +147,7 @@ def start_evaluation(folder: Path, about: dict[str, Any], resume: bool) -> None:
         raise SteerError(f"--out: {folder} cannot be written ({error.strerror}); name another folder") from error
 
 
-def sample(batch: Batch, engine: RolloutEngine, graders: Sequence[Grader], config: BenchmarkConfig) -> pa.Table:
+def sample(batch: Batch, engine: Sampler, graders: Sequence[Grader], config: BenchmarkConfig) -> pa.Table:
     """Generate a batch and grade it: one row a response."""
     seed, began = derive_seed(config.seed, f"benchmark/{batch.benchmark}", batch.index), time.time()
     rollout = engine.generate([item.prompt for item in batch.items], batch.samples, config, seed)
@@ -258,14 +258,14 @@ def context_of(path: str) -> int:
     return AutoConfig.from_pretrained(model_folder(path), local_files_only=True).max_position_embeddings
 
 
-def engine_of(config: BenchmarksConfig, tokenizer: PreTrainedTokenizerBase, positions: int) -> RolloutEngine:
+def engine_of(config: BenchmarksConfig, tokenizer: PreTrainedTokenizerBase, positions: int) -> Sampler:
     """What generates, by `benchmark.engine`."""
     if config.benchmark.engine != "huggingface":
-        from steer_core.rollout.vllm import VllmEngine
+        from steer_core.rollout.vllm import VllmSampler
 
         own_process = config.benchmark.engine == "vllm-process"
-        return VllmEngine(config.model, str(model_folder(config.model.path)), tokenizer, positions, own_process)
-    return HuggingFaceEngine(policy_of(config.model))
+        return VllmSampler(config.model, str(model_folder(config.model.path)), tokenizer, positions, own_process)
+    return HuggingFaceSampler(load_policy(**vars(config.model)))
 
 
 def room(tokenizer: PreTrainedTokenizerBase, positions: int, benchmark: Benchmark, most: int) -> int:

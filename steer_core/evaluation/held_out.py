@@ -14,7 +14,7 @@ from steer_core.policy.micro_batches import forward_passes
 from steer_core.policy.model import Policy
 from steer_core.policy.score import score
 from steer_core.problems import Problem, Task
-from steer_core.rollout.rollout import RolloutEngine
+from steer_core.rollout.rollout import Sampler
 from steer_core.stats.intervals import bootstrap_over_problems
 from steer_core.stats.measures import pass_at_k
 
@@ -48,7 +48,7 @@ class Evaluation:
 
 def evaluate(
     policy: Policy,
-    engine: RolloutEngine,
+    engine: Sampler,
     task: Task,
     problems: list[Problem],
     config: EvaluationConfig,

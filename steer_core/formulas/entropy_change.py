@@ -13,7 +13,7 @@ step does through shared parameters, no form of one state can see: `ladder.py` m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -65,14 +65,22 @@ def released_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor
 
 
 @torch.no_grad()
-def covariance_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor, clip: ClipRange) -> Tensor:
+def covariance_entropy_change(
+    new: TokenStats,
+    old: TokenStats,
+    advantages: Tensor,
+    clip: ClipRange,
+    means: Sequence[float] | None = None,
+) -> Tensor:
     """-(ln p_a - mean ln p)(A - mean A), the means over all tokens given: Cui et al., arXiv 2505.22617, eq. 10.
 
     For tokens sampled at one state its mean is minus the covariance of ln p and A: the change of entropy
     by a natural gradient step, per eta and not per eta / L. Over tokens of different states it is
-    what Clip-Cov and KL-Cov rank by. `old` and `clip` are not used.
+    what Clip-Cov and KL-Cov rank by. `old` and `clip` are not used. means: (of ln p, of A) over more tokens than
+    those given, such as those of other ranks.
     """
-    return -(new.logprob - new.logprob.mean()) * (advantages - advantages.mean())
+    mean_logprob, mean_advantage = (new.logprob.mean(), advantages.mean()) if means is None else means
+    return -(new.logprob - mean_logprob) * (advantages - mean_advantage)
 
 
 ENTROPY_CHANGE: dict[str, EntropyChange] = {

@@ -36,15 +36,15 @@ from packaging.version import Version
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from steer_core.common import ranks
+from steer_core.common import ranks, reductions
 from steer_core.common.errors import SteerError
 from steer_core.formulas.loss import ClipRange, importance_ratio
 from steer_core.formulas.token_stats import TokenStats, concatenate, token_stats
-from steer_core.interventions.base import State, Tokens
+from steer_core.interventions.base import Memory, Tokens
 from steer_core.interventions.steer import Steer
 from steer_core.policy.score import Sequences, logits_of
-from steer_core.training.batch import Batch, flatten, spread
-from steer_core.training.metrics import weight_metrics
+from steer_core.training.batch import MicroBatch, flatten, spread
+from steer_core.training.metrics import most_damped, weight_metrics
 
 try:
     import trl
@@ -90,8 +90,8 @@ class SteerGRPOTrainer(GRPOTrainer):
         self._passes: list[TokenStats] = []
         self._scored: tuple | None = None
         self._planned: dict[int, Tensor] = {}
-        self._rollout_state: State = {}
-        self._readings: list[dict[str, Tensor]] = []
+        self._memory: Memory = {}
+        self._logs: list[dict[str, Tensor]] = []
         super().__init__(model, reward_funcs, args, *others, **named)
         check_settings(self.args, self.steer)
         self.clip = self.steer.clip_range(ClipRange(self.epsilon_low, self.epsilon_high, self.args.delta))
@@ -162,7 +162,7 @@ class SteerGRPOTrainer(GRPOTrainer):
                 with torch.no_grad():
                     _, old = self._score(self.model, batch, self.args.per_device_train_batch_size)
             tokens = self._tokens([old], [self._part(batch, old)])
-            self._rollout_state = self.steer.begin_rollout({}, tokens)
+            self._memory = self.steer.begin_rollout({}, tokens)
         return batch
 
     def _score(self, model: PreTrainedModel, inputs: Inputs, batch_size: int | None = None) -> tuple[tuple, TokenStats]:
@@ -180,7 +180,7 @@ class SteerGRPOTrainer(GRPOTrainer):
         )
         return scored, self._passes.pop()
 
-    def _part(self, inputs: Inputs, new: TokenStats) -> Batch:
+    def _part(self, inputs: Inputs, new: TokenStats) -> MicroBatch:
         """A batch of TRL as the trainer of this package has it; `new` stands in where TRL keeps no old log-probs."""
         mask_BT = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         sequences = Sequences(inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], mask_BT)
@@ -189,9 +189,9 @@ class SteerGRPOTrainer(GRPOTrainer):
             unread = torch.full_like(old.entropy, torch.nan)
             old = TokenStats(inputs["old_per_token_logps"], inputs[_OLD_ENTROPY], unread, unread)
         advantages_BT = _by_token(inputs["advantages"]) * inputs.get("importance_sampling_ratio", 1.0)
-        return Batch(sequences, old, advantages_BT.expand_as(old.entropy), torch.zeros_like(old.entropy))
+        return MicroBatch(sequences, old, advantages_BT.expand_as(old.entropy), torch.zeros_like(old.entropy))
 
-    def _tokens(self, stats: list[TokenStats], parts: list[Batch]) -> Tokens:
+    def _tokens(self, stats: list[TokenStats], parts: list[MicroBatch]) -> Tokens:
         """The tokens of some micro-batches as STEER sees them: of all ranks, unless its scope is a micro-batch."""
         new, old, advantages = flatten([values.detach() for values in stats], parts)
         columns = torch.stack([*vars(new).values(), *vars(old).values(), advantages], -1)
@@ -199,11 +199,11 @@ class SteerGRPOTrainer(GRPOTrainer):
             columns = ranks.all_gather_rows(columns)
         *both, advantages = columns.unbind(-1)
         draws = torch.zeros_like(advantages)  # STEER draws none
-        return Tokens(TokenStats(*both[:4]), TokenStats(*both[4:]), advantages, self.clip, draws, self._rollout_state)
+        return Tokens(TokenStats(*both[:4]), TokenStats(*both[4:]), advantages, self.clip, draws, self._memory)
 
-    def _weights(self, stats: list[TokenStats], parts: list[Batch]) -> list[Tensor]:
+    def _weights(self, stats: list[TokenStats], parts: list[MicroBatch]) -> list[Tensor]:
         """lambda (B, T) of each micro-batch, given all of them; 1 at padding."""
-        weights = self.steer.treat(self._tokens(stats, parts)).weights
+        weights = self.steer.loss_terms(self._tokens(stats, parts)).weights
         if self.steer.scope != "micro":
             weights = ranks.local_rows(weights, torch.cat([part.old.entropy[part.mask_BT] for part in parts]))
         shares = weights.split([int(part.mask_BT.sum()) for part in parts])
@@ -241,10 +241,10 @@ class SteerGRPOTrainer(GRPOTrainer):
         self._log_weights(stats, part, weights_BT)
         return loss
 
-    def _log_weights(self, stats: TokenStats, part: Batch, weights_BT: Tensor) -> None:
-        """Keep a micro-batch's readings; at the last one of an optimiser step, log those of the step and all ranks."""
+    def _log_weights(self, stats: TokenStats, part: MicroBatch, weights_BT: Tensor) -> None:
+        """Keep a micro-batch's log; at the last one of an optimiser step, log the step's, of all ranks."""
         new, old, advantages = flatten([stats], [part])
-        self._readings.append(
+        self._logs.append(
             {
                 "lambda": weights_BT[part.mask_BT],
                 "probability": new.logprob.exp(),
@@ -257,17 +257,12 @@ class SteerGRPOTrainer(GRPOTrainer):
         )
         if not self.accelerator.sync_gradients:
             return
-        step = {
-            name: ranks.all_gather_rows(torch.cat([each[name] for each in self._readings]))
-            for name in self._readings[0]
-        }
-        self._readings.clear()
-        weights = step["lambda"]
-        if not len(weights):
+        step = {name: torch.cat([each[name] for each in self._logs]) for name in self._logs[0]}
+        self._logs.clear()
+        if not ranks.all_reduce_sum(len(step["lambda"]), stats.logprob.device):
             return
-        step["most_damped"] = torch.zeros_like(weights, dtype=torch.bool)
-        step["most_damped"][weights.argmin()] = weights.min() < 1
-        means = {name: float(step[name].mean()) for name in ("entropy/policy", "entropy/sampled_nll")}
+        step["most_damped"] = most_damped(step["lambda"])
+        means = {name: reductions.mean(step[name]) for name in ("entropy/policy", "entropy/sampled_nll")}
         for name, value in (weight_metrics(step) | means).items():
             self._metrics["train"][name].append(value)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steer_core.common.settings import STRICT
 from steer_core.formulas.token_stats import TokenStats
-from steer_core.interventions.base import Intervention, State, Tokens
+from steer_core.interventions.base import Intervention, Memory, Tokens
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -34,10 +34,10 @@ class AdaptiveEntropyLoss(Intervention):
 
     def extra_factors(self, tokens: Tokens) -> Tensor:
         """The coefficient in force on every token."""
-        acts = tokens.state.get("entropy", float("inf")) <= self.target
-        return torch.full_like(tokens.advantages, tokens.state["coefficient"] if acts else 0.0)
+        acts = tokens.memory.get("entropy", float("inf")) <= self.target
+        return torch.full_like(tokens.advantages, tokens.memory["coefficient"] if acts else 0.0)
 
-    def next_state(self, state: State, entropy: float) -> State:
+    def next_memory(self, memory: Memory, entropy: float) -> Memory:
         """The coefficient after a step, and the entropy that decides whether it acts."""
-        moved = state.get("coefficient", 0.0) + (self.step if entropy < self.target else -self.step)
+        moved = memory.get("coefficient", 0.0) + (self.step if entropy < self.target else -self.step)
         return {"coefficient": min(max(moved, 0.0), self.maximum), "entropy": entropy}

@@ -7,7 +7,7 @@ overrides are the parts of the step it touches. `README.md` beside this file say
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic.dataclasses import dataclass as settings
 
@@ -15,17 +15,33 @@ from steer_core.common.errors import SteerError
 from steer_core.common.settings import STRICT
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from steer_core.formulas.loss import ClipRange
     from steer_core.formulas.token_stats import TokenStats
-    from steer_core.ladder.passes import Lens
 
 PARTS = ("clip_range", "advantages", "weights", "mask", "extra_loss")
 """The parts of a step that an intervention can touch."""
-State = dict[str, float]
-"""What a closed loop remembers from step to step; it is logged and part of every checkpoint."""
+_RENAMED = {"next_state": "next_memory", "treat": "loss_terms"}
+Memory = dict[str, float]
+"""What a closed loop remembers from one optimiser step to the next; it is logged and part of every checkpoint."""
+
+
+class PlannedStep(Protocol):
+    """The optimiser step that a rule plans, for rules that differentiate.
+
+    coefficients: factor (N,) of each token's loss in the mini-batch's loss (`loss.token_coefficients`).
+    """
+
+    coefficients: Tensor
+
+    def entropy_influence(self) -> Tensor:
+        """D (N,): the change of the mean entropy, in nats, per unit of each token's log-prob in the loss.
+
+        The trainer takes it through the shared parameters, by the optimiser's own preconditioner
+        (`ladder.influence.entropy_influence`): one backward pass and one forward-mode pass.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +50,7 @@ class Tokens:
 
     new: statistics of the policy being updated. old: of the policy that sampled. clip: the clip
     range in force. draws: uniform within [0, 1), one a token, from the run's seed: for rules that
-    choose at random. state: see `Intervention.next_state`. step: for rules that differentiate.
+    choose at random. memory: see `Intervention.next_memory`. step: for rules that differentiate.
     """
 
     new: TokenStats
@@ -42,28 +58,15 @@ class Tokens:
     advantages: Tensor
     clip: ClipRange
     draws: Tensor
-    state: State
-    step: Step | None = None
+    memory: Memory
+    step: PlannedStep | None = None
 
 
 @dataclass(frozen=True)
-class Step:
-    """The optimiser step that a rule plans: its sequences, one lens a micro-batch, and its optimiser.
+class LossTerms:
+    """How each token enters the loss: weights x surrogate(advantages) + extra x extra term; flat (N,).
 
-    coefficients: factor (N,) of each token's loss in the mini-batch's loss (`loss.token_coefficients`).
-    """
-
-    lenses: list[Lens]
-    optimizer: torch.optim.Optimizer
-    coefficients: Tensor
-
-
-@dataclass(frozen=True)
-class Treatment:
-    """What an intervention makes of some tokens, flat (N,): how each enters the loss.
-
-    advantages: in the clipped surrogate. weights: factor on it, 0 where masked. extra: factor on the
-    extra term, None without one.
+    weights: 0 where masked. extra: factor on the extra term, None without one.
     """
 
     advantages: Tensor
@@ -77,6 +80,14 @@ class Intervention:
 
     name: str = "none"
     """Which method: `none`, one of the methods below, or `module:Class` for your own."""
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        for old, new in _RENAMED.items():
+            if old in vars(cls):
+                raise SteerError(
+                    f"{cls.__name__}.{old}: is called {new} now; rename it (tokens.state is tokens.memory)"
+                )
 
     @property
     def scope(self) -> Literal["token", "micro", "rollout", "step"]:
@@ -117,16 +128,16 @@ class Intervention:
         """Factor (N,) on `extra_loss`, where a method has one."""
         return tokens.advantages.new_ones(tokens.advantages.shape)
 
-    def begin_rollout(self, state: State, tokens: Tokens) -> State:
-        """The state for a rollout, given its tokens as the policy that sampled saw them (new is old)."""
-        return state
+    def begin_rollout(self, memory: Memory, tokens: Tokens) -> Memory:
+        """The memory for a rollout, given its tokens as the policy that sampled saw them (new is old)."""
+        return memory
 
-    def next_state(self, state: State, entropy: float) -> State:
-        """The state after an optimiser step, given the mean entropy of its tokens before it, in nats."""
-        return state
+    def next_memory(self, memory: Memory, entropy: float) -> Memory:
+        """The memory after an optimiser step, given the mean entropy of its tokens before it, in nats."""
+        return memory
 
-    def treat(self, tokens: Tokens) -> Treatment:
-        """All rules applied to some tokens. Raises SteerError where one gives NaN, infinity or a negative weight."""
+    def loss_terms(self, tokens: Tokens) -> LossTerms:
+        """Every rule applied to some tokens. Raises SteerError where one gives NaN, infinity or a negative weight."""
         advantages = self.advantages(tokens)
         tokens = replace(tokens, advantages=advantages)
         weights = (self.weights(tokens) * self.mask(tokens)).to(advantages.dtype)
@@ -139,4 +150,4 @@ class Intervention:
                 )
         if (weights < 0).any():
             raise SteerError(f"intervention.name: {self.name} makes negative weights; its rule must not")
-        return Treatment(advantages, weights, extra)
+        return LossTerms(advantages, weights, extra)

@@ -12,7 +12,7 @@ from torch import Tensor
 from steer_core.common.settings import STRICT
 from steer_core.formulas.loss import importance_ratio
 from steer_core.formulas.token_stats import TokenStats
-from steer_core.interventions.base import Intervention, State, Tokens
+from steer_core.interventions.base import Intervention, Memory, Tokens
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -48,11 +48,11 @@ class EntroPIC(Intervention):
         Under another reduction the likely tokens carry the weights of that reduction, times the same scale.
         """
         error = float(tokens.new.entropy.mean()) - self.target
-        alpha = min(max(self.kp * error + self.ki * tokens.state.get("integral", 0.0), -1.0), 1.0)
+        alpha = min(max(self.kp * error + self.ki * tokens.memory.get("integral", 0.0), -1.0), 1.0)
         likely = tokens.new.logprob.exp() > self.threshold
         share = likely.to(tokens.advantages.dtype).mean().clamp_min(torch.finfo(tokens.advantages.dtype).tiny)
         return torch.where(likely, alpha * tokens.advantages.abs() / share, 0.0)
 
-    def next_state(self, state: State, entropy: float) -> State:
+    def next_memory(self, memory: Memory, entropy: float) -> Memory:
         """The integral of the error."""
-        return {"integral": state.get("integral", 0.0) + entropy - self.target}
+        return {"integral": memory.get("integral", 0.0) + entropy - self.target}

@@ -9,11 +9,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from steer_core.common import ranks
 from steer_core.common.settings import STRICT
 from steer_core.formulas.entropy_change import surrogate_slope
-from steer_core.interventions.base import Intervention, Step, Tokens
-from steer_core.ladder.passes import derivative, gradient
+from steer_core.interventions.base import Intervention, Tokens
 
 _NEGLIGIBLE = torch.finfo(torch.float64).eps
 _HALVINGS = 110  # from 1 / _NEGLIGIBLE down to the precision of a mu near 0
@@ -24,7 +22,7 @@ class Influence(Intervention):
     """The weights nearest to 1 that take a share of the step's predicted fall of entropy away.
 
     To first order a step changes the mean entropy of its tokens by sum_s w_s D_s (see
-    `attribution.py`, momentum apart). Where that sum is negative, lambda_s = clip(1 + mu w_s D_s, 1 -
+    `ladder/attribution.py`, momentum apart). Where that sum is negative, lambda_s = clip(1 + mu w_s D_s, 1 -
     bound, 1 + bound), mu by bisection so that sum_s lambda_s w_s D_s is (1 - strength) of it, or as
     near as the bound lets it. Costs one backward and one forward-mode pass a step.
     """
@@ -42,29 +40,8 @@ class Influence(Intervention):
 
     def weights(self, tokens: Tokens) -> Tensor:
         """The planned weights; all 1 where no fall is predicted."""
-        pushed = tokens.step.coefficients * surrogate_slope(tokens.new, tokens.old, tokens.advantages, tokens.clip)
-        return planned_weights(pushed * per_unit_of_push(tokens.step, len(pushed)), self.strength, self.bound)
-
-
-def per_unit_of_push(step: Step, states: int) -> Tensor:
-    """D (N,): derivative of each token's log-prob along the preconditioned gradient of the mean entropy.
-
-    The preconditioner is that of the optimiser before the step, 1 / (sqrt(v) + eps) for Adam without
-    its bias correction; 1 for SGD and before Adam's first step. The step's own differs by this
-    batch's gradient in v, by how the correction weighs against eps, and by a factor all tokens share.
-    """
-    total: dict[str, Tensor] = {}
-    for lens in step.lenses:
-        on_entropy = torch.full((len(lens.labels_N),), 1 / states, device=lens.model.device, dtype=lens.model.dtype)
-        for name, g in gradient(lens, on_entropy_N=on_entropy).items():
-            total[name] = total[name] + g if name in total else g
-    held = dict(step.lenses[0].model.named_parameters())
-    for name, g in total.items():
-        ranks.all_reduce_sum_(g)
-        second_moment = step.optimizer.state.get(held[name], {}).get("exp_avg_sq")
-        if second_moment is not None:
-            g.div_(second_moment.sqrt() + step.optimizer.param_groups[0]["eps"])
-    return ranks.all_gather_rows(torch.cat([derivative(lens, total)[0] for lens in step.lenses]))
+        slope = tokens.step.coefficients * surrogate_slope(tokens.new, tokens.old, tokens.advantages, tokens.clip)
+        return planned_weights(slope * tokens.step.entropy_influence(), self.strength, self.bound)
 
 
 def planned_weights(influence: Tensor, strength: float, bound: float) -> Tensor:
@@ -80,7 +57,7 @@ def planned_weights(influence: Tensor, strength: float, bound: float) -> Tensor:
     if total >= 0:
         return torch.ones_like(influence)
     target, size = (1 - strength) * total, share.abs()
-    smallest = size[~(size <= _NEGLIGIBLE)].min()  # NaN stays, for `treat` to refuse
+    smallest = size[~(size <= _NEGLIGIBLE)].min()  # NaN stays, for `loss_terms` to refuse
 
     def weights(mu: Tensor) -> Tensor:
         return (1 + mu * share).clamp(1 - bound, 1 + bound)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steer_core.common.settings import STRICT
 from steer_core.formulas.weights import ROUNDING
-from steer_core.interventions.base import Intervention, State, Tokens
+from steer_core.interventions.base import Intervention, Memory, Tokens
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -41,7 +41,7 @@ class Stare(Intervention):
     def weights(self, tokens: Tokens) -> Tensor:
         """The weights while the gate is open, else 1."""
         weights = torch.ones_like(tokens.advantages)
-        if not tokens.state["gate"]:
+        if not tokens.memory["gate"]:
             return weights
         for side, weight in ((tokens.advantages > 0, self.positive), (tokens.advantages < 0, self.negative)):
             places = side.nonzero().squeeze(-1)
@@ -50,6 +50,6 @@ class Stare(Intervention):
                 weights[places[tokens.new.logprob[places].topk(count, largest=False).indices]] = weight
         return weights
 
-    def begin_rollout(self, state: State, tokens: Tokens) -> State:
+    def begin_rollout(self, memory: Memory, tokens: Tokens) -> Memory:
         """Opens or shuts the gate."""
         return {"gate": float(tokens.old.entropy.mean() < self.target)}

@@ -15,7 +15,7 @@ from steer_core.formulas.entropy_change import entropy_change_form
 from steer_core.formulas.loss import ClipRange
 from steer_core.formulas.token_stats import TokenStats
 from steer_core.formulas.weights import normaliser, steer_weights
-from steer_core.interventions.base import Intervention, State, Tokens
+from steer_core.interventions.base import Intervention, Memory, Tokens
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -62,15 +62,15 @@ class Steer(Intervention):
                 f"intervention.form: {self.form} estimates entropy changes that are not finite, because log-probs, "
                 "entropies or advantages are not; lower optimizer.learning_rate"
             )
-        scale = change.new_tensor(tokens.state["normaliser"]) if self.scope == "rollout" else self.scale(change)
+        scale = change.new_tensor(tokens.memory["normaliser"]) if self.scope == "rollout" else self.scale(change)
         return self.lambdas(change, scale)
 
-    def begin_rollout(self, state: State, tokens: Tokens) -> State:
+    def begin_rollout(self, memory: Memory, tokens: Tokens) -> Memory:
         """With scope `rollout`, keeps the normaliser of the whole rollout."""
         if self.scope != "rollout":
-            return state
+            return memory
         change = self.change(tokens.new, tokens.old, tokens.advantages, tokens.clip)
-        return {**state, "normaliser": float(self.scale(change))}
+        return {**memory, "normaliser": float(self.scale(change))}
 
     def change(self, new: TokenStats, old: TokenStats, advantages: Tensor, clip: ClipRange) -> Tensor:
         """The estimate of each token's entropy change, minus what is not to be damped; shape of the inputs."""

@@ -24,8 +24,8 @@ from steer_core.common.errors import SteerError
 from steer_core.formulas.entropy_change import ENTROPY_CHANGE, QUADRANTS, quadrant_index, surrogate_slope
 from steer_core.formulas.loss import ClipRange
 from steer_core.formulas.token_stats import TokenStats
-from steer_core.ladder.passes import Direction, Lens, derivative, gradient, length, require_finite, statistics
-from steer_core.ladder.real_step import Step, taken_step
+from steer_core.ladder.passes import Direction, Lens, derivative, gradient, length, lens_stats, require_finite
+from steer_core.ladder.real_step import RealStep, taken_step
 
 RUNGS = (*ENTROPY_CHANGE, "output_layer", "first_order")
 """Every estimate of the change at a state, from cheap to exact; columns of the token table."""
@@ -77,16 +77,16 @@ def attribute(batch: UpdateBatch, optimizers: dict[str, torch.optim.Optimizer]) 
     """
     lens, clock = batch.lens, _Clock()
     head = replace(lens, output_layer=True)
-    new = clock("values", lambda: require_finite(statistics(lens)))
+    new = clock("values", lambda: require_finite(lens_stats(lens)))
     old = batch.old or new
-    pushed_N = batch.coefficient_N * surrogate_slope(new, old, batch.advantages_N, batch.clip)
-    if not pushed_N.any():
+    slope_N = batch.coefficient_N * surrogate_slope(new, old, batch.advantages_N, batch.clip)
+    if not slope_N.any():
         raise SteerError("advantages: 0 at every token that the clip lets through; nothing is learnt from this batch")
-    ascent = clock("backward", lambda: gradient(lens, pushed_N))
+    ascent = clock("backward", lambda: gradient(lens, slope_N))
     scale = _clip_scale(ascent, batch.max_grad_norm)
-    ascent, pushed_N = {name: scale * g for name, g in ascent.items()}, scale * pushed_N
+    ascent, slope_N = {name: scale * g for name, g in ascent.items()}, scale * slope_N
     entropy_gradient = clock("entropy_gradient", lambda: mean_entropy_gradient(lens))
-    head_ascent = clock("output_layer_backward", lambda: gradient(head, pushed_N))
+    head_ascent = clock("output_layer_backward", lambda: gradient(head, slope_N))
     head_entropy_gradient = mean_entropy_gradient(head)
     forms = {
         name: clock(name, lambda form=form: form(new, old, batch.advantages_N, batch.clip))
@@ -98,7 +98,7 @@ def attribute(batch: UpdateBatch, optimizers: dict[str, torch.optim.Optimizer]) 
         began = time.perf_counter()
         with taken_step(lens.model, optimizer, ascent) as step:
             own.seconds["step"] = _seconds_since(began)
-            after = own("measured", lambda: statistics(lens))
+            after = own("measured", lambda: lens_stats(lens))
         if not after.entropy.isfinite().all():
             raise SteerError(f"update {label}: its step leads to NaN or infinite logits; take a smaller step size")
         head_step = step_of_output_layer(head, step, head_ascent)
@@ -109,8 +109,8 @@ def attribute(batch: UpdateBatch, optimizers: dict[str, torch.optim.Optimizer]) 
             "output_layer": own("output_layer", lambda s=head_step: derivative(head, s.update)[1]),
             "first_order": own("first_order", lambda s=step: derivative(lens, s.update)[1]),
             "measured": after.entropy - new.entropy,
-            "influence": own("influence", lambda s=step: influence(lens, pushed_N, s, entropy_gradient)),
-            "output_layer_influence": influence(head, pushed_N, head_step, head_entropy_gradient),
+            "influence": own("influence", lambda s=step: influence(lens, slope_N, s, entropy_gradient)),
+            "output_layer_influence": influence(head, slope_N, head_step, head_entropy_gradient),
         }
         tokens = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
         tokens["quadrant"] = tokens["quadrant"].map(dict(enumerate(QUADRANTS)) | {-1: "no_signal"})
@@ -136,17 +136,17 @@ def mean_entropy_gradient(lens: Lens) -> Direction:
     )
 
 
-def influence(lens: Lens, pushed_N: Tensor, step: Step, entropy_gradient: Direction) -> Tensor:
+def influence(lens: Lens, slope_N: Tensor, step: RealStep, entropy_gradient: Direction) -> Tensor:
     """Each token's share (N,) of the step's first-order effect on the batch's mean entropy, nats.
 
-    pushed_N: each token's factor in the ascent direction, gradient clipping included. The shares add
+    slope_N: each token's factor in the ascent direction, gradient clipping included. The shares add
     up to that effect less what the step carried. Cost, beside the gradient: one forward-mode pass.
     """
     direction = {name: step.preconditioner[name] * g for name, g in entropy_gradient.items()}
-    return pushed_N * derivative(lens, direction)[0]
+    return slope_N * derivative(lens, direction)[0]
 
 
-def step_of_output_layer(head: Lens, step: Step, head_ascent: Direction) -> Step:
+def step_of_output_layer(head: Lens, step: RealStep, head_ascent: Direction) -> RealStep:
     """The part of a step that the output layer takes by its own gradient, the preconditioner kept (rung b).
 
     head_ascent: `gradient` of the output layer alone. A layer tied to the embedding moves by this share only.
@@ -154,7 +154,7 @@ def step_of_output_layer(head: Lens, step: Step, head_ascent: Direction) -> Step
     names = {id(p): name for name, p in head.model.named_parameters()}
     preconditioner = {name: step.preconditioner[names[id(p)]] for name, p in head.parameters().items()}
     update = {name: preconditioner[name] * g for name, g in head_ascent.items()}
-    return Step(update, preconditioner, {name: torch.zeros_like(g) for name, g in update.items()})
+    return RealStep(update, preconditioner, {name: torch.zeros_like(g) for name, g in update.items()})
 
 
 def contributions(tokens: pd.DataFrame, by: str) -> pd.DataFrame:

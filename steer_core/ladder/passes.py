@@ -7,7 +7,7 @@ batch. Above the forms of one state (`entropy_change.py`, rung a) stand three ru
     c  first order: every parameter moves; one forward-mode pass along any update.
     d  measured: the step is taken, the entropies are read again, everything is put back bit for bit.
 
-All of it is made of three passes over a batch, `statistics`, `gradient` and `derivative`, for any
+All of it is made of three passes over a batch, `lens_stats`, `gradient` and `derivative`, for any
 Hugging Face causal model. Per-token tensors are flat: (N,), the response tokens row by row. Logits
 exist for a chunk of rows at a time, hidden states for a micro-batch of sequences at a time.
 """
@@ -94,7 +94,7 @@ class Lens:
 
 
 @torch.no_grad()
-def statistics(lens: Lens) -> TokenStats:
+def lens_stats(lens: Lens) -> TokenStats:
     """Statistics (N,) of the policy at every response token."""
     parts, labels_N = [], lens.labels_N
     for sequences, tokens in lens.micro_batches():

@@ -15,7 +15,7 @@ from steer_core.ladder.passes import Direction
 
 
 @dataclass(frozen=True)
-class Step:
+class RealStep:
     """One optimiser step that was taken. All three are directions; update = preconditioner * ascent + carried.
 
     update: new parameters minus old ones. preconditioner: what each entry of this batch's ascent
@@ -29,7 +29,7 @@ class Step:
 
 
 @contextmanager
-def taken_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, ascent: Direction) -> Iterator[Step]:
+def taken_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, ascent: Direction) -> Iterator[RealStep]:
     """Take the optimiser's real step along `ascent`, and put everything back bit for bit at the end.
 
     ascent: minus the gradient of the loss (`gradient` with the tokens' pushes), for every trainable
@@ -59,7 +59,7 @@ def taken_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, ascent:
                 if any(p is q for q in group["params"])
             }
             carried = {name: update[name] - scale[name] * ascent[name] for name in parameters}
-        yield Step(update, scale, carried)
+        yield RealStep(update, scale, carried)
     finally:
         with torch.no_grad():
             for name, p in parameters.items():

@@ -19,7 +19,6 @@ from transformers.utils import logging
 from steer_core.common.errors import SteerError
 from steer_core.common.files import sha256
 from steer_core.common.places import EMBEDDED
-from steer_core.config.sections import ModelConfig
 from steer_core.policy.smoke import SMOKE, smoke_model
 from steer_core.policy.tokenizer import check_tokenizer
 
@@ -51,8 +50,12 @@ def base_digest(path: str) -> str:
     return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
 
 
-def load_policy(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, attention: str = "auto") -> Policy:
-    """The policy in a model folder; `embedded` is the Countdown model shipped here. attention: see `model.attention`.
+def load_policy(
+    path: str, device: str = "cpu", dtype: str | torch.dtype = "float32", attention: str = "auto"
+) -> Policy:
+    """The policy in a model folder; `embedded` is the Countdown model shipped here, `smoke` a tiny random one.
+
+    The words are those of a configuration's `model` section: `load_policy(**vars(config.model))`.
 
     Raises SteerError for a folder that is missing, holds no causal language model, or holds weights
     of another architecture (nothing is ever initialised at random in silence), for a tokenizer that
@@ -64,7 +67,7 @@ def load_policy(path: str, device: str = "cpu", dtype: torch.dtype = torch.float
         logging.disable_progress_bar()  # a bar for the 38 tensors of a small model says nothing
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=dtype,
+            dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
             local_files_only=True,
             output_loading_info=True,
             **({} if attention == "auto" else {"attn_implementation": attention}),
@@ -95,14 +98,6 @@ def load_policy(path: str, device: str = "cpu", dtype: torch.dtype = torch.float
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
     return Policy(model.eval().to(device), tokenizer)
-
-
-def policy_of(config: ModelConfig, folder: str | None = None) -> Policy:
-    """The policy that a configuration names, or that of another folder with the same device, precision and attention.
-
-    Raises SteerError as `load_policy` does.
-    """
-    return load_policy(folder or config.path, config.device, getattr(torch, config.dtype), config.attention)
 
 
 def check_device(device: str) -> None:

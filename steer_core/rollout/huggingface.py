@@ -16,21 +16,21 @@ from steer_core.policy.model import Policy
 from steer_core.rollout.rollout import Rollout
 
 
-class HuggingFaceEngine:
+class HuggingFaceSampler:
     """Samples with Hugging Face `generate`, from the very weights that are being trained."""
 
     def __init__(self, policy: Policy, draws: Literal["batch", "prompt"] = "batch", lockstep: bool = False) -> None:
         """draws: see `rollout.draws`. lockstep: every rank makes as many forward passes, as shared weights need."""
         self.policy, self.draws, self.lockstep = policy, draws, lockstep
 
-    def push(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+    def sync_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Nothing to do: these are the weights that are sampled from."""
 
     @torch.no_grad()
     def generate(
         self, prompts: list[str], responses: int, sampling: SamplingConfig, seed: int, places: list[int] | None = None
     ) -> Rollout:
-        """See `RolloutEngine.generate`. Raises SteerError also where the logits are not finite."""
+        """See `Sampler.generate`. Raises SteerError also where the logits are not finite."""
         if not prompts:
             raise SteerError("rollout: zero prompts to sample from; give at least one problem")
         model, tokenizer = self.policy.model, self.policy.tokenizer

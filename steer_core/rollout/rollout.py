@@ -60,7 +60,7 @@ def join(parts: Sequence[Rollout], pad_token_id: int) -> Rollout:
     )
 
 
-class RolloutEngine(Protocol):
+class Sampler(Protocol):
     """What samples: the trainer and the evaluator know nothing more of it."""
 
     def generate(
@@ -73,6 +73,6 @@ class RolloutEngine(Protocol):
         """
         ...
 
-    def push(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+    def sync_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Sample from these weights from now on."""
         ...

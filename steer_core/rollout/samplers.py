@@ -5,15 +5,15 @@ from __future__ import annotations
 from steer_core.common import ranks
 from steer_core.config.config import Config
 from steer_core.policy.model import Policy
-from steer_core.rollout.huggingface import HuggingFaceEngine
-from steer_core.rollout.rollout import RolloutEngine
+from steer_core.rollout.huggingface import HuggingFaceSampler
+from steer_core.rollout.rollout import Sampler
 
 
-def make_sampler(policy: Policy, config: Config, longest: int) -> RolloutEngine:
+def make_sampler(policy: Policy, config: Config, longest: int) -> Sampler:
     """The sampler that `rollout.engine` asks for. longest: most tokens of a prompt and its response."""
     if config.rollout.engine == "vllm":
-        from steer_core.rollout.vllm import VllmEngine
+        from steer_core.rollout.vllm import VllmSampler
 
-        return VllmEngine.for_training(policy, config, longest)
+        return VllmSampler.for_training(policy, config, longest)
     lockstep = config.engine.name == "deepspeed" and config.engine.zero_stage == 3 and ranks.world_size() > 1
-    return HuggingFaceEngine(policy, config.rollout.draws, lockstep)
+    return HuggingFaceSampler(policy, config.rollout.draws, lockstep)

@@ -32,7 +32,7 @@ from steer_core.rollout.rollout import Rollout
 _CPU_CACHE_GIB = "1"
 
 
-class VllmEngine:
+class VllmSampler:
     """One vLLM engine. Raises SteerError where vLLM is not installed or refuses the model.
 
     own_process: the engine runs in a child process. training: the settings of an engine that is
@@ -86,8 +86,8 @@ class VllmEngine:
             self.engine.sleep(level=1)
 
     @classmethod
-    def for_training(cls, policy: Policy, config: Config, longest: int) -> VllmEngine:
-        """The engine of this rank, with the weights that `model.path` holds; `push` gives it others.
+    def for_training(cls, policy: Policy, config: Config, longest: int) -> VllmSampler:
+        """The engine of this rank, with the weights that `model.path` holds; `sync_weights` gives it others.
 
         longest: most tokens of a prompt and its response; the engine's cache has room for one such at least.
         """
@@ -97,7 +97,7 @@ class VllmEngine:
     def generate(
         self, prompts: list[str], responses: int, sampling: SamplingConfig, seed: int, places: list[int] | None = None
     ) -> Rollout:
-        """See `RolloutEngine.generate`; the responses to a prompt follow from the seed and its place."""
+        """See `Sampler.generate`; the responses to a prompt follow from the seed and its place."""
         if not prompts:
             raise SteerError("rollout: zero prompts to sample from; give at least one problem")
         encoded = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
@@ -123,7 +123,7 @@ class VllmEngine:
         answers = [answer for output in outputs for answer in sorted(output.outputs, key=lambda one: one.index)]
         return _rollout(self.tokenizer, [ids for ids in encoded for _ in range(responses)], answers, self.device)
 
-    def push(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+    def sync_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Take up the weights in training, one at a time; what was computed with the old ones is forgotten.
 
         vLLM packs weights for its CPU kernels in a copy that a push would leave stale, so an engine that
@@ -151,7 +151,7 @@ def _in_training(config: RolloutConfig, device: str) -> dict[str, Any]:
     if device == "cpu":
         from vllm import _custom_ops
 
-        _custom_ops._supports_onednn = False  # no packed copies of weights: see `VllmEngine.push`
+        _custom_ops._supports_onednn = False  # no packed copies of weights: see `VllmSampler.sync_weights`
         if config.tensor_parallel > 1:
             _name_shared_memory_by_run()
     return {

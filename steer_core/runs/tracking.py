@@ -13,26 +13,30 @@ from torch.utils.tensorboard import SummaryWriter
 from steer_core.common import ranks
 from steer_core.common.errors import SteerError
 from steer_core.common.settings import to_dict
+from steer_core.runs.checkpoints import writing
 from steer_core.runs.folder import RunFolder
+from steer_core.runs.memory import MemoryRun
 
 
 @contextmanager
-def track(run: RunFolder, finished: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
+def track(run: RunFolder | MemoryRun, finished: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """A function that shows a rollout's metrics, given its number; of several ranks, the first's does.
+
+    A run in memory is shown nowhere.
 
     finished: rollouts that the run goes on from; what TensorBoard showed after them is dropped.
     """
-    if not ranks.is_main():
-        yield lambda step, metrics: None
+    if isinstance(run, MemoryRun) or not ranks.is_main():
+        yield lambda rollout_index, metrics: None
         return
     with _tensorboard(run, finished) as board, _wandb(run) as online:
 
-        def show(step: int, metrics: dict[str, float]) -> None:
-            with run.writing():
+        def show(rollout_index: int, metrics: dict[str, float]) -> None:
+            with writing(run.path):
                 for name, value in metrics.items():
-                    board.add_scalar(name, value, step)
+                    board.add_scalar(name, value, rollout_index)
             if online is not None:
-                online.log(metrics, step=step)
+                online.log(metrics, step=rollout_index)
 
         yield show
 
@@ -40,12 +44,12 @@ def track(run: RunFolder, finished: int) -> Iterator[Callable[[int, dict[str, fl
 @contextmanager
 def _tensorboard(run: RunFolder, finished: int) -> Iterator[SummaryWriter]:
     """TensorBoard's writer of a run; a full disk is told as everywhere."""
-    with run.writing():
+    with writing(run.path):
         board = SummaryWriter(str(run.path / "tensorboard"), purge_step=finished + 1)
     try:
         yield board
     finally:
-        with run.writing():
+        with writing(run.path):
             board.close()
 
 

@@ -1,19 +1,29 @@
-"""The micro-batches of an optimiser step: sequences with what the loss needs, and flat views of their tokens."""
+"""Mini-batches and micro-batches of a rollout, and flat views of their response tokens.
+
+A mini-batch is what one optimiser step sees: a list of micro-batches, each one forward pass.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from steer_core.common import ranks
+from steer_core.common.seeding import derive_seed
+from steer_core.config.config import Config
+from steer_core.formulas.loss import importance_ratio
 from steer_core.formulas.token_stats import TokenStats, concatenate
-from steer_core.policy.score import Sequences
+from steer_core.policy.micro_batches import forward_passes
+from steer_core.policy.score import Sequences, score
+from steer_core.rollout.rollout import Rollout
 
 
 @dataclass(frozen=True)
-class Batch:
+class MicroBatch:
     """Some sequences of a rollout, ready for the loss, with the statistics of the policy that sampled.
 
     advantages_BT: of each token, times its truncated importance ratio where that is asked for. draws_BT: uniform
@@ -36,18 +46,81 @@ class Batch:
         return dict(zip(self.rows, self.mask_BT.sum(-1).tolist(), strict=True))
 
 
-def padding(batches: list[list[Batch]], packed: bool) -> float:
-    """Share of padding among the tokens that the micro-batches' forward passes read."""
+def micro_batch_rows(rows: Sequence[int], rollout: Sequences, config: Config, packed: bool = False) -> list[list[int]]:
+    """Rows of a rollout in micro-batches, by number of sequences or by number of tokens as configured."""
+    settings = config.optimizer
+    return forward_passes(rows, rollout, settings.micro_batch_sequences, settings.micro_batch_tokens, packed)
+
+
+@torch.no_grad()
+def score_rollout(model: PreTrainedModel, rollout: Rollout, config: Config, packed: bool = False) -> TokenStats:
+    """Statistics of the policy that sampled, at every response token; (B, T), without meaning at padding."""
+    width = rollout.response_ids_BT.shape[1]
+    parts, order = [], []
+    for rows in micro_batch_rows(range(len(rollout.texts)), rollout, config, packed):
+        stats = score(model, rollout.rows(rows), config.rollout.temperature, packed)
+        parts.append(stats.map(lambda x: torch.nn.functional.pad(x, (0, width - x.shape[1]))))
+        order += rows
+    places = torch.tensor(order).argsort()
+    return concatenate(parts).map(lambda x: x[places])
+
+
+def mini_batches(
+    rollout: Rollout,
+    old: TokenStats,
+    advantages_B: Tensor,
+    config: Config,
+    rollout_index: int = 1,
+    places: Sequence[int] | None = None,
+    packed: bool = False,
+) -> Iterator[list[MicroBatch]]:
+    """The mini-batches of a rollout, one an optimiser step, each as a list of micro-batches.
+
+    old: statistics (B, T) of the policy that sampled. places: where this rank's prompts stand among those of
+    all ranks; without it they are all there are.
+    """
+    group, longest = config.rollout.responses, max(config.rollout.max_new_tokens, rollout.response_ids_BT.shape[1])
+    count, rows = 1, list(range(len(advantages_B)))
+    if places is not None:
+        count, rows = ranks.world_size(), [place * group + i for place in places for i in range(group)]
+    source = torch.Generator().manual_seed(derive_seed(config.train.seed, "intervention", rollout_index))
+    draws_BT = torch.rand((len(advantages_B) * count, longest), generator=source).to(advantages_B)[rows]
+    advantages_BT = importance_corrected(advantages_B, rollout, old, config.algorithm.importance_cap)
+    size = config.optimizer.mini_batch_prompts * group // count
+    for first in range(0, len(advantages_B), size):
+        inside = range(first, min(first + size, len(advantages_B)))
+        batch = []
+        for own in micro_batch_rows(inside, rollout, config, packed):
+            sequences = rollout.rows(own)
+            width = sequences.response_ids_BT.shape[1]
+            part_old = old.map(lambda x, own=own, width=width: x[own, :width])
+            batch.append(MicroBatch(sequences, part_old, advantages_BT[own, :width], draws_BT[own, :width], own))
+        yield batch
+
+
+def importance_corrected(advantages_B: Tensor, rollout: Rollout, old: TokenStats, cap: float | None) -> Tensor:
+    """The advantage of every token (B, T): its response's, times its truncated importance ratio if asked for.
+
+    min(p_policy / p_sampler, cap) weighs the gap between sampler and policy (Ionides 2008). It is above 0 and
+    takes A's place in every rule: loss, clip, estimated entropy change, interventions. cap: None without it.
+    """
+    advantages_BT = advantages_B[:, None].expand_as(old.logprob)
+    if cap is None:
+        return advantages_BT
+    return advantages_BT * importance_ratio(old.logprob, rollout.logprobs_BT).clamp_max(cap)
+
+
+def padding(batches: list[list[MicroBatch]], packed: bool) -> float:
+    """Share of padding among the tokens that the micro-batches' forward passes read, over all ranks."""
     masks = [
-        torch.cat([part.sequences.prompt_mask_BP.bool(), part.mask_BT], dim=1) for parts in batches for part in parts
+        torch.cat([part.sequences.prompt_mask_BP.bool(), part.mask_BT], dim=1) for batch in batches for part in batch
     ]
-    read, held = (
-        ranks.all_reduce_sum(sum(map(count, masks))) for count in (torch.Tensor.numel, lambda mask: int(mask.sum()))
-    )
+    read = ranks.all_reduce_sum(sum(mask.numel() for mask in masks))
+    held = ranks.all_reduce_sum(sum(int(mask.sum()) for mask in masks))
     return 0.0 if packed else 1 - held / read
 
 
-def flatten(stats: list[TokenStats], parts: list[Batch]) -> tuple[TokenStats, TokenStats, Tensor]:
+def flatten(stats: list[TokenStats], parts: list[MicroBatch]) -> tuple[TokenStats, TokenStats, Tensor]:
     """(new, old, advantages) of the response tokens of some micro-batches, flat: what a form takes."""
     new = [values.map(lambda x, part=part: x[part.mask_BT]) for values, part in zip(stats, parts, strict=True)]
     old = [part.old.map(lambda x, part=part: x[part.mask_BT]) for part in parts]
@@ -55,12 +128,12 @@ def flatten(stats: list[TokenStats], parts: list[Batch]) -> tuple[TokenStats, To
     return concatenate(new), concatenate(old), advantages
 
 
-def spread(values: Tensor, part: Batch, fill: float) -> Tensor:
+def spread(values: Tensor, part: MicroBatch, fill: float) -> Tensor:
     """Values of a micro-batch's response tokens, flat, at their places in (B, T); `fill` at padding."""
     return torch.full_like(part.old.entropy, fill).masked_scatter_(part.mask_BT, values)
 
 
-def mean_entropy(stats: list[TokenStats], parts: list[Batch]) -> float:
+def mean_entropy(stats: list[TokenStats], parts: list[MicroBatch]) -> float:
     """Mean entropy over the response tokens of some micro-batches, of all ranks, in nats."""
     flat = torch.cat([values.entropy[part.mask_BT] for values, part in zip(stats, parts, strict=True)])
     sums = torch.stack([flat.sum(dtype=torch.float64), flat.new_tensor(len(flat), dtype=torch.float64)])

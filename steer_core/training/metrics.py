@@ -1,4 +1,6 @@
-"""What a rollout logs: each quantity under its full name, over the response tokens of the rollout.
+"""What a rollout logs: each quantity under its full name, over the response tokens of the rollout, of all ranks.
+
+Ranks reduce means, sums and quantiles of their own tokens; no token crosses between them for a log.
 
 entropy/...         nats. `entropy/policy` is the Shannon entropy of the policy that sampled, mean over
                     response tokens; `entropy/sampled_nll` is the mean of -ln p of the sampled tokens,
@@ -38,14 +40,77 @@ time/...            seconds and tokens per second: the only readings that differ
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from steer_core.formulas.entropy_change import QUADRANTS
-from steer_core.formulas.loss import ClipRange, clipped_by
+from steer_core.common import ranks, reductions
+from steer_core.formulas.entropy_change import (
+    ENTROPY_CHANGE,
+    QUADRANTS,
+    covariance_entropy_change,
+    quadrant_index,
+)
+from steer_core.formulas.loss import ClipRange, clipped_by, importance_ratio
+from steer_core.formulas.token_stats import TokenStats
+from steer_core.training.batch import MicroBatch, flatten
+
+if TYPE_CHECKING:
+    from steer_core.interventions.base import LossTerms
+    from steer_core.training.active import ActiveIntervention
 
 LAMBDA_QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 RATIO_QUANTILES = (0.0, 0.001, 0.999, 1.0)
+GAP_QUANTILES = (0.999, 1.0)
+
+
+def token_log(
+    active: ActiveIntervention,
+    news: list[TokenStats],
+    batch: list[MicroBatch],
+    terms: list[LossTerms],
+    count: int,
+    rollout_tokens: int,
+    losses_N: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """What is logged of every response token of this rank's mini-batch, flat (N,); see `update_metrics`.
+
+    news: statistics (B, T) of the policy before the step. count: the loss's denominator. rollout_tokens: response
+    tokens of the whole rollout, over which the policy's mean entropy is taken. losses_N: of every token; without
+    them none is told.
+    """
+    new, old, _ = flatten(news, batch)
+    share = active.coefficients(batch, count)
+    advantages = torch.cat([part.advantages for part in terms])
+    weights = torch.cat([part.weights for part in terms])
+    means = [reductions.mean(values) for values in (new.logprob, advantages)] if ranks.world_size() > 1 else None
+    forms = {**ENTROPY_CHANGE, "covariance": partial(covariance_entropy_change, means=means)}
+    changes = {name: estimate(new, old, advantages, active.clip) for name, estimate in forms.items()}
+    scale = active.config.optimizer.step_size * share * weights / rollout_tokens
+    return {
+        **{name: scale * change for name, change in changes.items()},
+        **({} if losses_N is None else {"loss": share * losses_N}),
+        "omega": changes[active.form],
+        "ratio": importance_ratio(new.logprob, old.logprob),
+        "advantage": advantages,
+        "probability": new.logprob.exp(),
+        "entropy": new.entropy,
+        "lambda": weights,
+        "most_damped": most_damped(weights),
+        "quadrant": quadrant_index(new, advantages),
+    }
+
+
+def most_damped(weights: Tensor) -> Tensor:
+    """True at the token of smallest weight (N,) of all ranks' tokens of a step; nowhere where no weight is below 1."""
+    found = torch.zeros_like(weights, dtype=torch.bool)
+    own = weights.min() if len(weights) else weights.new_tensor(torch.inf)
+    lowest = ranks.all_gather_rows(own[None])
+    if lowest.min() < 1 and int(lowest.argmin()) == ranks.rank():
+        found[weights.argmin()] = True
+    return found
 
 
 def rollout_metrics(
@@ -53,13 +118,13 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """Entropy, reward and length of the responses a rollout sampled, on all ranks.
 
-    Of the response tokens: entropy and log-prob under the policy that sampled. Of the responses: length in tokens,
-    whether cut off, reward. Of the prompts: whether all advantages of the group are 0.
+    Of this rank's response tokens: entropy and log-prob under the policy that sampled. Of all ranks' responses:
+    length in tokens, whether cut off, reward. Of all prompts: whether all advantages of the group are 0.
     """
     lengths = lengths_PG.float()
     return {
-        "entropy/policy": float(entropy_N.mean()),
-        "entropy/sampled_nll": float(-logprob_N.mean()),
+        "entropy/policy": reductions.mean(entropy_N),
+        "entropy/sampled_nll": -reductions.mean(logprob_N),
         "reward/mean": float(rewards_PG.mean()),
         "reward/groups_without_signal": float(silent_P.float().mean()),
         "response/length": float(lengths.mean()),
@@ -69,12 +134,13 @@ def rollout_metrics(
 
 
 def gap_metrics(sampler_N: Tensor, policy_N: Tensor) -> dict[str, float]:
-    """How far the sampler's log-probs of the sampled tokens lie from the trainer's, in nats."""
-    gap = (sampler_N - policy_N).abs().sort().values
+    """How far the sampler's log-probs of this rank's sampled tokens lie from the trainer's, in nats; of all ranks."""
+    gap = (sampler_N - policy_N).abs()
+    tail, largest = reductions.quantiles(gap, GAP_QUANTILES)
     return {
-        "rollout/logprob_gap/mean": float(gap.mean()),
-        "rollout/logprob_gap/q99.9": float(gap[round(0.999 * (len(gap) - 1))]),
-        "rollout/logprob_gap/max": float(gap[-1]),
+        "rollout/logprob_gap/mean": reductions.mean(gap),
+        "rollout/logprob_gap/q99.9": tail,
+        "rollout/logprob_gap/max": largest,
     }
 
 
@@ -83,24 +149,19 @@ def update_metrics(
 ) -> dict[str, float]:
     """Entropy change, weights, clip and ratio over every response token that the updates of a rollout saw.
 
-    tokens: flat tensors of one length: ratio, advantage, probability, entropy, lambda, and by form the
+    tokens: this rank's, flat tensors of one length: ratio, advantage, probability, entropy, lambda, and by form the
     predicted change of the mean entropy that each token contributes (already scaled); `quadrant` is
     an index into QUADRANTS, or -1 where the advantage is 0; `most_damped` is True at one token a step.
     """
-    high, low, dual = clipped_by(tokens["ratio"], tokens["advantage"], clip)
+    inside = {name: tokens["quadrant"] == i for i, name in enumerate(QUADRANTS)}
+    clipped = zip(("high", "low", "dual"), clipped_by(tokens["ratio"], tokens["advantage"], clip), strict=True)
+    changes = tokens[quadrant_form]
     return {
-        **{f"entropy_change/{form}": float(tokens[form].sum(dtype=torch.float64)) for form in forms},
-        **{
-            f"entropy_change/{quadrant_form}/{name}": float(
-                tokens[quadrant_form][tokens["quadrant"] == i].sum(dtype=torch.float64)
-            )
-            for i, name in enumerate(QUADRANTS)
-        },
-        **{f"quadrant/{name}": float((tokens["quadrant"] == i).float().mean()) for i, name in enumerate(QUADRANTS)},
+        **{f"entropy_change/{form}": reductions.total(tokens[form]) for form in forms},
+        **{f"entropy_change/{quadrant_form}/{name}": reductions.total(changes[q]) for name, q in inside.items()},
+        **{f"quadrant/{name}": reductions.mean(q.float()) for name, q in inside.items()},
         **weight_metrics(tokens),
-        "clip/high": float(high.float().mean()),
-        "clip/low": float(low.float().mean()),
-        "clip/dual": float(dual.float().mean()),
+        **{f"clip/{side}": reductions.mean(mask.float()) for side, mask in clipped},
         **_quantiles("ratio", tokens["ratio"], RATIO_QUANTILES),
     }
 
@@ -108,22 +169,23 @@ def update_metrics(
 def weight_metrics(tokens: dict[str, Tensor]) -> dict[str, float]:
     """The distribution of the token weights, and what the tokens of smallest weight were like.
 
-    tokens: flat tensors of one length, not empty: lambda, most_damped, probability, entropy, advantage
-    and ratio, as `update_metrics` takes them.
+    tokens: this rank's, flat tensors of one length: lambda, most_damped, probability, entropy, advantage
+    and ratio, as `update_metrics` takes them. Some rank holds a token.
     """
-    weights = tokens["lambda"]
+    weights, damped = tokens["lambda"], tokens["most_damped"]
+    any_damped = ranks.all_reduce_sum(int(damped.sum()), weights.device) > 0
     return {
         **_quantiles("lambda", weights, LAMBDA_QUANTILES),
-        "lambda/mean": float(weights.mean()),
-        "lambda/share_within_1pct_of_1": float(((weights - 1).abs() <= 0.01).float().mean()),
+        "lambda/mean": reductions.mean(weights),
+        "lambda/share_within_1pct_of_1": reductions.mean(((weights - 1).abs() <= 0.01).float()),
         **{
-            f"lambda/most_damped/{name}": float(tokens[name][tokens["most_damped"]].abs().mean())
+            f"lambda/most_damped/{name}": reductions.mean(tokens[name][damped].abs())
             for name in ("probability", "entropy", "advantage", "ratio")
-            if tokens["most_damped"].any()
+            if any_damped
         },
     }
 
 
 def _quantiles(name: str, values: Tensor, levels: tuple[float, ...]) -> dict[str, float]:
-    ordered = values.sort().values
-    return {f"{name}/q{100 * q:g}": float(ordered[round(q * (len(ordered) - 1))]) for q in levels}
+    found = reductions.quantiles(values, levels)
+    return {f"{name}/q{100 * q:g}": value for q, value in zip(levels, found, strict=True)}

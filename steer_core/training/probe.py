@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steer_core.ladder.passes import Lens, derivative, length, statistics
+from steer_core.ladder.passes import Lens, derivative, length, lens_stats
 from steer_core.stats.intervals import agreement
 
 
@@ -54,12 +54,12 @@ def watched_step(lens: Lens) -> Iterator[Watch]:
     """Watch what the optimiser step taken inside does to the entropy of the lens's tokens."""
     began = time.perf_counter()
     watch = Watch()
-    before = statistics(lens).entropy
+    before = lens_stats(lens).entropy
     old = {name: p.detach().clone() for name, p in lens.parameters().items()}
     watch.seconds += time.perf_counter() - began
     yield watch
     began = time.perf_counter()
-    watch.measured = statistics(lens).entropy - before
+    watch.measured = lens_stats(lens).entropy - before
     with torch.no_grad():
         update = {name: p - old[name] for name, p in lens.parameters().items()}
     watch.update_norm = length(update)

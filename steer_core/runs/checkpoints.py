@@ -1,0 +1,219 @@
+"""The checkpoints of a run: written whole or not at all, checked by checksums, chosen to go on from.
+
+    checkpoints/step_000010/   model.safetensors  config.json  tokenizer...  optimizer.safetensors  manifest.json
+
+A checkpoint is a Hugging Face folder with the training engine's files beside. Its manifest holds the SHA-256 of every
+file, the run's fingerprint, the intervention's memory and, where it was evaluated, its pass@k. It is written aside and
+renamed: after a kill at any moment the folder holds whole checkpoints or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
+
+from steer_core.common import ranks
+from steer_core.common.errors import SteerError
+from steer_core.common.files import PARTIAL, sha256, sync
+from steer_core.common.settings import read_yaml
+from steer_core.config.config import Config
+from steer_core.engines.base import TrainingEngine
+from steer_core.interventions.base import Memory
+from steer_core.policy.model import Policy, base_digest
+
+LOGS = ("metrics.jsonl", "evaluations.jsonl", "notes.jsonl")
+
+
+class Checkpoints:
+    """Those of the run in a folder, with its configuration."""
+
+    def __init__(self, run: Path, config: Config) -> None:
+        self.run, self.config, self.folder = run, config, run / "checkpoints"
+
+    def saved(self) -> list[Path]:
+        """Finished checkpoints, oldest first."""
+        return sorted(p for p in self.folder.glob("step_*") if p.is_dir())
+
+    def save(
+        self, rollout_index: int, policy: Policy, engine: TrainingEngine, memory: Memory, score: float | None = None
+    ) -> Path:
+        """Write one after so many rollouts and drop those that train.checkpoints_kept and best_kept let go.
+
+        memory: the intervention's. score: its pass@k, where the rollout was evaluated. Every rank writes its
+        part, into one file system.
+        """
+        final = self.folder / f"step_{rollout_index:06d}"
+        partial = final.with_name(PARTIAL + final.name)
+        with writing(self.run):
+            if ranks.is_main():
+                partial.mkdir(parents=True)
+            weights = whole_weights(engine)
+            if ranks.is_main():
+                policy.model.save_pretrained(partial, state_dict=weights)
+                _save_tokenizer(policy.tokenizer, partial)
+            ranks.barrier()
+            about = engine.save(partial)
+            ranks.barrier()
+            if ranks.is_main():
+                self._finish(partial, final, {"step": rollout_index, **about, "intervention": memory, "score": score})
+            ranks.barrier()
+        return final
+
+    def _finish(self, partial: Path, final: Path, about: dict[str, Any]) -> None:
+        """Give a written checkpoint its manifest and its name, and drop older ones."""
+        files = sorted(p for p in partial.rglob("*") if p.is_file())
+        sums = {p.relative_to(partial).as_posix(): sha256(p) for p in files}
+        manifest = {"run": self._fingerprint(), **about, "sha256": sums}
+        (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        logs = [self.run / name for name in LOGS if (self.run / name).exists()]
+        for file in [*(p for p in partial.rglob("*") if p.is_file()), *logs]:
+            sync(file)
+        partial.rename(final)
+        sync(final.parent)
+        for old in self._let_go():
+            _remove(old)
+
+    def _let_go(self) -> list[Path]:
+        """Checkpoints that are neither among the last nor among the best, oldest first."""
+        *older, _ = saved = self.saved()
+        last = set(saved[-self.config.train.checkpoints_kept :])
+        scores = {path: self._examine(path, sums=False)[0].get("score") for path in saved}
+        scored = [path for path in saved if scores[path] is not None]
+        best = sorted(scored, key=lambda path: (-scores[path], path))[: self.config.train.best_kept]
+        return [path for path in older if path not in last and path not in best]
+
+    def rewind(self, rollout_index: int) -> None:
+        """Drop those after a rollout, the newest first, and what a killed process left half done."""
+        for path in reversed(self.saved()):
+            if step_of(path) > rollout_index:
+                _remove(path)
+        for path in self.folder.glob(f"{PARTIAL}*"):
+            shutil.rmtree(path)
+
+    def choose(self, from_step: int | None = None, fall_back: bool = False) -> Path | None:
+        """The checkpoint to go on from, whole and this run's own: the last, or that of `from_step`; None without any.
+
+        fall_back: where the last is damaged, say so and take the last one that is whole. Raises SteerError
+        where there is none such, and where the base model's weights are others now.
+        """
+        paths = self.saved()
+        if from_step is not None:
+            steps = [step_of(path) for path in paths]
+            if from_step not in steps:
+                raise SteerError(f"--from-step: {from_step} is no checkpoint of {self.run}; there are {steps}")
+            paths = [paths[steps.index(from_step)]]
+        self.check_base()
+        while paths:
+            try:
+                self.check(paths[-1])
+                break
+            except SteerError as error:
+                if not fall_back or len(paths) == 1:  # begin anew, and all that is there would go
+                    raise
+                print(f"warning: {error}", file=sys.stderr)
+                paths.pop()
+        return paths[-1] if paths else None
+
+    def restore(self, path: Path, engine: TrainingEngine) -> tuple[int, Memory]:
+        """Load a checkpoint that `choose` gave into the engine: (its rollout, the intervention's memory).
+
+        No code is executed. Raises SteerError where another engine wrote it.
+        """
+        manifest, problem = self._examine(path, sums=False)
+        if problem is not None:  # it was whole where the first rank looked
+            raise SteerError(f"checkpoint {path}: {problem} on rank {ranks.rank()}; give all ranks one file system")
+        if manifest["engine"] != self.config.engine.name:
+            raise SteerError(f"checkpoint {path}: was written by engine.name={manifest['engine']}; go on with that one")
+        engine.load(path, manifest)
+        return manifest["step"], manifest["intervention"]
+
+    def check(self, path: Path) -> dict[str, Any]:
+        """The manifest of a checkpoint that is whole and this run's own.
+
+        Raises SteerError with the reason if not, and offers the last one before it that is.
+        """
+        manifest, problem = self._examine(path)
+        if problem is None:
+            return manifest
+        whole = [p for p in self.saved() if p.name < path.name and self._examine(p)[1] is None]
+        remedy = (
+            f"go on from the last one that is whole with --resume --from-step {step_of(whole[-1])}"
+            if whole
+            else "no earlier checkpoint is left; start the run again in another folder"
+        )
+        raise SteerError(f"checkpoint {path}: {problem}; {remedy}")
+
+    def check_base(self) -> None:
+        """Raise SteerError where model.path no longer holds the weights that the run began from."""
+        about = json.loads((self.run / "environment.json").read_text(encoding="utf-8"))
+        if about.get("base_model_sha256") != base_digest(self.config.model.path):
+            raise SteerError(
+                f"run folder {self.run}: model.path ({self.config.model.path}) has other weights than when the run "
+                "began; put them back, or start the run again in another folder"
+            )
+
+    def _examine(self, path: Path, sums: bool = True) -> tuple[dict[str, Any], str | None]:
+        """(manifest, what is wrong with the checkpoint or None); without `sums`, of the manifest alone."""
+        try:
+            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            wanted, run = manifest["sha256"], manifest["run"]
+        except (OSError, ValueError, KeyError):
+            return {}, "manifest.json is missing or damaged"
+        for name, digest in wanted.items() if sums else ():
+            if not (path / name).is_file() or sha256(path / name) != digest:
+                return manifest, f"{name} is missing or does not match its checksum"
+        return manifest, None if run == self._fingerprint() else "was written by a run with other settings"
+
+    def _fingerprint(self) -> str:
+        """A hash of the settings as config.yaml holds them; settings that came after the run began are not in it."""
+        settings = read_yaml(self.run / "config.yaml")
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """Turn what a full disk or a missing permission raises into a SteerError with the remedy."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SteerError(
+            f"run folder {run}: cannot be written ({reason}); make room or give it write permission, "
+            "then --resume: every finished checkpoint is kept"
+        ) from error
+
+
+def step_of(path: Path) -> int:
+    """The rollout that a checkpoint or a file of responses belongs to."""
+    return int(path.stem.removeprefix("step_"))
+
+
+def whole_weights(engine: TrainingEngine) -> dict[str, torch.Tensor]:
+    """Every weight whole, on the first rank, in CPU memory; nothing on the others, which help to gather them."""
+    return {name: weight.to("cpu", copy=True) for name, weight in engine.weights() if ranks.is_main()}
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:  # the tokenizers library raises a bare Exception on a full disk
+        raise OSError(str(error)) from error
+
+
+def _remove(checkpoint: Path) -> None:
+    """Take a checkpoint away so that a kill leaves it whole or gone."""
+    doomed = checkpoint.with_name(f"{PARTIAL}gone_{checkpoint.name}")
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)

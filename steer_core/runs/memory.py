@@ -1,0 +1,25 @@
+"""A run that leaves nothing on disk: what a trainer without a run folder logs to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steer_core.common import ranks
+
+
+class MemoryRun:
+    """Keeps the log lines of a run by the name of their file, as a `RunFolder` does; no responses, no checkpoints."""
+
+    how_to_go_on = "train again"
+
+    def __init__(self) -> None:
+        self.logs: dict[str, list[dict[str, Any]]] = {}
+
+    def log(self, rollout_index: int, metrics: dict[str, Any], name: str = "metrics.jsonl") -> None:
+        """Keep one line. Of several ranks, the first does it."""
+        if ranks.is_main():
+            self.logs.setdefault(name, []).append({"step": rollout_index, **metrics})
+
+    def read(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        """The lines of a log."""
+        return list(self.logs.get(name, ()))

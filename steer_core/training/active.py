@@ -1,0 +1,128 @@
+"""The intervention in force: which tokens its rules see, what they make of them, what it remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from steer_core.common import ranks
+from steer_core.config.config import Config
+from steer_core.formulas.loss import ClipRange, clipped_surrogate, denominator, token_coefficients
+from steer_core.formulas.token_stats import TokenStats
+from steer_core.interventions.base import Intervention, LossTerms, Memory, PlannedStep, Tokens
+from steer_core.ladder.influence import entropy_influence
+from steer_core.ladder.passes import Lens
+from steer_core.training.batch import MicroBatch, flatten, mean_entropy, spread
+
+
+class ActiveIntervention:
+    """A method as a run applies it: the method, its clip range, its memory, and the tokens of all ranks.
+
+    model: what is trained, for rules that differentiate. optimizer: of the training engine, likewise.
+    """
+
+    def __init__(self, config: Config, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
+        self.config, self.model, self.optimizer = config, model, optimizer
+        self.method: Intervention = config.intervention
+        algorithm = config.algorithm
+        self.clip = self.method.clip_range(ClipRange(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip))
+        self.memory: Memory = {}
+
+    @property
+    def form(self) -> str:
+        """The estimate that sets STEER's weights; for other methods, the paper's, for the log."""
+        return getattr(self.method, "form", "paper")
+
+    def begin_rollout(self, batches: list[list[MicroBatch]]) -> None:
+        """Let a closed loop look at the rollout as the policy that sampled saw it; others are shown nothing."""
+        if type(self.method).begin_rollout is Intervention.begin_rollout:
+            return
+        parts = [part for batch in batches for part in batch]
+        seen = self.tokens([part.old for part in parts], parts, of_all_ranks=False)
+        columns = ranks.all_gather_rows(torch.stack([*vars(seen.old).values(), seen.advantages, seen.draws], -1))
+        *values, advantages, draws = columns.unbind(-1)  # six numbers a token: new is old
+        old = TokenStats(*values)
+        seen = replace(seen, new=old, old=old, advantages=advantages, draws=draws)
+        self.memory = self.method.begin_rollout(self.memory, seen)
+
+    def end_step(self, stats: list[TokenStats], batch: list[MicroBatch]) -> None:
+        """Let a closed loop see the mean entropy that the policy had in an optimiser step, before it."""
+        self.memory = self.method.next_memory(self.memory, mean_entropy(stats, batch))
+
+    def denominator(self, batch: list[MicroBatch]) -> int:
+        """What the loss of a mini-batch is divided by, over its micro-batches and all ranks."""
+        reduction, longest = self.config.algorithm.reduction, self.config.rollout.max_new_tokens
+        return ranks.all_reduce_sum(
+            sum(denominator(part.mask_BT, reduction, longest) for part in batch), self.model.device
+        )
+
+    def coefficients(self, batch: list[MicroBatch], count: int) -> Tensor:
+        """Factor (N,) of each token's loss in the mini-batch's loss, given its denominator."""
+        reduction = self.config.algorithm.reduction
+        return torch.cat([token_coefficients(part.mask_BT, reduction, count)[part.mask_BT] for part in batch])
+
+    def needs_values(self, batch: list[MicroBatch]) -> bool:
+        """Whether a values pass must come first: the rules see a whole step, and it has several micro-batches.
+
+        It costs one more forward pass, so that the loss terms do not depend on how the step is split.
+        """
+        if self.method.scope != "step":
+            return False
+        return ranks.all_reduce_sum(len(batch), self.model.device) > ranks.world_size()
+
+    def loss_terms(self, stats: list[TokenStats], parts: list[MicroBatch], count: int) -> list[LossTerms]:
+        """What the rules make of the tokens of every micro-batch, given all; in scope `step`, those of all ranks.
+
+        stats: of the current policy, (B, T) each. count: the loss's denominator.
+        """
+        everyone, coefficients = self.method.scope == "step", self.coefficients(parts, count)
+        step = _Step(self, parts, ranks.all_gather_rows(coefficients) if everyone else coefficients)
+        terms = vars(self.method.loss_terms(self.tokens(stats, parts, step, everyone)))
+        if everyone:
+            terms = {k: v if v is None else ranks.local_rows(v, coefficients) for k, v in terms.items()}
+        counts = [int(part.mask_BT.sum()) for part in parts]
+        split = {k: [None] * len(parts) if v is None else v.split(counts) for k, v in terms.items()}
+        return [LossTerms(**{k: v[i] for k, v in split.items()}) for i in range(len(parts))]
+
+    def tokens(
+        self,
+        stats: list[TokenStats],
+        parts: list[MicroBatch],
+        step: PlannedStep | None = None,
+        of_all_ranks: bool = True,
+    ) -> Tokens:
+        """The response tokens of some micro-batches as a rule sees them; of all ranks, ten numbers a token cross."""
+        new, old, advantages = flatten(stats, parts)
+        draws = torch.cat([part.draws_BT[part.mask_BT] for part in parts])
+        if of_all_ranks and ranks.world_size() > 1:
+            columns = torch.stack([*vars(new).values(), *vars(old).values(), advantages, draws], -1)
+            *both, advantages, draws = ranks.all_gather_rows(columns).unbind(-1)
+            new, old = TokenStats(*both[:4]), TokenStats(*both[4:])
+        return Tokens(new, old, advantages, self.clip, draws, self.memory, step)
+
+    def token_losses(self, stats: TokenStats, part: MicroBatch, terms: LossTerms) -> Tensor:
+        """weights x clipped surrogate + extra x extra term: the loss (B, T) of every token before the reduction."""
+        advantages_BT, weights_BT = spread(terms.advantages, part, 0.0), spread(terms.weights, part, 1.0)
+        loss_BT = weights_BT * clipped_surrogate(stats.logprob, part.old.logprob, advantages_BT, self.clip)
+        if terms.extra is None:
+            return loss_BT
+        return loss_BT + spread(terms.extra, part, 0.0) * self.method.extra_loss(stats, part.old)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """See `PlannedStep`: the step of some micro-batches, differentiated only where a rule asks for it."""
+
+    active: ActiveIntervention
+    parts: Sequence[MicroBatch]
+    coefficients: Tensor
+
+    def entropy_influence(self) -> Tensor:
+        """See `PlannedStep.entropy_influence`."""
+        model, temperature = self.active.model, self.active.config.rollout.temperature
+        lenses = [Lens(model, part.sequences, temperature, micro_batch=len(part.mask_BT)) for part in self.parts]
+        return entropy_influence(lenses, self.active.optimizer, len(self.coefficients))

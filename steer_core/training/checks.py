@@ -1,0 +1,90 @@
+"""What a run makes sure of: that settings fit the ranks and the model's room, and that the sampler is the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedModel
+
+from steer_core.common import ranks
+from steer_core.common.errors import SteerError
+from steer_core.common.seeding import derive_seed
+from steer_core.config.config import Config
+from steer_core.config.sections import OptimizerConfig
+from steer_core.policy.model import Policy
+from steer_core.policy.tokenizer import check_prompt
+from steer_core.problems.task import Problem
+from steer_core.rollout.huggingface import check_room
+from steer_core.rollout.rollout import Sampler
+from steer_core.training.batch import score_rollout
+
+_PROBE_PROMPTS, _PROBE_TOKENS = 4, 8
+
+
+def check_ranks(config: Config) -> None:
+    """Raise SteerError where the settings do not fit the number of ranks."""
+    count, mini, parallel = ranks.world_size(), config.optimizer.mini_batch_prompts, config.rollout.tensor_parallel
+    if mini % count:
+        raise SteerError(
+            f"optimizer.mini_batch_prompts: {mini} prompts do not divide among {count} ranks; choose a multiple"
+        )
+    if count % parallel:
+        raise SteerError(f"rollout.tensor_parallel: {parallel} does not divide the {count} ranks; choose a divisor")
+    if count > 1 and config.rollout.engine == "huggingface" and config.rollout.draws == "batch":
+        raise SteerError(
+            f"rollout.draws: batch would give each of {count} ranks the same random numbers; set rollout.draws=prompt"
+        )
+
+
+def check_room_for_prompts(
+    policy: Policy, config: Config, problems: Sequence[Problem], held_out: Sequence[Problem]
+) -> int:
+    """Most tokens of a prompt and its response, in training and evaluation.
+
+    Raises SteerError where the tokenizer does not carry the prompts or the model has no room for a response.
+    """
+    check_prompt(policy.tokenizer, problems[0].prompt)
+    longest = 0
+    for some, sampling, section in (
+        (problems, config.rollout, "rollout"),
+        (held_out, config.evaluation, "evaluation"),
+    ):
+        encoded = policy.tokenizer([p.prompt for p in some], add_special_tokens=False)
+        prompt = max(map(len, encoded["input_ids"]))
+        check_room(policy, prompt, sampling.max_new_tokens, f"{section}.max_new_tokens")
+        longest = max(longest, prompt + sampling.max_new_tokens)
+    return longest
+
+
+def packs(policy: Policy, config: OptimizerConfig) -> bool:
+    """Whether micro-batches are packed: as asked, or where attention finds the borders of sequences by itself."""
+    if config.micro_batch_tokens is None or config.packing == "none":
+        return False
+    return config.packing == "packed" or "flash" in (policy.model.config._attn_implementation or "")
+
+
+def check_sync(
+    model: PreTrainedModel,
+    sampler: Sampler,
+    problems: Sequence[Problem],
+    config: Config,
+    rollout_index: int,
+    packed: bool = False,
+) -> None:
+    """Raise SteerError where a sampler with weights of its own and the trainer disagree on log-probs."""
+    if config.rollout.engine != "vllm":
+        return
+    longest = min(_PROBE_TOKENS, config.rollout.max_new_tokens)
+    sampling = replace(config.rollout, max_new_tokens=longest, top_p=1.0)
+    prompts = [problem.prompt for problem in problems[:_PROBE_PROMPTS]]
+    probe = sampler.generate(prompts, 1, sampling, derive_seed(config.train.seed, "push", rollout_index))
+    mask = probe.response_mask_BT.bool()
+    own = score_rollout(model, probe, config, packed).logprob[mask]
+    gap = float((probe.logprobs_BT[mask].to(own) - own).abs().max())
+    if not gap <= config.rollout.logprob_tolerance:
+        raise SteerError(
+            f"rollout {rollout_index}: after the sync of weights, log-probs of vllm and trainer differ by {gap:.2g} "
+            f"(rollout.logprob_tolerance {config.rollout.logprob_tolerance:g}): its weights are stale or read "
+            "in another precision; raise the tolerance only if model.dtype explains it"
+        )

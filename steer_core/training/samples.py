@@ -1,0 +1,58 @@
+"""Which sampled responses a run keeps, token by token, with their weights and estimated entropy changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from steer_core.formulas.token_stats import TokenStats
+from steer_core.problems.task import Problem
+from steer_core.rollout.rollout import Rollout
+from steer_core.runs.responses import Response, token_texts
+from steer_core.training.batch import MicroBatch
+
+
+def first_responses(
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    rollout: Rollout,
+    correct: Sequence[bool],
+    advantages_B: Tensor,
+    old: TokenStats,
+    batches: Sequence[list[MicroBatch]],
+    log: dict[str, Tensor],
+    group: int,
+) -> list[Response]:
+    """One response to each of these problems, the first of its group, as a run folder keeps it.
+
+    problems: the first ones of this rank's rollout. batches, log: the mini-batches of its optimiser steps and
+    their `token_log`, tokens in the same order. group: responses a prompt.
+    """
+    wanted = {p * group: problem for p, problem in enumerate(problems)}
+    lengths = {row: n for batch in batches for part in batch for row, n in part.lengths().items()}
+    split = {name: log[name].split(list(lengths.values())) for name in ("lambda", "omega")}
+    rows = {}
+    for k, row in enumerate(lengths):
+        if row not in wanted:
+            continue
+        mask = rollout.response_mask_BT[row].bool()
+        ids, logprob = rollout.response_ids_BT[row][mask].tolist(), old.logprob[row][mask]
+        rows[row] = Response(
+            problem=wanted[row].id,
+            prompt=wanted[row].prompt,
+            response=rollout.texts[row],
+            reward=float(correct[row]),
+            advantage=float(advantages_B[row]),
+            finish_reason=rollout.finish_reasons[row],
+            sample=0,
+            tokens=token_texts(tokenizer, ids, rollout.finish_reasons[row] == "stop"),
+            token_ids=ids,
+            probability=logprob.exp().tolist(),
+            logprob=logprob.tolist(),
+            entropy=old.entropy[row][mask].tolist(),
+            lambda_=split["lambda"][k].tolist(),
+            omega=split["omega"][k].tolist(),
+        )
+    return [rows[row] for row in wanted]
