@@ -114,7 +114,6 @@ def rollout_of(config: Config, vocabulary: int) -> Rollout:
 def measure(name: str, folder: Path) -> None:
     """The updates of a case; then, on the last line, the MiB that engine and updates added at their peak."""
     from steer_core.engines import make_engine
-    from steer_core.runs.folder import RunFolder
     from steer_core.training import update as updates
     from steer_core.training.loop import Trainer
 
@@ -134,14 +133,14 @@ def measure(name: str, folder: Path) -> None:
         return engine
 
     updates.make_engine = watched
-    trainer = Trainer(RunFolder(folder / "run", config))
-    rollout = rollout_of(config, trainer.model.config.vocab_size)
+    trainer = Trainer(config)
+    rollout = rollout_of(config, trainer.policy.model.config.vocab_size)
     old = trainer.score_rollout(rollout)
     advantages = torch.randn(len(rollout.texts), generator=torch.Generator().manual_seed(0))
     batches = list(trainer.batches(rollout, old, advantages))
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = resident("VmRSS")
-    trainer.update(batches, step=1)
+    trainer.optimizer_steps(batches, 1)
     print(grown[0] + resident("VmHWM") - before, flush=True)
 
 

@@ -21,7 +21,6 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -32,7 +31,6 @@ from rich.progress import track
 from steer_core.common.environment import environment
 from steer_core.config.config import load_config
 from steer_core.rollout.rollout import Rollout
-from steer_core.runs.folder import RunFolder
 from steer_core.training.loop import Trainer
 
 STEER = "intervention.name=steer"
@@ -65,7 +63,10 @@ RATIOS = {
 
 def sample(trainer: Trainer, seed: int) -> tuple[Rollout, float]:
     """One rollout at the trainer's settings, and its response tokens per second."""
-    prompts, config = [problem.prompt for problem in trainer.problems_of(1)], trainer.config.rollout
+    prompts, config = (
+        [problem.prompt for problem in trainer.problems_of(1)],
+        trainer.config.rollout,
+    )
     began = time.perf_counter()
     rollout = trainer.sampler.generate(prompts, config.responses, config, seed)
     return rollout, int(rollout.response_mask_BT.sum()) / (time.perf_counter() - began)
@@ -88,12 +89,12 @@ def peak_memory(arm: str) -> float:
 
 def update_once(arm: str) -> None:
     """One rollout's updates by an arm; then, on the last line, the MiB they added to this process at their peak."""
-    trainer = Trainer(RunFolder(Path(tempfile.gettempdir()) / arm, load_config(None, ARMS[arm])))
+    trainer = Trainer(load_config(None, ARMS[arm]))
     rollout, _ = sample(trainer, seed=0)
     batches = list(trainer.batches(rollout, trainer.score_rollout(rollout), signs(rollout)))
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = resident("VmRSS")
-    trainer.update(batches, step=1)
+    trainer.optimizer_steps(batches, 1)
     print(resident("VmHWM") - before)
 
 
@@ -126,22 +127,21 @@ def main() -> None:
     if args.memory_of:
         return update_once(args.memory_of)
 
-    folder = Path(tempfile.gettempdir())  # named, never written to
-    trainers = {arm: Trainer(RunFolder(folder / arm, load_config(None, changes))) for arm, changes in ARMS.items()}
-    trainers["bare"].readings = lambda *_: {}
+    trainers = {arm: Trainer(load_config(None, changes)) for arm, changes in ARMS.items()}
+    trainers["bare"].update.token_log = lambda *_: {}
     rollout, _ = sample(trainers["grpo"], seed=0)
     sampling = [sample(trainers["grpo"], seed)[1] for seed in range(1, 1 + max(3, args.repeats // 3))]
     advantages = signs(rollout)
     old = trainers["grpo"].score_rollout(rollout)
     batches = {arm: list(trainer.batches(rollout, old, advantages)) for arm, trainer in trainers.items()}
-    start = copy.deepcopy(trainers["grpo"].model.state_dict())
+    start = copy.deepcopy(trainers["grpo"].policy.model.state_dict())
     seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
     order = random.Random(0)
     for _ in track(range(args.repeats), description="training"):
         for arm in order.sample(list(ARMS), len(ARMS)):
-            trainers[arm].model.load_state_dict(start)
+            trainers[arm].policy.model.load_state_dict(start)
             began = time.perf_counter()
-            trainers[arm].update(batches[arm], step=1)
+            trainers[arm].optimizer_steps(batches[arm], 1)
             seconds[arm].append(time.perf_counter() - began)
 
     tokens = int(rollout.response_mask_BT.sum())

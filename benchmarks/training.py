@@ -29,7 +29,6 @@ from steer_core.planner.shapes import Shape, shape_of
 from steer_core.policy.model import EMBEDDED
 from steer_core.policy.smoke import byte_tokenizer
 from steer_core.rollout.rollout import Rollout
-from steer_core.runs.folder import RunFolder
 from steer_core.training.loop import Trainer
 
 
@@ -128,17 +127,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = configured(args, Path(folder))
         make_model(shape, Path(folder), getattr(torch, config.model.dtype))
-        trainer = Trainer(RunFolder(Path(folder) / "run", config))
+        trainer = Trainer(config)
         made = shape_of(folder)
         plan = memory(config, made, Machine(gpus=1) if args.device == "cuda" else Machine(**CPU))
-    rollout = random_rollout(args, trainer.model.config.vocab_size)
+    rollout = random_rollout(args, trainer.policy.model.config.vocab_size)
     advantages = torch.randn(args.sequences, generator=torch.Generator().manual_seed(0)).to(args.device)
     batches = list(trainer.batches(rollout, trainer.score_rollout(rollout), advantages))
     peak(args, start=True)
     seconds = []
     for _ in range(1 + args.repeats):
         began = time.perf_counter()
-        trainer.update(copy.copy(batches), step=1)
+        trainer.optimizer_steps(copy.copy(batches), 1)
         if args.device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)

@@ -81,7 +81,7 @@ def _model(name: str, case: dict[str, Any]) -> dict[str, Any]:
         head = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "steer_core"]
         subprocess.run([*head, *words[1:]], check=True)
     run = RunFolder.open(model) if (Path(model) / "config.yaml").exists() else None
-    folder = str(run.checkpoints()[-1]) if run else model
+    folder = str(run.checkpoints.saved()[-1]) if run else model
     settings = [_located(word) for word in case["settings"]]
     config = load_config(run.path / "config.yaml" if run else None, settings)
     live = sys.stdout.isatty() and "CI" not in os.environ

@@ -34,5 +34,5 @@ def tokens_of(
         advantages=torch.tensor(advantages, dtype=torch.float64),
         clip=clip or ClipRange(),
         draws=torch.tensor(rising if draws is None else draws, dtype=torch.float64),
-        memory=state or {},
+        memory=memory or {},
     )

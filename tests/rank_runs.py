@@ -26,13 +26,13 @@ def work(rank: int, port: int, folder: Path, cases: dict[str, list[str]], sums: 
     for name, settings in cases.items():
         policy._LOGITS_AT_ONCE = 1000 if name.endswith(IN_PARTS) else AT_ONCE
         run = RunFolder(folder / name, small_config(*settings))
-        trainer = Trainer(run)
+        trainer = Trainer(run.config, run)
         if ranks.is_main():
             run.start()
         ranks.barrier()
         assert trainer.fit()
     for name, settings in sums.items():
-        trainer = Trainer(RunFolder(folder / name, small_config(*settings)))
+        trainer = Trainer(small_config(*settings))
         norms = [norm(trainer, shares[rank]) for shares in ((1.0, 0.0), (1.0, 2**-10))]
         torch.save(norms, folder / f"{name} {rank}.pt")
     dist.destroy_process_group()
@@ -40,6 +40,6 @@ def work(rank: int, port: int, folder: Path, cases: dict[str, list[str]], sums: 
 
 def norm(trainer: Trainer, share: float) -> float:
     """The norm of the sum over ranks of `share` times one gradient."""
-    logits = trainer.model(torch.ones(1, 4, dtype=torch.long)).logits
+    logits = trainer.policy.model(torch.ones(1, 4, dtype=torch.long)).logits
     trainer.engine.backward(share * logits.float().sum(), last=True)
     return trainer.engine.step()

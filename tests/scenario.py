@@ -9,12 +9,13 @@ from small import small_trainer
 from torch import Tensor
 
 from steer_core.engines import LocalEngine
-from steer_core.formulas.loss import ClipRange, reduce_loss
+from steer_core.formulas.loss import reduce_loss
 from steer_core.formulas.token_stats import TokenStats
 from steer_core.interventions import METHODS, intervention
 from steer_core.rollout.rollout import Rollout
-from steer_core.training.batch import Batch
+from steer_core.training.batch import MicroBatch
 from steer_core.training.loop import Trainer
+from steer_core.training.update import Update
 
 ACTING = {
     "none": {},
@@ -35,7 +36,7 @@ ACTING = {
 }
 """Settings under which every method does something in a step."""
 assert set(ACTING) == set(METHODS)
-STATE = {"coefficient": 0.2, "entropy": 0.1, "integral": -3.0}
+MEMORY = {"coefficient": 0.2, "entropy": 0.1, "integral": -3.0}
 """What closed loops remember when the step begins."""
 
 
@@ -57,14 +58,17 @@ def trainer_of(folder: Path, *overrides: str) -> Trainer:
 def sampled(trainer: Trainer, noise: float = 0.3) -> Sampled:
     """A rollout of the trainer, as if `noise` (standard deviation) lay between the old log-probs and the new."""
     rollout = trainer.sampler.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
-    old, source = trainer.score_rollout(rollout), torch.Generator().manual_seed(5)
+    old, source = (
+        trainer.score_rollout(rollout),
+        torch.Generator().manual_seed(5),
+    )
     drift = noise * torch.randn(old.logprob.shape, generator=source, dtype=torch.float64)
     old = replace(old, logprob=old.logprob + drift.to(old.logprob))
     advantages = torch.tensor([1.5, -0.5, -0.5, -0.5, 0.0, 0.9, -0.9, 2.0]).to(old.logprob)
     return Sampled(rollout, old, advantages)
 
 
-def micro_batches(trainer: Trainer, data: Sampled, size: int) -> list[Batch]:
+def micro_batches(trainer: Trainer, data: Sampled, size: int) -> list[MicroBatch]:
     """The one mini-batch of the rollout, as micro-batches of so many sequences."""
     optimizer = replace(trainer.config.optimizer, micro_batch_sequences=size)
     trainer.config = replace(trainer.config, optimizer=optimizer)
@@ -73,40 +77,40 @@ def micro_batches(trainer: Trainer, data: Sampled, size: int) -> list[Batch]:
 
 
 def equip(trainer: Trainer, name: str, **settings: object) -> Trainer:
-    """The trainer with another method, a fresh optimiser and the state that closed loops would have."""
-    algorithm = trainer.config.algorithm
-    trainer.intervention = intervention({"name": name, **settings})
-    clip = ClipRange(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip)
-    trainer.clip, trainer.update.active.memory = trainer.intervention.clip_range(clip), dict(STATE)
-    trainer.engine = LocalEngine(trainer.model, trainer.config.optimizer)
+    """The trainer with another method, a fresh optimiser and the memory that closed loops would have."""
+    trainer.config = replace(trainer.config, intervention=intervention({"name": name, **settings}))
+    trainer.engine = LocalEngine(trainer.policy.model, trainer.config.optimizer)
+    trainer.update = Update(trainer.policy, trainer.engine, trainer.config)
+    trainer.update.active.memory = dict(MEMORY)
     return trainer
 
 
-def outcome(trainer: Trainer, parts: Iterable[Batch]) -> dict[str, Tensor]:
+def outcome(trainer: Trainer, parts: Iterable[MicroBatch]) -> dict[str, Tensor]:
     """One optimiser step over these micro-batches of this process, from the same weights each time: what it did."""
-    parts, losses, of_tokens = list(parts), [], trainer.losses
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    parts, losses, active = list(parts), [], trainer.update.active
+    of_tokens = active.token_losses
+    before = {name: value.clone() for name, value in trainer.policy.model.state_dict().items()}
 
-    def watched(stats, part, treatment):
-        losses.append(of_tokens(stats, part, treatment))
+    def watched(stats, part, terms):
+        losses.append(of_tokens(stats, part, terms))
         return losses[-1]
 
-    trainer.losses = watched
+    active.token_losses = watched
     try:
-        readings, norms, _ = trainer.update([parts], step=1)
-        after = torch.cat([value.flatten() for value in trainer.model.state_dict().values()])
+        log, norms, _ = trainer.optimizer_steps([parts], 1)
+        after = torch.cat([value.flatten() for value in trainer.policy.model.state_dict().values()])
     finally:
-        trainer.losses = of_tokens
-        trainer.model.load_state_dict(before)
-    reduction, count = trainer.config.algorithm.reduction, trainer.denominator(parts)
+        active.token_losses = of_tokens
+        trainer.policy.model.load_state_dict(before)
+    reduction, count = trainer.config.algorithm.reduction, active.denominator(parts)
     shares = [reduce_loss(loss.detach(), p.mask_BT, reduction, count) for loss, p in zip(losses, parts, strict=True)]
     return {
-        "weights": readings["lambda"],
-        "advantages": readings["advantage"],
-        "ratio": readings["ratio"],
-        "predicted": readings["paper"],
+        "weights": log["lambda"],
+        "advantages": log["advantage"],
+        "ratio": log["ratio"],
+        "predicted": log["paper"],
         "loss": torch.stack(shares).sum(),
         "norm": torch.tensor(norms[0], dtype=torch.float64),
         "parameters": after,
-        "state": torch.tensor(list(trainer.update.active.memory.values()), dtype=torch.float64),
+        "state": torch.tensor(list(active.memory.values()), dtype=torch.float64),
     }

@@ -28,7 +28,12 @@ def small_config(*overrides: str) -> Config:
 
 def small_trainer(folder: Path, *overrides: str) -> Trainer:
     """A trainer of the small configuration, its run in `folder`."""
-    return Trainer(RunFolder(folder, small_config(*overrides)).start())
+    return trainer_in(RunFolder(folder, small_config(*overrides)).start())
+
+
+def trainer_in(run: RunFolder) -> Trainer:
+    """The trainer of the run in a folder."""
+    return Trainer(run.config, run)
 
 
 def without_time(rows: list[dict]) -> list[dict]:

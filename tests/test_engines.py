@@ -11,7 +11,7 @@ import torch
 from processes import free_port, run_two
 from rank_runs import IN_PARTS, work
 from safetensors.torch import load_file
-from small import small_config, small_trainer
+from small import small_config, small_trainer, trainer_in
 
 from steer_core.common.errors import SteerError
 from steer_core.runs.folder import RunFolder
@@ -125,7 +125,7 @@ def test_bfloat16_gradients_of_micro_batches_are_summed_in_float32(tmp_path, sta
 
     def norm(*shares: float) -> float:
         for i, share in enumerate(shares, 1):
-            logits = trainer.model(torch.ones(1, 4, dtype=torch.long)).logits
+            logits = trainer.policy.model(torch.ones(1, 4, dtype=torch.long)).logits
             trainer.engine.backward(share * logits.float().sum(), last=i == len(shares))
         return trainer.engine.step()
 
@@ -167,7 +167,7 @@ def whole_and_resumed(folder, settings: list[str], step: int) -> tuple[Trainer, 
     """A run that nothing interrupted, and one that goes on from its checkpoint of a step, in `whole` and `resumed`."""
     whole = small_trainer(folder / "whole", *settings)
     whole.fit()
-    resumed = Trainer(RunFolder(folder / "resumed", whole.config).start())
+    resumed = trainer_in(RunFolder(folder / "resumed", whole.config).start())
     shutil.copytree(folder / "whole", folder / "resumed", dirs_exist_ok=True)
     resumed.resume(from_step=step)
     resumed.fit()
@@ -203,7 +203,7 @@ def test_a_full_disk_stops_a_deepspeed_run_with_one_line_and_keeps_the_finished_
     settings = [*COMMON, "train.checkpoint_every=1", "evaluation.every=0", *deepspeed, "engine.zero_stage=1"]
     trainer = small_trainer(tmp_path / "run", *settings)
     trainer.fit()
-    first, last = trainer.run.checkpoints()
+    first, last = trainer.run.checkpoints.saved()
     limit = 2 * (first / "model.safetensors").stat().st_size
     assert max(path.stat().st_size for path in (first / "deepspeed").iterdir()) > limit
     shutil.rmtree(last)
@@ -216,10 +216,10 @@ def test_a_full_disk_stops_a_deepspeed_run_with_one_line_and_keeps_the_finished_
     assert full.returncode == 2
     assert f"error: run folder {tmp_path / 'run'}: cannot be written (" in full.stderr
     assert "Traceback" not in full.stderr
-    assert trainer.run.checkpoints() == [first]
+    assert trainer.run.checkpoints.saved() == [first]
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert trainer.run.checkpoints() == [first, last]
+    assert trainer.run.checkpoints.saved() == [first, last]
 
 
 class Planted:
@@ -234,7 +234,7 @@ def test_a_checkpoint_that_would_execute_code_is_refused(tmp_path, monkeypatch):
     settings = [*COMMON, "train.rollouts=1", "evaluation.every=0", *deepspeed, "engine.zero_stage=1"]
     trainer = small_trainer(tmp_path / "run", *settings)
     trainer.fit()
-    (folder,) = trainer.run.checkpoints()
+    (folder,) = trainer.run.checkpoints.saved()
     for part in (folder / "deepspeed").iterdir():
         torch.save({"module": Planted()}, part)
     with pytest.raises(SteerError, match=r"checkpoint .*does not match its checksum"):
@@ -265,7 +265,7 @@ def test_bfloat16_gradients_of_ranks_are_summed_in_float32(on_two, name):
 @pytest.mark.parametrize("name", ON_TWO)
 def test_two_ranks_make_the_run_of_one_up_to_rounding(local, on_two, name):
     assert_close(on_two / name, local.run.path)
-    assert len(RunFolder.open(on_two / name).checkpoints()) == 1
+    assert len(RunFolder.open(on_two / name).checkpoints.saved()) == 1
 
 
 def test_two_ranks_log_what_one_logs_and_nothing_twice(local, on_two):

@@ -375,7 +375,7 @@ def test_rewards_that_are_equal_within_every_group_are_told_with_what_to_do(monk
 
 
 def test_a_runs_own_optimiser_starts_from_its_moments_and_first_order_tells_what_it_does(run):
-    checkpoint = run.checkpoints()[-1]
+    checkpoint = run.checkpoints.saved()[-1]
     config = small_config(*DOUBLE)
     told = estimate(str(checkpoint), config, [Update("adamw", 1e-6), Update("sgd", 1e-4)], True, run)
     adamw, sgd = told.record["updates"].values()
@@ -392,7 +392,7 @@ def test_a_runs_own_optimiser_starts_from_its_moments_and_first_order_tells_what
 
 def test_a_runs_optimiser_takes_its_moments_from_the_checkpoint_and_its_settings_from_those_asked_for(run):
     config = small_config(*DOUBLE, "optimizer.weight_decay=0.3", "optimizer.betas=[0.5, 0.9]")
-    policy = load_policy(str(run.checkpoints()[-1]), dtype=torch.float64)
+    policy = load_policy(str(run.checkpoints.saved()[-1]), dtype=torch.float64)
     before = [p.detach().clone() for p in policy.model.parameters()]
     updates = [Update("adamw", 1e-6), Update("adamw", 1e-5), Update("sgd", 0.1)]
     small, large, sgd = optimizers_of(policy, config, updates, RunFolder.open(run.path)).values()

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from scenario import equip, micro_batches, sampled, trainer_of
 from steer_core.engines import make_optimizer
 from steer_core.formulas.entropy_change import surrogate_slope
 from steer_core.formulas.loss import token_coefficients
-from steer_core.interventions.base import Step
-from steer_core.interventions.influence import per_unit_of_push, planned_weights
+from steer_core.interventions.influence import planned_weights
+from steer_core.ladder.influence import entropy_influence
 from steer_core.ladder.passes import Lens, gradient, length, lens_stats
 from steer_core.training.batch import flatten
 
@@ -104,12 +105,12 @@ def data(trainer):
 
 
 def copies(trainer):
-    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    return {name: p.detach().clone() for name, p in trainer.policy.model.named_parameters()}
 
 
 def put(trainer, values):
     with torch.no_grad():
-        for name, p in trainer.model.named_parameters():
+        for name, p in trainer.policy.model.named_parameters():
             p.copy_(values[name])
 
 
@@ -120,18 +121,18 @@ def mean_entropies(trainer, lenses):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_tokens_share_is_what_its_own_push_does_to_the_mean_entropy(trainer, data, optimizer):
     """Finite differences: move the parameters by +-e P grad ln p_s and read the mean entropy over all states."""
-    lenses = [Lens(trainer.model, part.sequences, 0.8) for part in micro_batches(trainer, data, 4)]
-    made = make_optimizer(trainer.model, equip(trainer, "none").config.optimizer)
-    scale = {name: torch.ones_like(p) for name, p in trainer.model.named_parameters()}
+    lenses = [Lens(trainer.policy.model, part.sequences, 0.8) for part in micro_batches(trainer, data, 4)]
+    made = make_optimizer(trainer.policy.model, equip(trainer, "none").config.optimizer)
+    scale = {name: torch.ones_like(p) for name, p in trainer.policy.model.named_parameters()}
     if optimizer == "adamw":
-        made = torch.optim.AdamW(trainer.model.parameters(), lr=1.0, eps=1e-3)
+        made = torch.optim.AdamW(trainer.policy.model.parameters(), lr=1.0, eps=1e-3)
         source = torch.Generator().manual_seed(3)
-        for name, p in trainer.model.named_parameters():
+        for name, p in trainer.policy.model.named_parameters():
             moment = 0.05 * torch.rand(p.shape, generator=source, dtype=p.dtype)
             made.state[p] = {"step": torch.tensor(4.0), "exp_avg": torch.zeros_like(p), "exp_avg_sq": moment}
             scale[name] = 1 / (moment.sqrt() + 1e-3)
     states = sum(len(lens.labels_N) for lens in lenses)
-    found = per_unit_of_push(Step(lenses, made, torch.zeros(states)), states)
+    found = entropy_influence(lenses, made, states)
     assert found.shape == (states,)
     before, first = copies(trainer), len(lenses[0].labels_N)
     for s in (0, first - 1, first, states - 1):
@@ -152,15 +153,15 @@ def test_weights_are_the_plan_over_coefficient_times_push_times_share(trainer, d
     parts = micro_batches(trainer, data, 4)
     reduction = "seq-mean-token-mean"
     equip(trainer, "influence", strength=0.7, bound=0.6)
-    news = [trainer.score(part).detach() for part in parts]
+    news = [trainer.update.score(part).detach() for part in parts]
     count = 8
     coefficients = torch.cat([token_coefficients(part.mask_BT, reduction, count)[part.mask_BT] for part in parts])
-    lenses = [Lens(trainer.model, part.sequences) for part in parts]
-    step = Step(lenses, trainer.engine.optimizer, coefficients)
-    tokens = trainer.tokens(news, parts, step)
-    share = per_unit_of_push(step, len(coefficients))
-    influence = coefficients * surrogate_slope(*flatten(news, parts), trainer.clip) * share
-    found = trainer.intervention.loss_terms(tokens).weights
+    lenses = [Lens(trainer.policy.model, part.sequences) for part in parts]
+    share = entropy_influence(lenses, trainer.engine.optimizer, len(coefficients))
+    step = SimpleNamespace(coefficients=coefficients, entropy_influence=lambda: share)
+    tokens = trainer.update.active.tokens(news, parts, step)
+    influence = coefficients * surrogate_slope(*flatten(news, parts), trainer.update.active.clip) * share
+    found = trainer.update.active.method.loss_terms(tokens).weights
     torch.testing.assert_close(found, planned_weights(influence, 0.7, 0.6))
     assert float(found.min()) < 0.99
     assert float(found.max()) > 1.01
@@ -174,13 +175,13 @@ def test_a_small_step_lowers_the_mean_entropy_by_the_share_that_is_left(trainer,
         equip(trainer, name, **settings)
         trainer.engine.optimizer.param_groups[0]["lr"] = rate
         start = mean_entropies(trainer, lenses)
-        _, norms, _ = trainer.update([parts], step=1)
+        _, norms, _ = trainer.optimizer_steps([parts], 1)
         moved = mean_entropies(trainer, lenses) - start
         put(trainer, before)
         return moved * max(1.0, norms[0]) / rate  # gradients above norm 1 are scaled down
 
     parts = micro_batches(trainer, data, 4)
-    lenses = [Lens(trainer.model, part.sequences) for part in parts]
+    lenses = [Lens(trainer.policy.model, part.sequences) for part in parts]
     plain = change("none")
     if plain > 0:  # the plan acts on a fall
         parts = micro_batches(trainer, replace(data, advantages=-data.advantages), 4)

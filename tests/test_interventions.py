@@ -10,7 +10,7 @@ import torch
 from hand import stats_of, tokens_of
 from outside_method import Halved
 from scenario import ACTING, equip, micro_batches, outcome, sampled, trainer_of
-from small import small_config, small_trainer, without_time
+from small import small_config, small_trainer, trainer_in, without_time
 
 from steer_core.common.errors import SteerError
 from steer_core.common.settings import build, to_dict
@@ -135,8 +135,8 @@ def test_a_steps_loss_is_the_weighted_surrogate_and_the_extra_term(trainer, data
 
     (part,) = micro_batches(trainer, data, 8)
     equip(trainer, "none").intervention = Everything()
-    new, mask, a = trainer.score(part).detach(), part.mask_BT, part.advantages_BT
-    losses = trainer.losses(new, part, trainer.treatments([new], [part], 1)[0])
+    new, mask, a = trainer.update.score(part).detach(), part.mask_BT, part.advantages_BT
+    losses = trainer.update.active.token_losses(new, part, trainer.update.active.loss_terms([new], [part], 1)[0])
     ratio = (new.logprob - part.old.logprob).exp()
     expected = torch.where(a > 0, 2 * a * -2 * a * ratio.clamp(max=1.28), 0.0)
     expected = expected + part.draws_BT * (3 * new.entropy - part.old.logprob)
@@ -294,7 +294,7 @@ def test_entropies_that_are_nan_are_refused_before_the_loss(trainer, data, name,
     monkeypatch.setattr(trainer, "score", spoilt)
     with pytest.raises(SteerError, match=r"rollout 7: the log-probs or entropies are not finite"):
         equip(trainer, name, **ACTING[name]).update([parts], step=7)
-    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert all(parameter.grad is None for parameter in trainer.policy.model.parameters())
 
 
 def test_steer_refuses_an_estimate_that_is_not_finite():
@@ -337,7 +337,7 @@ def test_clip_cov_drops_other_tokens_under_another_seed(tmp_path, trainer, data)
 
 def test_a_loop_is_told_the_mean_entropy_of_the_steps_tokens_before_the_step(trainer, data):
     parts = micro_batches(trainer, data, 4)
-    scored = [trainer.score(part).entropy[part.mask_BT].detach() for part in parts]
+    scored = [trainer.update.score(part).entropy[part.mask_BT].detach() for part in parts]
     equip(trainer, "adaptive-entropy-loss", **ACTING["adaptive-entropy-loss"])
     outcome(trainer, parts)
     assert trainer.update.active.memory == {
@@ -363,7 +363,7 @@ def test_a_run_that_is_killed_and_resumed_keeps_the_state_of_its_loop(tmp_path, 
             shutil.copytree(whole.run.path, tmp_path / "killed")
 
     assert whole.fit(kill)
-    resumed = Trainer(RunFolder.open(tmp_path / "killed"))
+    resumed = trainer_in(RunFolder.open(tmp_path / "killed"))
     resumed.resume()
     assert resumed.finished == 2
     kept = {key.removeprefix("intervention/"): value for key, value in whole.run.read()[1].items() if "vention" in key}

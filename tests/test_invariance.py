@@ -101,7 +101,7 @@ def test_scope_micro_takes_its_maximum_over_a_micro_batch_of_one_rank(trainer, d
     alone = []
     for part in micro_batches(trainer, data, 2):
         equip(trainer, "steer", scope="micro")
-        tokens = replace(trainer.tokens([trainer.score(part).detach()], [part]), state={})
+        tokens = replace(trainer.update.active.tokens([trainer.update.score(part).detach()], [part]), memory={})
         alone.append(Steer().loss_terms(tokens).weights)
     torch.testing.assert_close(both[0]["micro"]["weights"], alone[0])
     torch.testing.assert_close(both[1]["micro"]["weights"], torch.cat(alone[1:]))

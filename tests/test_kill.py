@@ -70,7 +70,7 @@ def whole_and_killed(tmp_path_factory):
 
 def final_of(run: RunFolder) -> tuple:
     """The last checkpoint: its step, weights, optimiser moments and optimiser settings."""
-    path = run.checkpoints()[-1]
+    path = run.checkpoints.saved()[-1]
     hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in path.glob("*.safetensors")}
     assert hashes.keys() == {"model.safetensors", "optimizer.safetensors"}
     return path.name, hashes, json.loads((path / "manifest.json").read_text())["optimizer"]

@@ -42,7 +42,7 @@ def join(processes, seconds=240):
 
 def checkpoint_of(run: RunFolder) -> dict[str, str]:
     """SHA-256 of the last checkpoint's tensors, of the model and of every rank's optimiser."""
-    path = run.checkpoints()[-1]
+    path = run.checkpoints.saved()[-1]
     files = [*path.glob("*.safetensors"), *path.rglob("*.pt")]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if "mp_rank" not in file.name}
 

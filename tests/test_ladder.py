@@ -14,7 +14,7 @@ from steer_core.formulas.entropy_change import surrogate_slope
 from steer_core.formulas.loss import REDUCTIONS, ClipRange, denominator, token_coefficients
 from steer_core.formulas.token_stats import TokenStats
 from steer_core.ladder.attribution import influence, mean_entropy_gradient
-from steer_core.ladder.passes import Lens, derivative, gradient, length, require_finite, lens_stats
+from steer_core.ladder.passes import Lens, derivative, gradient, length, lens_stats, require_finite
 from steer_core.ladder.real_step import taken_step
 from steer_core.policy.model import load_policy
 from steer_core.policy.score import full_precision, score
@@ -158,7 +158,7 @@ def test_gradient_with_the_tokens_pushes_is_minus_that_of_the_training_loss(tmp_
     settings = ("optimizer.name=sgd", "optimizer.learning_rate=1", "optimizer.max_grad_norm=1e9")
     settings += (f"algorithm.reduction={reduction}", f"intervention={{{method}}}")
     trainer = small_trainer(tmp_path / "a", *settings)
-    model = trainer.model.double()
+    model = trainer.policy.model.double()
     sampled = trainer.sampler.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
     generator = torch.Generator().manual_seed(4)
     with full_precision(model):
@@ -169,15 +169,15 @@ def test_gradient_with_the_tokens_pushes_is_minus_that_of_the_training_loss(tmp_
         batch = next(trainer.batches(sampled, old, advantages))
         (part,) = batch
         lens = Lens(model, part.sequences)
-        new, mask = trainer.score(part).detach(), part.mask_BT
+        new, mask = trainer.update.score(part).detach(), part.mask_BT
         count = denominator(mask, reduction, trainer.config.rollout.max_new_tokens)
         share = token_coefficients(mask, reduction, count).double()[mask]
-        treated = trainer.treatments([new], [part], count)[0]
+        treated = trainer.update.active.loss_terms([new], [part], count)[0]
         at = [stats.map(lambda x: x[mask]) for stats in (new, part.old)]
-        pushes = share * treated.weights * surrogate_slope(*at, treated.advantages, trainer.clip)
+        pushes = share * treated.weights * surrogate_slope(*at, treated.advantages, trainer.update.active.clip)
         actual = gradient(lens, pushes, None if treated.extra is None else share * treated.extra)
         before = copies(lens.parameters())
-        trainer.optimizer_step(batch, int(mask.sum()), step=1)
+        trainer.update.step(batch, int(mask.sum()), 1)
     step = {name: p.detach() - before[name] for name, p in lens.parameters().items()}
     error = {name: actual[name] - step[name] for name in step}
     assert length(step) > 1e-2

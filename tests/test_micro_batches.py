@@ -16,7 +16,7 @@ from steer_core.policy import score as policy
 from steer_core.policy.micro_batches import split_into, split_rows
 from steer_core.policy.score import score
 from steer_core.rollout.huggingface import HuggingFaceSampler
-from steer_core.training.batch import Batch, padding
+from steer_core.training.batch import MicroBatch, padding
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 60)), min_size=1, max_size=24)
 
@@ -48,7 +48,7 @@ def held(prompts, responses):
     masks = [torch.arange(max(lengths)) < torch.tensor(lengths)[:, None] for lengths in (prompts, responses)]
     prompt_mask, response_mask = masks[0].flip(1), masks[1]
     sequences = policy.Sequences(prompt_mask.long(), prompt_mask, response_mask.long(), response_mask)
-    return Batch(sequences, None, None, None)
+    return MicroBatch(sequences, None, None, None)
 
 
 def test_padding_is_the_share_of_places_without_a_token_and_packed_there_are_none():
@@ -71,12 +71,12 @@ def rollout(trainer):
 
 def scored(trainer, rollout, packed):
     """Every statistic at the response tokens, and the gradient of a sum that uses log-probs and entropies."""
-    trainer.model.zero_grad()
+    trainer.policy.model.zero_grad()
     mask = rollout.response_mask_BT.bool()
-    stats = policy.score(trainer.model, rollout, 0.7, packed)
+    stats = policy.score(trainer.policy.model, rollout, 0.7, packed)
     slopes = torch.linspace(-1, 1, int(mask.sum()), dtype=torch.float64)
     ((stats.logprob[mask] * slopes).sum() + (stats.entropy[mask] * slopes**2).sum()).backward()
-    gradient = torch.cat([weight.grad.flatten() for weight in trainer.model.parameters()])
+    gradient = torch.cat([weight.grad.flatten() for weight in trainer.policy.model.parameters()])
     return torch.stack([value[mask] for value in vars(stats).values()]).detach(), gradient
 
 
@@ -89,7 +89,7 @@ def test_packing_and_logits_in_parts_change_no_value_and_no_gradient(trainer, ro
     mine, own_gradient = scored(trainer, rollout, packed)
     torch.testing.assert_close(mine, values, rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(own_gradient, gradient, rtol=1e-9, atol=1e-11)
-    assert max(asked) <= max(1, at_once // trainer.model.config.vocab_size)
+    assert max(asked) <= max(1, at_once // trainer.policy.model.config.vocab_size)
     if at_once < 1 << 25:
         assert sum(asked) == 2 * values.shape[1]  # once forward, once backward
 
@@ -110,7 +110,7 @@ def test_draws_by_prompt_sample_the_tempered_nucleus(trainer, temperature, top_p
     config = replace(trainer.config.rollout, max_new_tokens=1, temperature=temperature, top_p=top_p)
     rollout = HuggingFaceSampler(trainer.policy, "prompt").generate([prompt], count, config, 0)
     encoded = trainer.policy.tokenizer([prompt], return_tensors="pt", add_special_tokens=False)["input_ids"]
-    p = (trainer.model(encoded).logits[0, -1].detach() / temperature).softmax(-1).numpy()
+    p = (trainer.policy.model(encoded).logits[0, -1].detach() / temperature).softmax(-1).numpy()
     order = np.argsort(-p)
     kept = order[np.concatenate([[True], np.cumsum(p[order])[:-1] < top_p])]
     expected = np.zeros_like(p)
@@ -137,7 +137,7 @@ def test_a_rollout_that_returns_nothing_ends_the_run_with_the_remedy_and_nothing
     trainer.sampler.generate = spoilt
     with pytest.raises(SteerError, match=r"rollout 3: .* response without a token; .*max_new_tokens .*--resume"):
         trainer.fit()
-    assert [path.name for path in trainer.run.checkpoints()] == ["step_000001", "step_000002"]
+    assert [path.name for path in trainer.run.checkpoints.saved()] == ["step_000001", "step_000002"]
     trainer.sampler.generate = generate
     trainer.resume()
     assert trainer.fit()
@@ -149,7 +149,7 @@ def test_the_best_checkpoint_stays_beside_the_last(tmp_path, monkeypatch):
     scores = {2: 0.5, 4: 0.25, 6: 0.125}
     monkeypatch.setattr(trainer, "evaluate", lambda step: {"evaluation/pass@1": scores[step]})
     trainer.fit()
-    assert [path.name for path in trainer.run.checkpoints()] == ["step_000002", "step_000005", "step_000006"]
+    assert [path.name for path in trainer.run.checkpoints.saved()] == ["step_000002", "step_000005", "step_000006"]
 
 
 @pytest.mark.parametrize("packing", ["none", "packed"])

@@ -20,12 +20,12 @@ def sampled(trainer, advantages=None):
     rollout = trainer.sampler.generate(prompts, group, trainer.config.rollout, 3)
     advantages = torch.linspace(-1, 1, len(rollout.texts)) if advantages is None else advantages
     old = trainer.score_rollout(rollout)
-    advantages, old = advantages.to(trainer.model.dtype), old.map(lambda x: x.to(trainer.model.dtype))
+    advantages, old = advantages.to(trainer.policy.model.dtype), old.map(lambda x: x.to(trainer.policy.model.dtype))
     return list(trainer.batches(rollout, old, advantages))
 
 
 def double(trainer):
-    trainer.model.double()
+    trainer.policy.model.double()
     return trainer
 
 
@@ -41,11 +41,11 @@ def test_a_watched_step_measures_the_difference_of_two_scoring_passes(tmp_path):
 
     def entropies():
         with torch.no_grad():
-            return score(trainer.model, lens.sequences, 1.0).entropy[mask]
+            return score(trainer.policy.model, lens.sequences, 1.0).entropy[mask]
 
     before = entropies()
     with watched_step(lens) as watch:
-        trainer.optimizer_step(batch, 1, step=1)
+        trainer.update.step(batch, 1, 1)
     torch.testing.assert_close(watch.measured, entropies() - before, rtol=0, atol=1e-5)
     assert float(watch.measured.abs().max()) > 0.05
     assert watch.seconds > 0
@@ -62,7 +62,7 @@ def test_first_order_is_close_to_the_measured_change_of_a_small_real_step(tmp_pa
         batch = sampled(trainer)[0]
         trainer.engine.optimizer.param_groups[0]["lr"] = rate * factor
         with watched_step(trainer.lens_on(batch)) as watch:
-            trainer.optimizer_step(batch, 1, step=1)
+            trainer.update.step(batch, 1, 1)
         errors.append(float((watch.first_order - watch.measured).norm() / watch.measured.norm()))
         assert agreement(watch.first_order.numpy(), watch.measured.numpy())["pearson"] > 0.999
         if optimizer == "adamw":  # its second step differs from its first; one is enough
@@ -77,13 +77,13 @@ def test_first_order_starts_where_the_step_began(tmp_path):
     lens = trainer.lens_on(batch)
     before = {name: p.detach().clone() for name, p in lens.parameters().items()}
     with watched_step(lens) as watch:
-        trainer.optimizer_step(batch, 1, step=1)
+        trainer.update.step(batch, 1, 1)
     after = {name: p.detach().clone() for name, p in lens.parameters().items()}
     update = {name: after[name] - before[name] for name in before}
     length = torch.cat([u.flatten() for u in update.values()]).norm()
     assert watch.update_norm == pytest.approx(float(length), rel=1e-12)
     assert not torch.allclose(watch.first_order, derivative(lens, update)[1], rtol=0.01)
-    trainer.model.load_state_dict(before, strict=False)
+    trainer.policy.model.load_state_dict(before, strict=False)
     torch.testing.assert_close(watch.first_order, derivative(lens, update)[1], rtol=1e-12, atol=1e-14)
 
 
@@ -95,7 +95,7 @@ def test_the_probe_leaves_weights_moments_and_all_other_metrics_bit_for_bit(tmp_
     rows = [trainer.run.read() for trainer in trainers]
     probes = [[probe_of(row) for row in told] for told in rows]
     others = [[{k: v for k, v in row.items() if k not in probe_of(row)} for row in without_time(r)] for r in rows]
-    states = [trainer.model.state_dict() for trainer in trainers]
+    states = [trainer.policy.model.state_dict() for trainer in trainers]
     moments = [trainer.engine.optimizer.state_dict()["state"] for trainer in trainers]
     for other in (1, 2):
         assert others[other] == others[0]
@@ -109,7 +109,7 @@ def test_the_probe_leaves_weights_moments_and_all_other_metrics_bit_for_bit(tmp_
     assert all(probes[2])
     assert probes[1] != probes[2]
     assert ["time/probe_seconds" in told[0] for told in rows] == [False, True, True]
-    assert all(p.grad is None for trainer in trainers for p in trainer.model.parameters())
+    assert all(p.grad is None for trainer in trainers for p in trainer.policy.model.parameters())
 
 
 def test_the_probe_names_every_form_and_the_first_order(tmp_path):
@@ -164,10 +164,10 @@ def test_the_probe_watches_another_mini_batch_each_rollout(tmp_path):
     seen = []
     trainer.lens_on = lambda batch: (
         seen.append(next(i for i, b in enumerate(batches) if b is batch))
-        or Lens(trainer.model, batch[0].sequences.rows(slice(0, 1)))
+        or Lens(trainer.policy.model, batch[0].sequences.rows(slice(0, 1)))
     )
     for step in range(1, 7):
-        _, _, probed = trainer.update(batches, step)
+        _, _, probed = trainer.optimizer_steps(batches, step)
         assert probed["probe/change/measured"] != 0
     assert seen == [0, 1, 2, 3, 0, 1]
 
@@ -178,7 +178,7 @@ def test_probed_predictions_are_the_readings_of_the_probes_own_tokens(tmp_path, 
     settings = ("train.probe_sequences=3", "intervention.name=steer", "intervention.form=exact")
     trainer = small_trainer(tmp_path / "a", *settings, "optimizer.learning_rate_factor=0.5", "optimizer.name=sgd")
     batches = sampled(trainer)
-    readings, _, probed = trainer.update(batches, step)
+    readings, _, probed = trainer.optimizer_steps(batches, step)
     counts = [int(part.mask_BT.sum()) for batch in batches for part in batch]
     begin = sum(counts[: step - 1])
     count = int(batches[step - 1][0].mask_BT[:3].sum())
@@ -188,7 +188,7 @@ def test_probed_predictions_are_the_readings_of_the_probes_own_tokens(tmp_path, 
     if step == 1:  # the first step is on policy: ratio 1, nothing clipped
         part, rate = batches[0][0], 1e-3 * 0.5 / counts[0]
         new = part.old.map(lambda x: x[:3][part.mask_BT[:3]])
-        values = ENTROPY_CHANGE["exact"](new, new, part.advantages_BT[:3][part.mask_BT[:3]], trainer.clip)
+        values = ENTROPY_CHANGE["exact"](new, new, part.advantages_BT[:3][part.mask_BT[:3]], trainer.update.active.clip)
         assert probed["probe/change/exact"] == pytest.approx(float((rate * own["lambda"] * values).mean()), rel=1e-3)
 
 

@@ -32,15 +32,15 @@ def first_losses(monkeypatch, folder, *overrides):
     advantages = torch.linspace(-1, 1, len(rollout.texts))[torch.tensor([0, 15, 5, 10] * 4)]
     batches = list(trainer.batches(rollout, old, advantages))
     part = batches[0][0]
-    new = trainer.score(part).detach()
-    reduce_loss = trainer.optimizer_step.__globals__["reduce_loss"]
+    new = trainer.update.score(part).detach()
+    reduce_loss = trainer.update.step.__globals__["reduce_loss"]
     monkeypatch.setattr(
         "steer_core.training.update.reduce_loss",
         lambda loss, *rest: losses.append(loss.detach()) or reduce_loss(loss, *rest),
     )
-    _, norms, _ = trainer.update(batches, step=1)
+    _, norms, _ = trainer.optimizer_steps(batches, 1)
     monkeypatch.undo()
-    surrogate = clipped_surrogate(new.logprob, part.old.logprob, part.advantages_BT, trainer.clip)
+    surrogate = clipped_surrogate(new.logprob, part.old.logprob, part.advantages_BT, trainer.update.active.clip)
     mask = part.mask_BT
     inside = {name: where[mask] for name, where in quadrants(new, part.advantages_BT).items()}
     return losses[0][mask], inside, surrogate[mask], norms, trainer
@@ -60,7 +60,7 @@ def test_factor_0_on_all_four_quadrants_gives_no_gradient(tmp_path, monkeypatch)
     _, _, _, norms, trainer = first_losses(monkeypatch, tmp_path / "off", *off)
     untouched = small_trainer(tmp_path / "untouched").model.state_dict()
     assert norms == [0, 0]
-    assert all(torch.equal(value, untouched[name]) for name, value in trainer.model.state_dict().items())
+    assert all(torch.equal(value, untouched[name]) for name, value in trainer.policy.model.state_dict().items())
 
 
 def test_factor_1_on_all_four_is_grpo_bit_for_bit(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from small import small_config, small_trainer, without_time
+from small import small_config, small_trainer, trainer_in, without_time
 
 from steer_core.common.errors import SteerError
 from steer_core.common.files import lock, sha256
@@ -34,7 +34,7 @@ def finished(tmp_path_factory):
 def copy_of(trainer, tmp_path) -> Trainer:
     folder = tmp_path / "copy"
     subprocess.run(["cp", "-r", trainer.run.path, folder], check=True)
-    return Trainer(RunFolder.open(folder))
+    return trainer_in(RunFolder.open(folder))
 
 
 def test_resuming_from_a_checkpoint_gives_the_uninterrupted_run_bit_for_bit(finished, tmp_path):
@@ -88,16 +88,16 @@ def test_a_damaged_checkpoint_is_refused_and_the_previous_one_offered(finished, 
 
 def test_falling_back_takes_the_last_whole_checkpoint_and_never_begins_anew(finished, tmp_path, capsys):
     resumed = copy_of(finished, tmp_path)
-    first, last = resumed.run.checkpoints()
+    first, last = resumed.run.checkpoints.saved()
     (last / "optimizer.safetensors").unlink()
     resumed.resume(fall_back=True)
     assert resumed.finished == 2
     assert "warning: checkpoint" in capsys.readouterr().err
     (first / "optimizer.safetensors").unlink()
-    again = Trainer(RunFolder.open(resumed.run.path))
+    again = trainer_in(RunFolder.open(resumed.run.path))
     with pytest.raises(SteerError, match="no earlier checkpoint is left"):
         again.resume(fall_back=True)
-    assert again.run.checkpoints() == [first, last]
+    assert again.run.checkpoints.saved() == [first, last]
 
 
 def test_a_checkpoint_of_another_run_is_refused(finished, tmp_path):
@@ -110,7 +110,7 @@ def test_a_checkpoint_of_another_run_is_refused(finished, tmp_path):
 
 def test_a_checkpoint_that_lacks_a_weight_is_refused_and_a_tied_one_may_be_absent(finished, tmp_path):
     resumed = copy_of(finished, tmp_path)
-    path = resumed.run.checkpoints()[-1]
+    path = resumed.run.checkpoints.saved()[-1]
     about, weights = json.loads((path / "manifest.json").read_text()), load_file(path / "model.safetensors")
     absent = resumed.model.state_dict().keys() - weights.keys()
     assert absent == {"lm_head.weight"}
@@ -133,7 +133,7 @@ def test_a_checkpoint_half_written_by_a_killed_run_is_ignored_and_replaced(finis
     half = resumed.run.path / "checkpoints" / ".partial_step_000004"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
-    assert [path.name for path in resumed.run.checkpoints()] == ["step_000002", "step_000004"]
+    assert [path.name for path in resumed.run.checkpoints.saved()] == ["step_000002", "step_000004"]
     resumed.resume(from_step=2)
     resumed.fit()
     assert not half.exists()
@@ -144,13 +144,13 @@ def test_only_the_configured_number_of_checkpoints_is_kept(tmp_path):
         tmp_path / "a", "train.checkpoint_every=1", "train.checkpoints_kept=2", "evaluation.every=0"
     )
     trainer.fit()
-    assert [path.name for path in trainer.run.checkpoints()] == ["step_000003", "step_000004"]
+    assert [path.name for path in trainer.run.checkpoints.saved()] == ["step_000003", "step_000004"]
 
 
 def test_a_checkpoint_loads_as_a_hugging_face_model(finished):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = finished.run.checkpoints()[-1]
+    path = finished.run.checkpoints.saved()[-1]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     ids = tokenizer("1,2=3:", return_tensors="pt")["input_ids"]
     assert torch.equal(model(ids).logits, finished.model(ids).logits)
@@ -189,26 +189,26 @@ def test_a_run_folder_is_not_overwritten(tmp_path):
 def test_a_run_that_began_before_a_setting_was_known_goes_on_and_one_whose_settings_were_changed_does_not(tmp_path):
     trainer = small_trainer(tmp_path / "run")
     trainer.fit()
-    (*_, path) = trainer.run.checkpoints()
+    (*_, path) = trainer.run.checkpoints.saved()
     settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     del settings["model"]["attention"]
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["run"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     (path / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
-    assert RunFolder.open(tmp_path / "run").choose_checkpoint() == path
+    assert RunFolder.open(tmp_path / "run").checkpoints.choose() == path
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({**settings, "rollout": {"prompts": 8}}))
     with pytest.raises(SteerError, match="was written by a run with other settings"):
-        RunFolder.open(tmp_path / "run").choose_checkpoint()
+        RunFolder.open(tmp_path / "run").checkpoints.choose()
 
 
 def test_a_checkpoint_that_a_rank_does_not_find_is_told(tmp_path):
     trainer = small_trainer(tmp_path / "run")
     trainer.fit()
-    (*_, path) = trainer.run.checkpoints()
+    (*_, path) = trainer.run.checkpoints.saved()
     (path / "manifest.json").unlink()
     with pytest.raises(SteerError, match=r"manifest.json is missing or damaged on rank 0; give all ranks one file"):
-        trainer.run.restore(path, trainer.engine)
+        trainer.run.checkpoints.restore(path, trainer.engine)
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
@@ -271,7 +271,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_keeps_the_finished_checkpoi
     assert out.stderr.count("\n") == 1
     assert out.stderr.startswith(f"error: run folder {folder}: cannot be written (")
     assert "--resume" in out.stderr
-    assert [path.name for path in RunFolder.open(folder).checkpoints()] == ["step_000002"]
+    assert [path.name for path in RunFolder.open(folder).checkpoints.saved()] == ["step_000002"]
     again = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert {name: sha256(last / name) for name in names} == saved

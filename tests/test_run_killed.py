@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import small_config, small_trainer, without_time
+from small import small_config, small_trainer, trainer_in, without_time
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steer_core.common.environment import environment, versions
@@ -97,15 +97,15 @@ def kill_at(monkeypatch, stage) -> None:
 
 
 def reopened(folder: Path) -> Trainer:
-    return Trainer(RunFolder.open(folder))
+    return trainer_in(RunFolder.open(folder))
 
 
 def assert_whole_and_goes_on_to_the_same_end(folder: Path, finished: Trainer) -> None:
     resumed = reopened(folder)
-    left = resumed.run.checkpoints()
+    left = resumed.run.checkpoints.saved()
     assert left
     for path in left:
-        resumed.run.check_checkpoint(path)
+        resumed.run.checkpoints.check(path)
     resumed.resume()
     assert resumed.finished == int(left[-1].name[5:])
     assert resumed.fit()
@@ -114,7 +114,7 @@ def assert_whole_and_goes_on_to_the_same_end(folder: Path, finished: Trainer) ->
     for name, value in finished.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     present = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert present == [path.name for path in finished.run.checkpoints()]
+    assert present == [path.name for path in finished.run.checkpoints.saved()]
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_going_back_to_a_step_drops_the_checkpoints_after_it_at_once(every_check
     else:
         assert not trainer.fit(end_it)
     again = reopened(folder)
-    assert [int(path.name[5:]) for path in again.run.checkpoints()] == [1] + [2] * (end == "stop")
+    assert [int(path.name[5:]) for path in again.run.checkpoints.saved()] == [1] + [2] * (end == "stop")
     again.resume()
     assert again.finished == (1 if end == "kill" else 2)
 
@@ -196,9 +196,9 @@ def test_a_run_whose_base_model_changed_is_refused_on_resume(tmp_path):
     trainer = small_trainer(tmp_path / "run", f"model.path={model}", "train.rollouts=1", "evaluation.every=0")
     trainer.fit()
     reopened(tmp_path / "run").resume()
-    weights = trainer.model.state_dict()
+    weights = trainer.policy.model.state_dict()
     weights["model.norm.weight"] += 1e-3
-    trainer.model.save_pretrained(model, state_dict=weights)
+    trainer.policy.model.save_pretrained(model, state_dict=weights)
     with pytest.raises(SteerError, match=r"model\.path .* has other weights than when the run began; put them back"):
         reopened(tmp_path / "run").resume()
 

@@ -17,12 +17,12 @@ from steer_core.formulas.token_stats import token_stats
 from steer_core.policy.score import Sequences
 from steer_core.rewards import Verdict
 from steer_core.runs.responses import read, rollout_path
-from steer_core.training.batch import Batch
-from steer_core.training.metrics import update_metrics
+from steer_core.training.batch import MicroBatch
+from steer_core.training.metrics import token_log, update_metrics
 
 
 def weights_of(trainer):
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    return {name: value.clone() for name, value in trainer.policy.model.state_dict().items()}
 
 
 def assert_same_weights(a, b, equal=True):
@@ -35,7 +35,7 @@ def update_once(trainer, rewards=None):
     rollout = trainer.sampler.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
     advantages = torch.linspace(-1, 1, len(rollout.texts)) if rewards is None else rewards
     old = trainer.score_rollout(rollout)
-    readings, norms, _ = trainer.update(list(trainer.batches(rollout, old, advantages)), step=1)
+    readings, norms, _ = trainer.optimizer_steps(list(trainer.batches(rollout, old, advantages)), 1)
     return weights_of(trainer), readings, norms
 
 
@@ -49,7 +49,7 @@ def test_responses_that_are_not_judged_are_counted_and_noted_and_a_broken_grader
     assert note["note"].startswith("2 of 16 responses were not judged, their reward is 0 (timed out: no answer)")
     trainer.task.grade_all = lambda problems, texts: [broken] * len(texts)
     with pytest.raises(SteerError, match=r"rollout 2: the grader crashed on every response \(crashed: no sympy\)"):
-        trainer.step(2)
+        trainer.rollout_and_update(2)
 
 
 def test_lambda_min_one_is_grpo_bit_for_bit(tmp_path):
@@ -119,10 +119,10 @@ def test_scope_rollout_divides_by_the_maximum_of_the_policy_that_sampled(tmp_pat
     rollout = trainer.sampler.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
     old = trainer.score_rollout(rollout)
     advantages = torch.linspace(-1, 1, len(rollout.texts))
-    readings, _, _ = trainer.update(list(trainer.batches(rollout, old, advantages)), step=1)
+    readings, _, _ = trainer.optimizer_steps(list(trainer.batches(rollout, old, advantages)), 1)
     p, a, mask = old.logprob.exp(), advantages[:, None], rollout.response_mask_BT.bool()
     omega = (a * p * (1 - p) * (old.logprob + old.entropy)).abs()
-    assert trainer.state == {"normaliser": pytest.approx(float(omega[mask].max()), rel=1e-5)}
+    assert trainer.update.active.memory == {"normaliser": pytest.approx(float(omega[mask].max()), rel=1e-5)}
     first = mask.clone()  # the first step is that of the policy that sampled
     first[8:] = False
     wanted = torch.exp(math.log(0.7) * omega / omega[mask].max())[first]
@@ -167,10 +167,10 @@ def test_a_step_whose_gradients_are_not_finite_is_skipped_and_counted_and_too_ma
     assert norms == [None, None]
     assert_same_weights(before, weights_of(trainer))
     assert not trainer.engine.optimizer.state_dict()["state"]
-    assert trainer.skipped == 2
+    assert trainer.update.skipped == 2
     *_, norms = update_once(trainer, torch.linspace(-1, 1, 16))
     assert all(norm > 0 for norm in norms)
-    assert trainer.skipped == 0
+    assert trainer.update.skipped == 0
     before = weights_of(trainer)
     update_once(trainer, huge)
     with pytest.raises(SteerError, match=r"gradients of 4 optimiser steps in a row .*skipped_steps 3.*checkpoint"):
@@ -197,14 +197,20 @@ def test_skipped_steps_are_logged(tmp_path):
 def test_log_probs_that_turn_nan_after_sampling_are_refused_before_the_loss(tmp_path):
     trainer = small_trainer(tmp_path / "a")
     rollout = trainer.sampler.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
-    batches = list(trainer.batches(rollout, trainer.score_rollout(rollout), torch.linspace(-1, 1, 16)))
+    batches = list(
+        trainer.batches(
+            rollout,
+            trainer.score_rollout(rollout),
+            torch.linspace(-1, 1, 16),
+        )
+    )
     with torch.no_grad():
-        next(trainer.model.parameters())[5, 0] = float("nan")
+        next(trainer.policy.model.parameters())[5, 0] = float("nan")
     with pytest.raises(
         SteerError, match=r"rollout 7: the log-probs or entropies are not finite .*learning_rate.*check"
     ):
-        trainer.update(batches, step=7)
-    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+        trainer.optimizer_steps(batches, 7)
+    assert all(parameter.grad is None for parameter in trainer.policy.model.parameters())
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -218,8 +224,14 @@ def test_the_step_does_not_depend_on_the_order_of_sequences_within_a_mini_batch(
         tensors = {key: value[rows] for key, value in vars(rollout).items() if isinstance(value, torch.Tensor)}
         rollout = replace(rollout, **tensors)
         before = weights_of(trainer)
-        batches = list(trainer.batches(rollout, trainer.score_rollout(rollout), torch.linspace(-1, 1, 16)[rows]))
-        _, norms, _ = trainer.update(batches, step=1)
+        batches = list(
+            trainer.batches(
+                rollout,
+                trainer.score_rollout(rollout),
+                torch.linspace(-1, 1, 16)[rows],
+            )
+        )
+        _, norms, _ = trainer.optimizer_steps(batches, 1)
         results.append((weights_of(trainer), norms))
         assert_same_weights(before, results[-1][0], equal=False)
     for name, value in results[0][0].items():
@@ -277,7 +289,7 @@ def test_quadrants_of_predicted_entropy_change_add_up_to_its_total(tmp_path):
 @pytest.mark.parametrize("method", ["none", "steer", "entropy-advantage"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_a_tabular_policys_mean_entropy_changes_by_the_sum_of_the_logged_exact_estimate(tmp_path, reduction, method):
-    """A free logit at every (state, token) and one SGD step: measured against the readings of `Trainer.update`."""
+    """A free logit at every (state, token) and one SGD step: measured against `token_log`."""
     settings = ("optimizer.name=sgd", "optimizer.learning_rate=2e-3", "optimizer.learning_rate_factor=0.5")
     trainer = small_trainer(
         tmp_path / "a", *settings, f"algorithm.reduction={reduction}", f"intervention.name={method}"
@@ -294,17 +306,17 @@ def test_a_tabular_policys_mean_entropy_changes_by_the_sum_of_the_logged_exact_e
     stats = token_stats(logits, tokens)
     new, old = stats.detach(), token_stats(logits.detach() + noise, tokens)
     prompts = torch.ones(sequences, 1, dtype=torch.long)
-    batch = Batch(Sequences(prompts, prompts, tokens, mask), old, advantages, torch.zeros(mask.shape))
-    count = trainer.denominator([batch])
-    treatment = trainer.treatments([new], [batch], count)[0]
+    batch = MicroBatch(Sequences(prompts, prompts, tokens, mask), old, advantages, torch.zeros(mask.shape))
+    count = trainer.update.active.denominator([batch])
+    treatment = trainer.update.active.loss_terms([new], [batch], count)[0]
     assert (float(treatment.weights.min()) < 0.8) == (method == "steer")
     assert torch.equal(treatment.advantages, advantages[mask]) == (method != "entropy-advantage")
-    reduce_loss(trainer.losses(stats, batch, treatment), mask, reduction, count).backward()
+    reduce_loss(trainer.update.active.token_losses(stats, batch, treatment), mask, reduction, count).backward()
     optimizer.step()
 
     states = int(mask.sum())
     measured = float((token_stats(logits.detach(), tokens).entropy - new.entropy)[mask].mean())
-    predicted = trainer.readings([new], [batch], [treatment], count, states)
+    predicted = token_log(trainer.update.active, [new], [batch], [treatment], count, states)
     assert float(predicted["exact"].sum()) == pytest.approx(measured, rel=1e-3)
     assert len(predicted["exact"]) == states
     assert float(predicted["paper"].sum()) != pytest.approx(measured, rel=0.05)
@@ -345,10 +357,16 @@ def test_every_promised_metric_is_logged_and_finite(tmp_path):
 def test_most_damped_is_the_token_that_set_steers_maximum(tmp_path, form):
     trainer = small_trainer(tmp_path / "a", "intervention.name=steer", f"intervention.form={form}")
     rollout = trainer.sampler.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
-    batches = list(trainer.batches(rollout, trainer.score_rollout(rollout), torch.linspace(-1, 1, 16)))
-    tokens, _, _ = trainer.update(batches, step=1)
+    batches = list(
+        trainer.batches(
+            rollout,
+            trainer.score_rollout(rollout),
+            torch.linspace(-1, 1, 16),
+        )
+    )
+    tokens, _, _ = trainer.optimizer_steps(batches, 1)
     p, a, r = tokens["probability"], tokens["advantage"], tokens["ratio"]
-    entropy, passes = tokens["entropy"], clip_indicator(r, a, trainer.clip)
+    entropy, passes = tokens["entropy"], clip_indicator(r, a, trainer.update.active.clip)
     omega = (passes * r * a * p * (1 - p) * (p.log() + entropy)).abs()
     if form == "released":  # A / p_old = A r / p, no indicator, and the entropy of the policy that sampled
         sampled = torch.cat([part.old.entropy[part.mask_BT] for batch in batches for part in batch])
@@ -356,7 +374,7 @@ def test_most_damped_is_the_token_that_set_steers_maximum(tmp_path, form):
     counts = [sum(int(part.mask_BT.sum()) for part in batch) for batch in batches]
     largest = [int(size.argmax()) + start for size, start in zip(omega.split(counts), (0, counts[0]), strict=True)]
     assert tokens["most_damped"].nonzero().squeeze(-1).tolist() == largest
-    told = update_metrics(tokens, trainer.clip, list(ENTROPY_CHANGE), form)
+    told = update_metrics(tokens, trainer.update.active.clip, list(ENTROPY_CHANGE), form)
     for name in ("probability", "entropy", "advantage", "ratio"):
         wanted = float(tokens[name][largest].abs().mean())
         assert told[f"lambda/most_damped/{name}"] == pytest.approx(wanted, rel=1e-6)
@@ -392,5 +410,5 @@ def test_a_requested_stop_ends_after_the_rollout_in_hand_with_a_checkpoint(tmp_p
         trainer.stop_requested = step == 3
 
     assert not trainer.fit(stop)
-    assert [path.name for path in trainer.run.checkpoints()] == ["step_000003"]
+    assert [path.name for path in trainer.run.checkpoints.saved()] == ["step_000003"]
     assert trainer.run.read()[-1]["step"] == 3

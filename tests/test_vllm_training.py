@@ -60,7 +60,7 @@ def test_log_probs_are_the_trainers_after_twenty_pushes(trainer):
     source = torch.Generator().manual_seed(0)
     for push in range(PUSHES):
         with torch.no_grad():
-            for weight in trainer.model.parameters():
+            for weight in trainer.policy.model.parameters():
                 weight += 0.02 * weight.std() * torch.randn(weight.shape, generator=source)
         if push == 0:
             assert gap(trainer, push) > 1e-3
@@ -73,7 +73,7 @@ def test_log_probs_are_the_trainers_after_twenty_pushes(trainer):
 @pytest.mark.parametrize("stale", ["model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"])
 def test_the_probe_catches_a_weight_that_was_not_pushed(trainer, stale):
     with torch.no_grad():
-        trainer.model.get_parameter(stale).mul_(1.05)
+        trainer.policy.model.get_parameter(stale).mul_(1.05)
     trainer.sampler.sync_weights((name, weight) for name, weight in trainer.engine.weights() if name != stale)
     with pytest.raises(SteerError, match=r"rollout 3: after the push .* differ by .*logprob_tolerance"):
         trainer.check_sync(3)
@@ -161,9 +161,10 @@ def test_the_truncated_importance_correction_is_a_factor_on_every_tokens_loss(tm
     trainer.config = replace(config, algorithm=capped, rollout=by_vllm)
     corrected = next(trainer.batches(rollout, old, advantages))
     (mine,), (theirs,) = corrected, plain
-    treated = [trainer.treatments([part.old], [part], 1)[0] for part in (mine, theirs)]
+    treated = [trainer.update.active.loss_terms([part.old], [part], 1)[0] for part in (mine, theirs)]
     losses = [
-        trainer.losses(part.old, part, one)[part.mask_BT] for part, one in zip((mine, theirs), treated, strict=True)
+        trainer.update.active.token_losses(part.old, part, one)[part.mask_BT]
+        for part, one in zip((mine, theirs), treated, strict=True)
     ]
     torch.testing.assert_close(losses[0], losses[1] * factor, rtol=1e-5, atol=1e-7)
     assert float(losses[1].abs().max()) > 0.5
@@ -178,10 +179,10 @@ def test_the_correction_enters_steers_estimate_too(tmp_path):
     (part,) = next(trainer.batches(rollout, old, advantages))
     ratio_BT = (old.logprob - rollout.logprobs_BT).exp().clamp_max(2.0)
     wanted_BT = advantages[part.rows, None] * ratio_BT[part.rows, : part.mask_BT.shape[1]]
-    tokens = trainer.tokens([part.old], [part])
+    tokens = trainer.update.active.tokens([part.old], [part])
     torch.testing.assert_close(tokens.advantages, wanted_BT[part.mask_BT])
-    expected = trainer.intervention.loss_terms(replace(tokens, advantages=wanted_BT[part.mask_BT])).weights
-    assert torch.equal(trainer.treatments([part.old], [part], 1)[0].weights, expected)
+    expected = trainer.update.active.method.loss_terms(replace(tokens, advantages=wanted_BT[part.mask_BT])).weights
+    assert torch.equal(trainer.update.active.loss_terms([part.old], [part], 1)[0].weights, expected)
     assert float(expected.min()) == pytest.approx(0.5)
 
 

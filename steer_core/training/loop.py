@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from steer_core.common import ranks
+from steer_core.common import ranks, reductions
 from steer_core.common.errors import SteerError
 from steer_core.common.seeding import derive_seed
 from steer_core.config.config import Config
@@ -61,13 +62,12 @@ class Sampled:
     unjudged_PG: Tensor
 
 
-@dataclass
-class Steps:
-    """What the optimiser steps of a rollout did: `token_log`s joined, gradient norms, the probe's metrics."""
+class Steps(NamedTuple):
+    """What the optimiser steps of a rollout did: their `token_log`s joined, gradient norms, the probe's metrics."""
 
     log: dict[str, Tensor]
     norms: list[float | None]
-    probed: dict[str, float] = field(default_factory=dict)
+    probed: dict[str, float]
 
 
 class Trainer:
@@ -144,10 +144,10 @@ class Trainer:
         advantages_PG = advantage(sampled.rewards_PG, sampled.lengths_PG)
         advantages_B = ranks.local_rows(advantages_PG.flatten(), sampled.rewards_B)
         # 3. ln p and H at every token under theta_old
-        old = score_rollout(self.policy.model, sampled.rollout, self.config, self.packed)
+        old = self.score_rollout(sampled.rollout)
         clock.append(time.perf_counter())
         # 4. for every mini-batch: lambda from Omega, lambda x clipped surrogate, its gradient, an optimiser step
-        batches = list(mini_batches(sampled.rollout, old, advantages_B, self.config, n, sampled.places, self.packed))
+        batches = list(self.batches(sampled.rollout, old, advantages_B, n, sampled.places))
         steps = self.optimizer_steps(batches, n)
         # 5. sample from the new policy from now on
         self.sync_weights(n)
@@ -155,11 +155,30 @@ class Trainer:
         self.keep_responses(n, sampled, advantages_B, old, batches, steps)
         return self.metrics(n, sampled, advantages_PG, old, batches, steps, clock)
 
+    def problems_of(self, n: int) -> list[Problem]:
+        """The problems of rollout n, those of all ranks."""
+        return rollout_problems(self.problems, n, self.config)
+
+    def score_rollout(self, rollout: Rollout) -> TokenStats:
+        """Statistics (B, T) of the current policy at every response token of a rollout, without gradient."""
+        return score_rollout(self.policy.model, rollout, self.config, self.packed)
+
+    def batches(
+        self,
+        rollout: Rollout,
+        old: TokenStats,
+        advantages_B: Tensor,
+        n: int = 1,
+        places: Sequence[int] | None = None,
+    ) -> Iterator[list[MicroBatch]]:
+        """The mini-batches of rollout n; see `mini_batches`."""
+        return mini_batches(rollout, old, advantages_B, self.config, n, places, self.packed)
+
     def sample(self, n: int, clock: list[float]) -> Sampled:
         """This rank's responses to its prompts of rollout n, graded; what groups are made of comes from all ranks."""
         config, group = self.config, self.config.rollout.responses
         places = local_places(config)
-        everyone = rollout_problems(self.problems, n, config)
+        everyone = self.problems_of(n)
         problems = [everyone[place] for place in places]
         seed = derive_seed(config.train.seed, "rollout", n)
         rollout = self.sampler.generate([p.prompt for p in problems], group, config.rollout, seed, places)
@@ -191,18 +210,19 @@ class Trainer:
         own_tokens = sum(int(part.mask_BT.sum()) for batch in batches for part in batch)
         tokens = ranks.all_reduce_sum(own_tokens, self.policy.model.device)
         self.update.active.begin_rollout(batches)
-        steps, logs = Steps({}, []), []
+        logs: list[dict[str, Tensor]] = []
+        norms: list[float | None] = []
+        probed: dict[str, float] = {}
         for i, batch in enumerate(batches):
             watched = self.config.train.probe_sequences and i == (n - 1) % len(batches) and ranks.is_main()
             with watched_step(self.lens_on(batch)) if watched else nullcontext() as watch:
                 norm, log = self.update.step(batch, tokens, n)
             if watch is not None:  # the probe's tokens are the first of the mini-batch's
                 seen = len(watch.measured)
-                steps.probed = watch.metrics({form: tokens * log[form][:seen] for form in ENTROPY_CHANGE})
-            steps.norms.append(norm)
+                probed = watch.metrics({form: tokens * log[form][:seen] for form in ENTROPY_CHANGE})
+            norms.append(norm)
             logs.append(log)
-        steps.log = {name: torch.cat([log[name] for log in logs]) for name in logs[0]}
-        return steps
+        return Steps({name: torch.cat([log[name] for log in logs]) for name in logs[0]}, norms, probed)
 
     def lens_on(self, batch: list[MicroBatch]) -> Lens:
         """The probe: the first sequences of a mini-batch."""
@@ -308,13 +328,11 @@ class Trainer:
 
 def step_metrics(steps: Steps, padded: float) -> dict[str, float]:
     """Gradient norms, skipped steps, the loss and the padding of a rollout's optimiser steps."""
-    from steer_core.common.reductions import total
-
     taken = [norm for norm in steps.norms if norm is not None]
     norms = {"grad_norm/mean": sum(taken) / len(taken), "grad_norm/max": max(taken)} if taken else {}
     return norms | {
         "steps/skipped": len(steps.norms) - len(taken),
-        "loss": total(steps.log["loss"]) / len(steps.norms),
+        "loss": reductions.total(steps.log["loss"]) / len(steps.norms),
         "batch/padding": padded,
     }
 

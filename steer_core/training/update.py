@@ -33,6 +33,7 @@ class Update:
     ) -> None:
         self.model, self.engine, self.config = policy.model, engine, config
         self.packed, self.go_on, self.skipped = packed, go_on, 0
+        self.token_log = token_log  # a benchmark leaves it out
         self.active = ActiveIntervention(config, policy.model, engine.optimizer)
 
     def step(
@@ -64,7 +65,7 @@ class Update:
         norm = self.engine.step()
         self.count_skipped(norm is None, rollout_index)
         active.end_step(news, batch)
-        return norm, token_log(active, news, batch, terms, count, rollout_tokens, torch.cat(losses))
+        return norm, self.token_log(active, news, batch, terms, count, rollout_tokens, torch.cat(losses))
 
     def plan(self, batch: list[MicroBatch], count: int, rollout_index: int) -> list[LossTerms | None]:
         """The loss terms of every micro-batch before any gradient is made; None each where no rule needs that."""
