@@ -134,7 +134,7 @@ def measure(name: str, folder: Path) -> None:
 
     updates.make_engine = watched
     trainer = Trainer(config)
-    rollout = rollout_of(config, trainer.policy.model.config.vocab_size)
+    rollout = rollout_of(config, trainer.model.config.vocab_size)
     old = trainer.score_rollout(rollout)
     advantages = torch.randn(len(rollout.texts), generator=torch.Generator().manual_seed(0))
     batches = list(trainer.batches(rollout, old, advantages))

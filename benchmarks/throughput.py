@@ -134,12 +134,12 @@ def main() -> None:
     advantages = signs(rollout)
     old = trainers["grpo"].score_rollout(rollout)
     batches = {arm: list(trainer.batches(rollout, old, advantages)) for arm, trainer in trainers.items()}
-    start = copy.deepcopy(trainers["grpo"].policy.model.state_dict())
+    start = copy.deepcopy(trainers["grpo"].model.state_dict())
     seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
     order = random.Random(0)
     for _ in track(range(args.repeats), description="training"):
         for arm in order.sample(list(ARMS), len(ARMS)):
-            trainers[arm].policy.model.load_state_dict(start)
+            trainers[arm].model.load_state_dict(start)
             began = time.perf_counter()
             trainers[arm].optimizer_steps(batches[arm], 1)
             seconds[arm].append(time.perf_counter() - began)

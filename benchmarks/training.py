@@ -130,7 +130,7 @@ def main() -> None:
         trainer = Trainer(config)
         made = shape_of(folder)
         plan = memory(config, made, Machine(gpus=1) if args.device == "cuda" else Machine(**CPU))
-    rollout = random_rollout(args, trainer.policy.model.config.vocab_size)
+    rollout = random_rollout(args, trainer.model.config.vocab_size)
     advantages = torch.randn(args.sequences, generator=torch.Generator().manual_seed(0)).to(args.device)
     batches = list(trainer.batches(rollout, trainer.score_rollout(rollout), advantages))
     peak(args, start=True)

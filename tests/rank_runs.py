@@ -40,6 +40,6 @@ def work(rank: int, port: int, folder: Path, cases: dict[str, list[str]], sums: 
 
 def norm(trainer: Trainer, share: float) -> float:
     """The norm of the sum over ranks of `share` times one gradient."""
-    logits = trainer.policy.model(torch.ones(1, 4, dtype=torch.long)).logits
+    logits = trainer.model(torch.ones(1, 4, dtype=torch.long)).logits
     trainer.engine.backward(share * logits.float().sum(), last=True)
     return trainer.engine.step()

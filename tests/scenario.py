@@ -79,7 +79,7 @@ def micro_batches(trainer: Trainer, data: Sampled, size: int) -> list[MicroBatch
 def equip(trainer: Trainer, name: str, **settings: object) -> Trainer:
     """The trainer with another method, a fresh optimiser and the memory that closed loops would have."""
     trainer.config = replace(trainer.config, intervention=intervention({"name": name, **settings}))
-    trainer.engine = LocalEngine(trainer.policy.model, trainer.config.optimizer)
+    trainer.engine = LocalEngine(trainer.model, trainer.config.optimizer)
     trainer.update = Update(trainer.policy, trainer.engine, trainer.config)
     trainer.update.active.memory = dict(MEMORY)
     return trainer
@@ -89,7 +89,7 @@ def outcome(trainer: Trainer, parts: Iterable[MicroBatch]) -> dict[str, Tensor]:
     """One optimiser step over these micro-batches of this process, from the same weights each time: what it did."""
     parts, losses, active = list(parts), [], trainer.update.active
     of_tokens = active.token_losses
-    before = {name: value.clone() for name, value in trainer.policy.model.state_dict().items()}
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
     def watched(stats, part, terms):
         losses.append(of_tokens(stats, part, terms))
@@ -98,10 +98,10 @@ def outcome(trainer: Trainer, parts: Iterable[MicroBatch]) -> dict[str, Tensor]:
     active.token_losses = watched
     try:
         log, norms, _ = trainer.optimizer_steps([parts], 1)
-        after = torch.cat([value.flatten() for value in trainer.policy.model.state_dict().values()])
+        after = torch.cat([value.flatten() for value in trainer.model.state_dict().values()])
     finally:
         active.token_losses = of_tokens
-        trainer.policy.model.load_state_dict(before)
+        trainer.model.load_state_dict(before)
     reduction, count = trainer.config.algorithm.reduction, active.denominator(parts)
     shares = [reduce_loss(loss.detach(), p.mask_BT, reduction, count) for loss, p in zip(losses, parts, strict=True)]
     return {

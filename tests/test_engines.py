@@ -125,7 +125,7 @@ def test_bfloat16_gradients_of_micro_batches_are_summed_in_float32(tmp_path, sta
 
     def norm(*shares: float) -> float:
         for i, share in enumerate(shares, 1):
-            logits = trainer.policy.model(torch.ones(1, 4, dtype=torch.long)).logits
+            logits = trainer.model(torch.ones(1, 4, dtype=torch.long)).logits
             trainer.engine.backward(share * logits.float().sum(), last=i == len(shares))
         return trainer.engine.step()
 

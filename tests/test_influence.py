@@ -105,12 +105,12 @@ def data(trainer):
 
 
 def copies(trainer):
-    return {name: p.detach().clone() for name, p in trainer.policy.model.named_parameters()}
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
 
 
 def put(trainer, values):
     with torch.no_grad():
-        for name, p in trainer.policy.model.named_parameters():
+        for name, p in trainer.model.named_parameters():
             p.copy_(values[name])
 
 
@@ -121,13 +121,13 @@ def mean_entropies(trainer, lenses):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_tokens_share_is_what_its_own_push_does_to_the_mean_entropy(trainer, data, optimizer):
     """Finite differences: move the parameters by +-e P grad ln p_s and read the mean entropy over all states."""
-    lenses = [Lens(trainer.policy.model, part.sequences, 0.8) for part in micro_batches(trainer, data, 4)]
-    made = make_optimizer(trainer.policy.model, equip(trainer, "none").config.optimizer)
-    scale = {name: torch.ones_like(p) for name, p in trainer.policy.model.named_parameters()}
+    lenses = [Lens(trainer.model, part.sequences, 0.8) for part in micro_batches(trainer, data, 4)]
+    made = make_optimizer(trainer.model, equip(trainer, "none").config.optimizer)
+    scale = {name: torch.ones_like(p) for name, p in trainer.model.named_parameters()}
     if optimizer == "adamw":
-        made = torch.optim.AdamW(trainer.policy.model.parameters(), lr=1.0, eps=1e-3)
+        made = torch.optim.AdamW(trainer.model.parameters(), lr=1.0, eps=1e-3)
         source = torch.Generator().manual_seed(3)
-        for name, p in trainer.policy.model.named_parameters():
+        for name, p in trainer.model.named_parameters():
             moment = 0.05 * torch.rand(p.shape, generator=source, dtype=p.dtype)
             made.state[p] = {"step": torch.tensor(4.0), "exp_avg": torch.zeros_like(p), "exp_avg_sq": moment}
             scale[name] = 1 / (moment.sqrt() + 1e-3)
@@ -156,7 +156,7 @@ def test_weights_are_the_plan_over_coefficient_times_push_times_share(trainer, d
     news = [trainer.update.score(part).detach() for part in parts]
     count = 8
     coefficients = torch.cat([token_coefficients(part.mask_BT, reduction, count)[part.mask_BT] for part in parts])
-    lenses = [Lens(trainer.policy.model, part.sequences) for part in parts]
+    lenses = [Lens(trainer.model, part.sequences) for part in parts]
     share = entropy_influence(lenses, trainer.engine.optimizer, len(coefficients))
     step = SimpleNamespace(coefficients=coefficients, entropy_influence=lambda: share)
     tokens = trainer.update.active.tokens(news, parts, step)
@@ -181,7 +181,7 @@ def test_a_small_step_lowers_the_mean_entropy_by_the_share_that_is_left(trainer,
         return moved * max(1.0, norms[0]) / rate  # gradients above norm 1 are scaled down
 
     parts = micro_batches(trainer, data, 4)
-    lenses = [Lens(trainer.policy.model, part.sequences) for part in parts]
+    lenses = [Lens(trainer.model, part.sequences) for part in parts]
     plain = change("none")
     if plain > 0:  # the plan acts on a fall
         parts = micro_batches(trainer, replace(data, advantages=-data.advantages), 4)

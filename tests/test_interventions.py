@@ -18,7 +18,7 @@ from steer_core.config.config import Config
 from steer_core.interventions import METHODS, catalogue, intervention, method
 from steer_core.interventions.base import PARTS, Intervention
 from steer_core.runs.folder import RunFolder
-from steer_core.training.loop import Trainer
+from steer_core.training.update import Update
 
 TOUCHES = {
     "none": (),
@@ -134,7 +134,7 @@ def test_a_steps_loss_is_the_weighted_surrogate_and_the_extra_term(trainer, data
             return tokens.draws
 
     (part,) = micro_batches(trainer, data, 8)
-    equip(trainer, "none").intervention = Everything()
+    equip(trainer, "none").update.active.method = Everything()
     new, mask, a = trainer.update.score(part).detach(), part.mask_BT, part.advantages_BT
     losses = trainer.update.active.token_losses(new, part, trainer.update.active.loss_terms([new], [part], 1)[0])
     ratio = (new.logprob - part.old.logprob).exp()
@@ -285,16 +285,18 @@ def test_equal_rewards_give_a_finite_step_and_no_push(trainer, data, name):
 def test_entropies_that_are_nan_are_refused_before_the_loss(trainer, data, name, size, monkeypatch):
     parts = micro_batches(trainer, data, size)
 
+    update = equip(trainer, name, **ACTING[name]).update
+
     def spoilt(part):
-        stats = Trainer.score(trainer, part)
+        stats = Update.score(update, part)
         entropy = stats.entropy.detach().clone()
         entropy[1, 0] = math.nan
         return replace(stats, entropy=entropy)
 
-    monkeypatch.setattr(trainer, "score", spoilt)
+    monkeypatch.setattr(update, "score", spoilt)
     with pytest.raises(SteerError, match=r"rollout 7: the log-probs or entropies are not finite"):
-        equip(trainer, name, **ACTING[name]).update([parts], step=7)
-    assert all(parameter.grad is None for parameter in trainer.policy.model.parameters())
+        trainer.optimizer_steps([parts], 7)
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
 def test_steer_refuses_an_estimate_that_is_not_finite():
@@ -367,7 +369,7 @@ def test_a_run_that_is_killed_and_resumed_keeps_the_state_of_its_loop(tmp_path, 
     resumed.resume()
     assert resumed.finished == 2
     kept = {key.removeprefix("intervention/"): value for key, value in whole.run.read()[1].items() if "vention" in key}
-    assert resumed.state == kept
+    assert resumed.update.active.memory == kept
     assert kept
     assert all(kept.values())
     assert resumed.fit()

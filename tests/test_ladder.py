@@ -158,7 +158,7 @@ def test_gradient_with_the_tokens_pushes_is_minus_that_of_the_training_loss(tmp_
     settings = ("optimizer.name=sgd", "optimizer.learning_rate=1", "optimizer.max_grad_norm=1e9")
     settings += (f"algorithm.reduction={reduction}", f"intervention={{{method}}}")
     trainer = small_trainer(tmp_path / "a", *settings)
-    model = trainer.policy.model.double()
+    model = trainer.model.double()
     sampled = trainer.sampler.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
     generator = torch.Generator().manual_seed(4)
     with full_precision(model):

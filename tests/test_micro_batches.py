@@ -71,12 +71,12 @@ def rollout(trainer):
 
 def scored(trainer, rollout, packed):
     """Every statistic at the response tokens, and the gradient of a sum that uses log-probs and entropies."""
-    trainer.policy.model.zero_grad()
+    trainer.model.zero_grad()
     mask = rollout.response_mask_BT.bool()
-    stats = policy.score(trainer.policy.model, rollout, 0.7, packed)
+    stats = policy.score(trainer.model, rollout, 0.7, packed)
     slopes = torch.linspace(-1, 1, int(mask.sum()), dtype=torch.float64)
     ((stats.logprob[mask] * slopes).sum() + (stats.entropy[mask] * slopes**2).sum()).backward()
-    gradient = torch.cat([weight.grad.flatten() for weight in trainer.policy.model.parameters()])
+    gradient = torch.cat([weight.grad.flatten() for weight in trainer.model.parameters()])
     return torch.stack([value[mask] for value in vars(stats).values()]).detach(), gradient
 
 
@@ -89,7 +89,7 @@ def test_packing_and_logits_in_parts_change_no_value_and_no_gradient(trainer, ro
     mine, own_gradient = scored(trainer, rollout, packed)
     torch.testing.assert_close(mine, values, rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(own_gradient, gradient, rtol=1e-9, atol=1e-11)
-    assert max(asked) <= max(1, at_once // trainer.policy.model.config.vocab_size)
+    assert max(asked) <= max(1, at_once // trainer.model.config.vocab_size)
     if at_once < 1 << 25:
         assert sum(asked) == 2 * values.shape[1]  # once forward, once backward
 
@@ -110,7 +110,7 @@ def test_draws_by_prompt_sample_the_tempered_nucleus(trainer, temperature, top_p
     config = replace(trainer.config.rollout, max_new_tokens=1, temperature=temperature, top_p=top_p)
     rollout = HuggingFaceSampler(trainer.policy, "prompt").generate([prompt], count, config, 0)
     encoded = trainer.policy.tokenizer([prompt], return_tensors="pt", add_special_tokens=False)["input_ids"]
-    p = (trainer.policy.model(encoded).logits[0, -1].detach() / temperature).softmax(-1).numpy()
+    p = (trainer.model(encoded).logits[0, -1].detach() / temperature).softmax(-1).numpy()
     order = np.argsort(-p)
     kept = order[np.concatenate([[True], np.cumsum(p[order])[:-1] < top_p])]
     expected = np.zeros_like(p)

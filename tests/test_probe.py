@@ -20,12 +20,12 @@ def sampled(trainer, advantages=None):
     rollout = trainer.sampler.generate(prompts, group, trainer.config.rollout, 3)
     advantages = torch.linspace(-1, 1, len(rollout.texts)) if advantages is None else advantages
     old = trainer.score_rollout(rollout)
-    advantages, old = advantages.to(trainer.policy.model.dtype), old.map(lambda x: x.to(trainer.policy.model.dtype))
+    advantages, old = advantages.to(trainer.model.dtype), old.map(lambda x: x.to(trainer.model.dtype))
     return list(trainer.batches(rollout, old, advantages))
 
 
 def double(trainer):
-    trainer.policy.model.double()
+    trainer.model.double()
     return trainer
 
 
@@ -41,7 +41,7 @@ def test_a_watched_step_measures_the_difference_of_two_scoring_passes(tmp_path):
 
     def entropies():
         with torch.no_grad():
-            return score(trainer.policy.model, lens.sequences, 1.0).entropy[mask]
+            return score(trainer.model, lens.sequences, 1.0).entropy[mask]
 
     before = entropies()
     with watched_step(lens) as watch:
@@ -83,7 +83,7 @@ def test_first_order_starts_where_the_step_began(tmp_path):
     length = torch.cat([u.flatten() for u in update.values()]).norm()
     assert watch.update_norm == pytest.approx(float(length), rel=1e-12)
     assert not torch.allclose(watch.first_order, derivative(lens, update)[1], rtol=0.01)
-    trainer.policy.model.load_state_dict(before, strict=False)
+    trainer.model.load_state_dict(before, strict=False)
     torch.testing.assert_close(watch.first_order, derivative(lens, update)[1], rtol=1e-12, atol=1e-14)
 
 
@@ -95,7 +95,7 @@ def test_the_probe_leaves_weights_moments_and_all_other_metrics_bit_for_bit(tmp_
     rows = [trainer.run.read() for trainer in trainers]
     probes = [[probe_of(row) for row in told] for told in rows]
     others = [[{k: v for k, v in row.items() if k not in probe_of(row)} for row in without_time(r)] for r in rows]
-    states = [trainer.policy.model.state_dict() for trainer in trainers]
+    states = [trainer.model.state_dict() for trainer in trainers]
     moments = [trainer.engine.optimizer.state_dict()["state"] for trainer in trainers]
     for other in (1, 2):
         assert others[other] == others[0]
@@ -109,7 +109,7 @@ def test_the_probe_leaves_weights_moments_and_all_other_metrics_bit_for_bit(tmp_
     assert all(probes[2])
     assert probes[1] != probes[2]
     assert ["time/probe_seconds" in told[0] for told in rows] == [False, True, True]
-    assert all(p.grad is None for trainer in trainers for p in trainer.policy.model.parameters())
+    assert all(p.grad is None for trainer in trainers for p in trainer.model.parameters())
 
 
 def test_the_probe_names_every_form_and_the_first_order(tmp_path):
@@ -164,7 +164,7 @@ def test_the_probe_watches_another_mini_batch_each_rollout(tmp_path):
     seen = []
     trainer.lens_on = lambda batch: (
         seen.append(next(i for i, b in enumerate(batches) if b is batch))
-        or Lens(trainer.policy.model, batch[0].sequences.rows(slice(0, 1)))
+        or Lens(trainer.model, batch[0].sequences.rows(slice(0, 1)))
     )
     for step in range(1, 7):
         _, _, probed = trainer.optimizer_steps(batches, step)

@@ -60,7 +60,7 @@ def test_factor_0_on_all_four_quadrants_gives_no_gradient(tmp_path, monkeypatch)
     _, _, _, norms, trainer = first_losses(monkeypatch, tmp_path / "off", *off)
     untouched = small_trainer(tmp_path / "untouched").model.state_dict()
     assert norms == [0, 0]
-    assert all(torch.equal(value, untouched[name]) for name, value in trainer.policy.model.state_dict().items())
+    assert all(torch.equal(value, untouched[name]) for name, value in trainer.model.state_dict().items())
 
 
 def test_factor_1_on_all_four_is_grpo_bit_for_bit(tmp_path, monkeypatch):

@@ -196,9 +196,9 @@ def test_a_run_whose_base_model_changed_is_refused_on_resume(tmp_path):
     trainer = small_trainer(tmp_path / "run", f"model.path={model}", "train.rollouts=1", "evaluation.every=0")
     trainer.fit()
     reopened(tmp_path / "run").resume()
-    weights = trainer.policy.model.state_dict()
+    weights = trainer.model.state_dict()
     weights["model.norm.weight"] += 1e-3
-    trainer.policy.model.save_pretrained(model, state_dict=weights)
+    trainer.model.save_pretrained(model, state_dict=weights)
     with pytest.raises(SteerError, match=r"model\.path .* has other weights than when the run began; put them back"):
         reopened(tmp_path / "run").resume()
 

@@ -22,7 +22,7 @@ from steer_core.training.metrics import token_log, update_metrics
 
 
 def weights_of(trainer):
-    return {name: value.clone() for name, value in trainer.policy.model.state_dict().items()}
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
 def assert_same_weights(a, b, equal=True):
@@ -205,12 +205,12 @@ def test_log_probs_that_turn_nan_after_sampling_are_refused_before_the_loss(tmp_
         )
     )
     with torch.no_grad():
-        next(trainer.policy.model.parameters())[5, 0] = float("nan")
+        next(trainer.model.parameters())[5, 0] = float("nan")
     with pytest.raises(
         SteerError, match=r"rollout 7: the log-probs or entropies are not finite .*learning_rate.*check"
     ):
         trainer.optimizer_steps(batches, 7)
-    assert all(parameter.grad is None for parameter in trainer.policy.model.parameters())
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -60,7 +60,7 @@ def test_log_probs_are_the_trainers_after_twenty_pushes(trainer):
     source = torch.Generator().manual_seed(0)
     for push in range(PUSHES):
         with torch.no_grad():
-            for weight in trainer.policy.model.parameters():
+            for weight in trainer.model.parameters():
                 weight += 0.02 * weight.std() * torch.randn(weight.shape, generator=source)
         if push == 0:
             assert gap(trainer, push) > 1e-3
@@ -73,7 +73,7 @@ def test_log_probs_are_the_trainers_after_twenty_pushes(trainer):
 @pytest.mark.parametrize("stale", ["model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"])
 def test_the_probe_catches_a_weight_that_was_not_pushed(trainer, stale):
     with torch.no_grad():
-        trainer.policy.model.get_parameter(stale).mul_(1.05)
+        trainer.model.get_parameter(stale).mul_(1.05)
     trainer.sampler.sync_weights((name, weight) for name, weight in trainer.engine.weights() if name != stale)
     with pytest.raises(SteerError, match=r"rollout 3: after the push .* differ by .*logprob_tolerance"):
         trainer.check_sync(3)

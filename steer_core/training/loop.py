@@ -86,6 +86,7 @@ class Trainer:
         self.config, self.run = config, run or MemoryRun()
         in_parts = config.engine.name == "deepspeed" and config.engine.zero_stage == 3  # the engine moves them
         self.policy = load_policy(**vars(config.model) | ({"device": "cpu"} if in_parts else {}))
+        self.model = self.policy.model
         self.engine = make_engine(self.policy, config)
         self.packed = packs(self.policy, config.optimizer)
         kept = f", or {self.run.how_to_go_on}: every finished checkpoint is kept" if run else ""
@@ -127,7 +128,7 @@ class Trainer:
                 show(n, metrics | evaluation)
                 self.finished = n
                 on_rollout(n, metrics)
-                stop = bool(ranks.all_reduce_sum(self.stop_requested, self.policy.model.device))
+                stop = bool(ranks.all_reduce_sum(self.stop_requested, self.model.device))
                 if n % self.config.train.checkpoint_every == 0 or n == total or stop:
                     self.save(n, evaluation.get(f"evaluation/pass@{self.config.evaluation.pass_at[0]}"))
                 if stop:
@@ -161,7 +162,7 @@ class Trainer:
 
     def score_rollout(self, rollout: Rollout) -> TokenStats:
         """Statistics (B, T) of the current policy at every response token of a rollout, without gradient."""
-        return score_rollout(self.policy.model, rollout, self.config, self.packed)
+        return score_rollout(self.model, rollout, self.config, self.packed)
 
     def batches(
         self,
@@ -190,7 +191,7 @@ class Trainer:
             )
         clock.append(time.perf_counter())
         verdicts = self.task.grade_all([problem for problem in problems for _ in range(group)], rollout.texts)
-        real = {"dtype": torch.promote_types(self.policy.model.dtype, torch.float32), "device": mask_BT.device}
+        real = {"dtype": torch.promote_types(self.model.dtype, torch.float32), "device": mask_BT.device}
         columns_BK = torch.stack(
             [
                 torch.tensor([float(verdict.correct) for verdict in verdicts], **real),
@@ -208,7 +209,7 @@ class Trainer:
     def optimizer_steps(self, batches: list[list[MicroBatch]], n: int) -> Steps:
         """One optimiser step a mini-batch. A probe watches one of them, another one each rollout, on the main rank."""
         own_tokens = sum(int(part.mask_BT.sum()) for batch in batches for part in batch)
-        tokens = ranks.all_reduce_sum(own_tokens, self.policy.model.device)
+        tokens = ranks.all_reduce_sum(own_tokens, self.model.device)
         self.update.active.begin_rollout(batches)
         logs: list[dict[str, Tensor]] = []
         norms: list[float | None] = []
@@ -228,12 +229,12 @@ class Trainer:
         """The probe: the first sequences of a mini-batch."""
         sequences = batch[0].sequences.rows(slice(0, self.config.train.probe_sequences))
         size = self.config.optimizer.micro_batch_sequences
-        return Lens(self.policy.model, sequences, self.config.rollout.temperature, micro_batch=size)
+        return Lens(self.model, sequences, self.config.rollout.temperature, micro_batch=size)
 
     def sync_weights(self, n: int) -> None:
         """Let the sampler sample from the weights in training, and check that it does."""
         self.sampler.sync_weights(self.engine.weights())
-        check_sync(self.policy.model, self.sampler, self.problems, self.config, n, self.packed)
+        check_sync(self.model, self.sampler, self.problems, self.config, n, self.packed)
 
     def metrics(
         self,
@@ -280,7 +281,7 @@ class Trainer:
         lost, told = int(unjudged_PG.sum()), [verdict for verdict in verdicts if verdict.status in UNJUDGED]
         why = f"{told[0].status}: {told[0].detail}" if told else "other ranks know why"
         crashed = sum(verdict.status == "crashed" for verdict in verdicts)
-        if ranks.all_reduce_sum(crashed, self.policy.model.device) == unjudged_PG.numel():
+        if ranks.all_reduce_sum(crashed, self.model.device) == unjudged_PG.numel():
             raise SteerError(
                 f"rollout {n}: the grader crashed on every response ({why}); mend what it says, "
                 f"then {self.run.how_to_go_on}"
