@@ -6,9 +6,10 @@ step, dH / (eta / L), in nats: positive where the update raises entropy. Multipl
 rate over the loss's denominator for the change of one SGD step. No form carries gradient. Pass
 response tokens only: the covariance form takes means over all it is given.
 
-With u_a = ln p_a + H and the surrogate pushing the logits along w (e_a - p), w = I_clip r A, the
-first-order change is dH = -w [p_a u_a - C], C = sum_j p_j^2 u_j, because dH/dz_j = -p_j u_j. What a
-step does through shared parameters, no form of one state can see: `ladder.py` measures that.
+With u_a = ln p_a + H and the surrogate moving the logits along w (e_a - p), w = I_clip r A its slope
+(`surrogate_slope`), the first-order change is dH = -w [p_a u_a - C], C = sum_j p_j^2 u_j, because
+dH/dz_j = -p_j u_j. What a step does through shared parameters, no form of one state can see: `ladder/`
+measures that.
 """
 
 from __future__ import annotations
