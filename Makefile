@@ -47,10 +47,14 @@ test: lint .venv/parity.stamp .venv/engines.stamp ## lint, then run the tests (w
 		echo "test: no notebooks to replay"; \
 	fi
 
-lint: .venv/dev.stamp ## check style and formatting
+lint: .venv/dev.stamp ## check style, formatting, which room imports which, and types
 	@echo "lint: ruff"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@echo "lint: import-linter"
+	@$(BIN)/lint-imports --no-logo
+	@echo "lint: mypy"
+	@$(BIN)/mypy
 
 notebooks: .venv/dev.stamp ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
@@ -66,7 +70,7 @@ gpu: .venv/engines.stamp ## on a CUDA machine: the GPU's checks; time and memory
 		--prompt 256 --tokens 1024 --recompute 1 --out benchmarks/results/training_cuda_qwen2.5-1.5b.json
 
 clean: ## remove the environment and the caches; runs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/python.stamp:

@@ -101,6 +101,7 @@ def test_estimators_keep_precision_and_shape(name):
         assert (found.dtype, found.shape) == (dtype, (2, 3))
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("name", ["opo", "reinforce++", "reinforce++-baseline"])
 def test_lengths_that_are_none_raise(name):
     with pytest.raises(ValueError, match=r"lengths: shape \(1, 3\) is not that of rewards \(1, 2\)"):
@@ -150,6 +151,7 @@ def test_a_group_of_one_gets_zero_without_a_warning():
     assert grpo_advantages(torch.tensor([[1.0], [0.0]])).tolist() == [[0.0], [0.0]]
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("shape", [(4,), (2, 2, 2), ()])
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_rewards_that_are_not_prompts_by_group_raise(name, shape):

@@ -300,7 +300,7 @@ def test_covariance_under_the_policy_is_the_change_of_a_natural_gradient_step(si
     "clip", [CLIP, ClipRange(0.2, 0.28, None), ClipRange(0.99, 5.0, 1.5), ClipRange(0.0, 0.0, 1.1)]
 )
 @given(st.integers(0, 10**6), st.floats(0.05, 4))
-def test_push_is_minus_the_derivative_of_the_surrogate_by_the_log_prob(clip, seed, spread):
+def test_surrogate_slope_is_minus_the_derivative_of_the_surrogate_by_the_log_prob(clip, seed, spread):
     generator = torch.Generator().manual_seed(seed)
     logp, noise, advantages = torch.randn(3, 64, generator=generator, dtype=torch.float64)
     logp = -logp.abs() - 0.01
@@ -311,7 +311,7 @@ def test_push_is_minus_the_derivative_of_the_surrogate_by_the_log_prob(clip, see
     torch.testing.assert_close(surrogate_slope(new, old, advantages, clip), -leaf.grad, rtol=1e-12, atol=0)
 
 
-def test_push_by_hand():
+def test_surrogate_slope_by_hand():
     ratios = torch.tensor([1.0, 1.2, 1.3, 1.3, 0.7, 0.7, 9.0, 11.0, 1e9, 1e9], dtype=torch.float64)
     advantages = torch.tensor([2.0, 2.0, 2.0, -2.0, -2.0, 2.0, -1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
     new = stats_with(torch.zeros(10), 1.0)

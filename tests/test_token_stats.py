@@ -292,6 +292,7 @@ def test_default_chunk_bounds_what_is_made_at_once():
     assert max(storages.made) <= (1 << 22) * 4
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("labels", "arguments", "message"),
     [

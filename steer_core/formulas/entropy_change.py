@@ -6,9 +6,10 @@ step, dH / (eta / L), in nats: positive where the update raises entropy. Multipl
 rate over the loss's denominator for the change of one SGD step. No form carries gradient. Pass
 response tokens only: the covariance form takes means over all it is given.
 
-With u_a = ln p_a + H and the surrogate pushing the logits along w (e_a - p), w = I_clip r A, the
-first-order change is dH = -w [p_a u_a - C], C = sum_j p_j^2 u_j, because dH/dz_j = -p_j u_j. What a
-step does through shared parameters, no form of one state can see: `ladder.py` measures that.
+With u_a = ln p_a + H and the surrogate moving the logits along w (e_a - p), w = I_clip r A its slope
+(`surrogate_slope`), the first-order change is dH = -w [p_a u_a - C], C = sum_j p_j^2 u_j, because
+dH/dz_j = -p_j u_j. What a step does through shared parameters, no form of one state can see: `ladder/`
+measures that.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steer_core.common.errors import SteerError, nearest
@@ -24,12 +26,14 @@ from steer_core.formulas.token_stats import TokenStats
 
 _PROBABILITY_FLOOR = 1e-8
 
-EntropyChange = Callable[[TokenStats, TokenStats, Tensor, ClipRange], Tensor]
+EntropyChange = Callable[[TokenStats, TokenStats, Float[Tensor, "*shape"], ClipRange], Float[Tensor, "*shape"]]
 QUADRANTS = ("positive_likely", "positive_unlikely", "negative_likely", "negative_unlikely")
 
 
 @torch.no_grad()
-def paper_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor, clip: ClipRange) -> Tensor:
+def paper_entropy_change(
+    new: TokenStats, old: TokenStats, advantages: Float[Tensor, "*shape"], clip: ClipRange
+) -> Float[Tensor, "*shape"]:
     """-Omega, Omega = I_clip r A p_a (1 - p_a)(ln p_a + H): STEER, arXiv 2510.10150, Theorem 1.
 
     Only the sampled token's own logit moves; the sum over the other tokens is dropped.
@@ -39,7 +43,9 @@ def paper_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor, c
 
 
 @torch.no_grad()
-def exact_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor, clip: ClipRange) -> Tensor:
+def exact_entropy_change(
+    new: TokenStats, old: TokenStats, advantages: Float[Tensor, "*shape"], clip: ClipRange
+) -> Float[Tensor, "*shape"]:
     """-w [p_a u_a - C]: every logit of the state moves; exact to first order for a tabular policy.
 
     The logits are those after the temperature; for a policy whose raw logits move, divide by its square.
@@ -52,7 +58,9 @@ def exact_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor, c
 
 
 @torch.no_grad()
-def released_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor, clip: ClipRange) -> Tensor:
+def released_entropy_change(
+    new: TokenStats, old: TokenStats, advantages: Float[Tensor, "*shape"], clip: ClipRange
+) -> Float[Tensor, "*shape"]:
     """-(A / p_old(a)) p_a (1 - p_a)(ln p_a + H_old): what the authors' released code computes.
 
     One factor p_a away from the paper's form, without I_clip, with the entropy of the policy that
@@ -68,10 +76,10 @@ def released_entropy_change(new: TokenStats, old: TokenStats, advantages: Tensor
 def covariance_entropy_change(
     new: TokenStats,
     old: TokenStats,
-    advantages: Tensor,
+    advantages: Float[Tensor, "*shape"],
     clip: ClipRange,
     means: Sequence[float] | None = None,
-) -> Tensor:
+) -> Float[Tensor, "*shape"]:
     """-(ln p_a - mean ln p)(A - mean A), the means over all tokens given: Cui et al., arXiv 2505.22617, eq. 10.
 
     For tokens sampled at one state its mean is minus the covariance of ln p and A: the change of entropy
@@ -98,7 +106,7 @@ def entropy_change_form(name: str) -> EntropyChange:
     return ENTROPY_CHANGE[name]
 
 
-def quadrants(new: TokenStats, advantages: Tensor) -> dict[str, Tensor]:
+def quadrants(new: TokenStats, advantages: Float[Tensor, "*shape"]) -> dict[str, Bool[Tensor, "*shape"]]:
     """Boolean masks by sign of the advantage and of ln p_a + H (STEER, section 4).
 
     A token is likely where ln p_a > -H. Tokens with A = 0 are in none. Under the paper's form,
@@ -110,7 +118,7 @@ def quadrants(new: TokenStats, advantages: Tensor) -> dict[str, Tensor]:
     return dict(zip(QUADRANTS, masks, strict=True))
 
 
-def quadrant_index(new: TokenStats, advantages: Tensor) -> Tensor:
+def quadrant_index(new: TokenStats, advantages: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     """The quadrant of every token as an index into QUADRANTS, -1 where the advantage is 0."""
     index = torch.full_like(advantages, -1, dtype=torch.long)
     for i, inside in enumerate(quadrants(new, advantages).values()):
@@ -119,8 +127,10 @@ def quadrant_index(new: TokenStats, advantages: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def surrogate_slope(new: TokenStats, old: TokenStats, advantages: Tensor, clip: ClipRange) -> Tensor:
-    """w = I_clip r A: minus the derivative of each token's clipped surrogate by its log-prob. Shape of the inputs."""
+def surrogate_slope(
+    new: TokenStats, old: TokenStats, advantages: Float[Tensor, "*shape"], clip: ClipRange
+) -> Float[Tensor, "*shape"]:
+    """w = I_clip r A: minus the derivative of each token's clipped surrogate by its log-prob."""
     ratio = importance_ratio(new.logprob, old.logprob)
     bounded = (new.logprob - old.logprob).abs() <= LOG_RATIO_BOUND  # beyond it the surrogate has no gradient
     return clip_indicator(ratio, advantages, clip) * bounded * ratio * advantages

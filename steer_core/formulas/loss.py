@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from steer_core.common.errors import nearest
@@ -22,12 +23,14 @@ class ClipRange:
     dual: float | None = 10.0
 
 
-def importance_ratio(logprob: Tensor, old_logprob: Tensor) -> Tensor:
-    """r = p_theta(a) / p_old(a), the log-ratio clamped to +-20. Shape of the inputs."""
+def importance_ratio(logprob: Float[Tensor, "*shape"], old_logprob: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """r = p_theta(a) / p_old(a), the log-ratio clamped to +-20."""
     return (logprob - old_logprob).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
 
 
-def clipped_by(ratio: Tensor, advantages: Tensor, clip: ClipRange) -> tuple[Tensor, Tensor, Tensor]:
+def clipped_by(
+    ratio: Float[Tensor, "*shape"], advantages: Float[Tensor, "*shape"], clip: ClipRange
+) -> tuple[Bool[Tensor, "*shape"], Bool[Tensor, "*shape"], Bool[Tensor, "*shape"]]:
     """Three boolean masks of the tokens whose gradient the clip removes: (high, low, dual)."""
     high = (advantages > 0) & (ratio > 1 + clip.high)
     low = (advantages < 0) & (ratio < 1 - clip.low)
@@ -35,14 +38,21 @@ def clipped_by(ratio: Tensor, advantages: Tensor, clip: ClipRange) -> tuple[Tens
     return high, low, dual
 
 
-def clip_indicator(ratio: Tensor, advantages: Tensor, clip: ClipRange) -> Tensor:
+def clip_indicator(
+    ratio: Float[Tensor, "*shape"], advantages: Float[Tensor, "*shape"], clip: ClipRange
+) -> Float[Tensor, "*shape"]:
     """I_clip: 1 where the surrogate's gradient passes and 0 where the clip removes it (STEER, section 3)."""
     high, low, dual = clipped_by(ratio, advantages, clip)
     return (~(high | low | dual)).to(ratio.dtype)
 
 
-def clipped_surrogate(logprob: Tensor, old_logprob: Tensor, advantages: Tensor, clip: ClipRange) -> Tensor:
-    """Per-token PPO loss with asymmetric and dual clip, to be minimised. All shapes equal.
+def clipped_surrogate(
+    logprob: Float[Tensor, "*shape"],
+    old_logprob: Float[Tensor, "*shape"],
+    advantages: Float[Tensor, "*shape"],
+    clip: ClipRange,
+) -> Float[Tensor, "*shape"]:
+    """Per-token PPO loss with asymmetric and dual clip, to be minimised.
 
     max(-A r, -A clip(r, 1 - low, 1 + high)), and for A < 0 at most -A dual
     (PPO, Schulman et al. 2017, eq. 7; clip-higher, DAPO, Yu et al. 2025; dual clip, Ye et al. 2020).
@@ -54,7 +64,7 @@ def clipped_surrogate(logprob: Tensor, old_logprob: Tensor, advantages: Tensor, 
     return torch.where(advantages < 0, torch.minimum(loss, -advantages * clip.dual), loss)
 
 
-def denominator(mask_BT: Tensor, reduction: str, longest: int | None = None) -> int:
+def denominator(mask_BT: Shaped[Tensor, "batch tokens"], reduction: str, longest: int | None = None) -> int:
     """What a mini-batch's loss is divided by, over the rows given.
 
     token-mean: its response tokens. seq-mean-token-mean and seq-mean-token-sum: its sequences that
@@ -74,8 +84,10 @@ def denominator(mask_BT: Tensor, reduction: str, longest: int | None = None) -> 
     return sequences * longest
 
 
-def token_coefficients(mask_BT: Tensor, reduction: str, denominator: int) -> Tensor:
-    """What each token's loss is multiplied by in the mini-batch's loss, (B, T); 0 where masked.
+def token_coefficients(
+    mask_BT: Shaped[Tensor, "batch tokens"], reduction: str, denominator: int
+) -> Float[Tensor, "batch tokens"]:
+    """What each token's loss is multiplied by in the mini-batch's loss; 0 where masked.
 
     token-mean: 1 / response tokens (DAPO, eq. 8). seq-mean-token-mean: 1 / (tokens of the sequence x
     sequences) (GRPO, Shao et al. 2024, eq. 3). seq-mean-token-sum: 1 / sequences.
@@ -89,8 +101,10 @@ def token_coefficients(mask_BT: Tensor, reduction: str, denominator: int) -> Ten
     return coefficients
 
 
-def reduce_loss(loss_BT: Tensor, mask_BT: Tensor, reduction: str, denominator: int) -> Tensor:
-    """The micro-batch's share of the mini-batch's loss: a scalar; zero where nothing is unmasked."""
+def reduce_loss(
+    loss_BT: Float[Tensor, "batch tokens"], mask_BT: Shaped[Tensor, "batch tokens"], reduction: str, denominator: int
+) -> Float[Tensor, ""]:
+    """The micro-batch's share of the mini-batch's loss; zero where nothing is unmasked."""
     return (loss_BT * token_coefficients(mask_BT, reduction, denominator)).sum()
 
 

@@ -10,6 +10,7 @@ import math
 
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from steer_core.common.errors import SteerError
@@ -22,8 +23,10 @@ _SPREAD = 2.0
 _LOG_RATIO = 0.1
 
 
-def rival_logits(chance_S: Tensor, share: float | Tensor, vocabulary: int) -> Tensor:
-    """Logits (S, V), ln p, of states where token 0 has a given probability and one rival a share of the rest.
+def rival_logits(
+    chance_S: Float[Tensor, "states"], share: float | Float[Tensor, ""], vocabulary: int
+) -> Float[Tensor, "states vocab"]:
+    """Logits, ln p, of states where token 0 has a given probability and one rival a share of the rest.
 
     The other tokens have what is left, all alike. chance_S: within (0, 1). share: within [0, 1]. Raises
     SteerError for fewer than 3 tokens.
@@ -36,14 +39,20 @@ def rival_logits(chance_S: Tensor, share: float | Tensor, vocabulary: int) -> Te
 
 
 @torch.no_grad()
-def measured_change(logits_SV: Tensor, labels_S: Tensor, push_S: Tensor, step: float) -> Tensor:
-    """The change of entropy (S,), nats, when each state's logits move by step * push * (e_a - p).
+def measured_change(
+    logits_SV: Float[Tensor, "states vocab"],
+    labels_S: Int[Tensor, "states"],
+    slope_S: Float[Tensor, "states"],
+    step: float,
+) -> Float[Tensor, "states"]:
+    """The change of entropy, nats, when each state's logits move by step * slope * (e_a - p).
 
-    step: eta / L. In float64 the difference of the two entropies is good to about 1e-15 / step of itself.
+    slope_S: `surrogate_slope` of the sampled tokens. step: eta / L. In float64 the difference of the
+    two entropies is good to about 1e-15 / step of itself.
     """
     before = token_stats(logits_SV, labels_S)
-    moved = logits_SV - step * push_S[:, None] * logits_SV.softmax(-1)
-    moved.scatter_add_(-1, labels_S[:, None], step * push_S[:, None])
+    moved = logits_SV - step * slope_S[:, None] * logits_SV.softmax(-1)
+    moved.scatter_add_(-1, labels_S[:, None], step * slope_S[:, None])
     return token_stats(moved, labels_S).entropy - before.entropy
 
 

@@ -1,16 +1,14 @@
-"""Per-token statistics of a policy from its logits: one pass, float32, no second copy of the logits.
-
-Shapes are named by suffix throughout the package: _B sequences, _T response tokens, _V vocabulary,
-_N rows (any leading shape, flattened).
-"""
+"""Per-token statistics of a policy from its logits: one pass, float32, no second copy of the logits."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -20,7 +18,7 @@ _CHUNK_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True)
 class TokenStats:
-    """Statistics of p = softmax(logits / temperature) at every state; all of one shape, in nats.
+    """Statistics of p = softmax(logits / temperature) at every state, in nats.
 
     logprob: ln p_a of the token that was sampled, the only one that carries gradient by default.
     entropy: Shannon entropy H = -sum_j p_j ln p_j, within [0, ln V].
@@ -28,12 +26,12 @@ class TokenStats:
     sum_p2_logp: sum_j p_j^2 ln p_j.
     """
 
-    logprob: Tensor
-    entropy: Tensor
-    sum_p2: Tensor
-    sum_p2_logp: Tensor
+    logprob: Float[Tensor, "*shape"]
+    entropy: Float[Tensor, "*shape"]
+    sum_p2: Float[Tensor, "*shape"]
+    sum_p2_logp: Float[Tensor, "*shape"]
 
-    def map(self, function) -> TokenStats:
+    def map(self, function: Callable[[Tensor], Tensor]) -> TokenStats:
         """The statistics with `function` applied to each tensor."""
         return TokenStats(*(function(getattr(self, field.name)) for field in fields(self)))
 
@@ -47,14 +45,19 @@ def concatenate(parts: Iterable[TokenStats]) -> TokenStats:
     return TokenStats(*(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
-def token_stats(logits: Tensor, labels: Tensor, temperature: float = 1.0, chunk_rows: int | None = None) -> TokenStats:
+def token_stats(
+    logits: Float[Tensor, "*shape vocab"],
+    labels: Int[Tensor, "*shape"],
+    temperature: float = 1.0,
+    chunk_rows: int | None = None,
+) -> TokenStats:
     """Statistics of softmax(logits / temperature) at every row, with `labels` as the sampled tokens.
 
-    logits: (..., V), any float dtype; reduced in float32 (float64 stays float64). -inf marks
-        tokens outside the vocabulary in use. labels: (...), int64; IGNORED_LABEL rows get logprob 0
-        and no gradient through it. chunk_rows: rows reduced at once; by default about 4M elements.
-    Returns TokenStats of shape (...). `logprob` and `entropy` are differentiable, in the logits'
-    dtype, with d ln p_a/dz = (e_a - p)/temperature and dH/dz = -p (ln p + H)/temperature.
+    logits: any float dtype; reduced in float32 (float64 stays float64). -inf marks tokens outside the
+        vocabulary in use. labels: int64; IGNORED_LABEL rows get logprob 0 and no gradient through it.
+        chunk_rows: rows reduced at once; by default about 4M elements.
+    `logprob` and `entropy` are differentiable, in the logits' dtype, with d ln p_a/dz = (e_a - p)/temperature
+    and dH/dz = -p (ln p + H)/temperature.
     Raises ValueError on mismatched shapes, labels outside the vocabulary, temperature <= 0.
     A row without a finite logit gives NaN.
     """
@@ -74,8 +77,8 @@ def token_stats(logits: Tensor, labels: Tensor, temperature: float = 1.0, chunk_
     return TokenStats(*(value.reshape(labels.shape) for value in flat))
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """Entropy (...) of softmax(logits), in nats, at every row of logits (..., V): `token_stats` without a token.
+def entropy(logits: Float[Tensor, "*shape vocab"]) -> Float[Tensor, "*shape"]:
+    """Entropy of softmax(logits), in nats, at every row: `token_stats` without a token.
 
     Differentiable, with dH/dz = -p (ln p + H).
     """
@@ -87,7 +90,9 @@ class _TokenStats(torch.autograd.Function):
     """One chunked pass each way; the backward recomputes p from the logits and ln of the normaliser."""
 
     @staticmethod
-    def forward(ctx, logits_NV: Tensor, labels_N: Tensor, temperature: float, rows: int):
+    def forward(
+        ctx: Any, logits_NV: Float[Tensor, "rows vocab"], labels_N: Int[Tensor, "rows"], temperature: float, rows: int
+    ) -> tuple[Float[Tensor, "rows"], ...]:
         dtype = torch.promote_types(logits_NV.dtype, torch.float32)
         out = torch.empty(4, len(logits_NV), dtype=dtype, device=logits_NV.device)
         top_N, log_s_N = torch.empty(2, len(logits_NV), dtype=dtype, device=logits_NV.device)  # their sum would round
@@ -117,7 +122,9 @@ class _TokenStats(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_logprob_N, grad_entropy_N, *_):
+    def backward(
+        ctx: Any, grad_logprob_N: Float[Tensor, "rows"], grad_entropy_N: Float[Tensor, "rows"], *_: Any
+    ) -> tuple[Float[Tensor, "rows vocab"], None, None, None]:
         logits_NV, labels_N, top_N, log_s_N, entropy_N = ctx.saved_tensors
         grad_NV = torch.empty_like(logits_NV)
         with_entropy = bool(grad_entropy_N.any())
@@ -136,5 +143,5 @@ class _TokenStats(torch.autograd.Function):
         return grad_NV, None, None, None
 
 
-def _row_dot(a: Tensor, b: Tensor) -> Tensor:
+def _row_dot(a: Float[Tensor, "rows vocab"], b: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows"]:
     return torch.linalg.vecdot(a, b)  # an einsum of the two loses digits on wide rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from steer_core.common.errors import nearest
@@ -14,13 +15,15 @@ MAPS = ("exponential", "linear", "binary")
 
 
 @torch.no_grad()
-def normaliser(change: Tensor, mask: Tensor, quantile: float = 1.0) -> Tensor:
+def normaliser(
+    change: Float[Tensor, "*shape"], mask: Shaped[Tensor, "*shape"], quantile: float = 1.0
+) -> Float[Tensor, ""]:
     """The |entropy change| that gets lambda_min: a quantile over unmasked tokens, 1.0 for their maximum.
 
-    `change` and `mask` share a shape; the result is a scalar, 0 where nothing would change. What the
-    tokens are decides the scope: an optimiser step, a rollout or a micro-batch. The quantile is the
-    smallest value with at least that share at or below it, over tokens whose change is not 0: those
-    of groups with equal rewards, whose number varies from step to step, do not move it.
+    0 where nothing would change. What the tokens are decides the scope: an optimiser step, a rollout
+    or a micro-batch. The quantile is the smallest value with at least that share at or below it, over
+    tokens whose change is not 0: those of groups with equal rewards, whose number varies from step to
+    step, do not move it.
     Raises ValueError for a quantile outside (0, 1].
     """
     if not 0 < quantile <= 1:
@@ -34,15 +37,15 @@ def normaliser(change: Tensor, mask: Tensor, quantile: float = 1.0) -> Tensor:
 
 @torch.no_grad()
 def steer_weights(
-    change: Tensor,
-    mask: Tensor,
+    change: Float[Tensor, "*shape"],
+    mask: Shaped[Tensor, "*shape"],
     lambda_min: float,
-    scale: Tensor,
+    scale: Float[Tensor, ""],
     map: str = "exponential",
     lambda_max: float = 1.0,
-    smallest: Tensor | float = 0.0,
-) -> Tensor:
-    """lambda by the size of the entropy change; shape of `change`. STEER, arXiv 2510.10150, section 4.
+    smallest: Float[Tensor, ""] | float = 0.0,
+) -> Float[Tensor, "*shape"]:
+    """lambda by the size of the entropy change. STEER, arXiv 2510.10150, section 4.
 
     exponential: lambda_max exp(-alpha |change| / scale), alpha = ln(lambda_max / lambda_min).
     linear: lambda_max - (|change| - smallest) / (scale - smallest) (lambda_max - lambda_min), where
