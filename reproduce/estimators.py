@@ -126,7 +126,7 @@ def measured_cases(names: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]
 
 
 def published_rows(forms: Container[str]) -> Iterator[tuple[str, str, str, list[str]]]:
-    """(case, update, form, [MSE, Pearson, Spearman]) of the forms that others report; empty where they report nothing."""
+    """(case, update, form, [MSE, Pearson, Spearman]) of the forms that others report, empty where unknown."""
     for row in PUBLISHED:
         if row["form"] in forms:
             scores = [row.get(name, "") for name in ("mse", "pearson", "spearman")]

@@ -137,4 +137,4 @@ def test_the_kept_tables_end_with_what_the_paper_and_the_replication_report(tabl
     assert "| about 0.4 | 0.6 to 0.7 |" in lines[0]
     assert "| 0.387 | 0.304 |" in lines[1]
     assert all(line.startswith("| replication, Qwen2.5-Math-1.5B") for line in lines[1:])
-    assert [row["source"] for row in SCRIPT["PUBLISHED"] if not row["source"]] == []
+    assert all(row["source"] for row in SCRIPT["PUBLISHED"])
