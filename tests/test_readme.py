@@ -6,10 +6,12 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 from small import SMALL
 
 from steer_core.problems.sets import data_folder
@@ -166,10 +168,24 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page):
             assert anchor in map(slug, headings), link
 
 
+def test_the_readme_leads_to_every_page_of_docs():
+    linked = {link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", README)}
+    assert {f"docs/{path.name}" for path in PAGES if path.parent == ROOT / "docs"} <= linked
+
+
 @pytest.mark.parametrize("page", [name for name in TEXTS if name != "CHANGELOG.md"])  # which names what is gone
 def test_every_file_that_a_page_names_exists(page):
     for name in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|ipynb|md|yml|yaml|txt))`", TEXTS[page]):
         assert any((place / name).exists() for place in (ROOT, ROOT / "steer_core")), name
+
+
+def test_the_citation_names_this_version_and_the_paper():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    (paper,) = cited["references"]
+    assert paper["title"] == "Rethinking Entropy Interventions in RLVR: An Entropy Change Perspective"
+    assert "2510.10150" in paper["url"]
 
 
 def prose() -> dict[str, str]:
