@@ -76,7 +76,7 @@ def test_the_readme_has_at_most_130_lines():
 
 
 def test_every_steer_command_of_the_docs_runs_in_order(tmp_path):
-    told = commands("steer", "bash", pages=("docs/commands.md", "docs/evaluation.md", "docs/estimators.md"))
+    told = commands("steer", "bash", pages=("docs/commands.md", "docs/evaluation.md"))
     assert {words[1] for words in told} == {
         "compare", "train", "evaluate", "paired", "estimate", "report", "data", "doctor", "show", "plan"
     }  # fmt: skip
