@@ -13,7 +13,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from steer_core.runs.folder import RunFolder
 
 HERE = Path(__file__).parent
 CASES: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "estimators.yaml").read_text(encoding="utf-8"))
-PUBLISHED: dict[str, Any] = yaml.safe_load((HERE / "published" / "estimators.yaml").read_text(encoding="utf-8"))
+PUBLISHED: list[dict[str, str]] = yaml.safe_load((HERE / "published" / "estimators.yaml").read_text(encoding="utf-8"))
 RESULTS = HERE / "results" / "estimators"
 EMBEDDED_CASES = ("tabular", "countdown-base", "countdown-trained")
 
@@ -125,6 +125,14 @@ def measured_cases(names: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]
             yield record["label"], update, summary
 
 
+def published_rows(forms: Container[str]) -> Iterator[tuple[str, str, str, list[str]]]:
+    """(case, update, form, [MSE, Pearson, Spearman]) of the forms that others report, empty where unknown."""
+    for row in PUBLISHED:
+        if row["form"] in forms:
+            scores = [row.get(name, "") for name in ("mse", "pearson", "spearman")]
+            yield row["case"], row.get("update", ""), row["form"], scores
+
+
 def print_table(title: str, columns: Sequence[str], rows: list[list[str]], name: str) -> None:
     """Print the table, and write it as Markdown beside the results."""
     table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
@@ -135,6 +143,7 @@ def print_table(title: str, columns: Sequence[str], rows: list[list[str]], name:
         f"# {title}",
         "",
         "Bootstrap intervals over prompts, 95%. Command, date and machine of each case: estimators/*.json.",
+        "Rows without intervals are what others report; their sources: ../published/estimators.yaml.",
         "",
     ]
     lines += ["| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows)]

@@ -7,14 +7,15 @@
 Cases are in estimators.yaml; those that table1.py measured are not measured again. `state`: against the change at
 the token's own state, as in the paper. `influence`: against its effect on the batch's mean entropy. `size`: absolute
 values of both. `baseline` is -A (1 - p), which looks at no entropy.
-Prints and writes results/table8.md.
+Prints and writes results/table8.md, with what the paper and an independent replication report as the last rows.
 """
 
 from __future__ import annotations
 
-from estimators import cases_of, measured_cases, print_table
+from estimators import cases_of, measured_cases, print_table, published_rows
 
 from steer_core.estimate.measure import QUESTIONS, label_of, with_interval
+from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 
 COLUMNS = ("case", "update", "against", "estimate", "MSE", "Pearson", "Spearman", "right sign", "factor")
 
@@ -37,6 +38,10 @@ def main() -> None:
                         f"{scores['slope'][0]:.2g}",
                     ]
                 )
+    rows += [
+        [case, update, QUESTIONS["target"], label_of(form), *scores, "", ""]
+        for case, update, form, scores in published_rows(ENTROPY_CHANGE)
+    ]
     print_table("Table 8: every estimate on every model", COLUMNS, rows, "table8.md")
 
 

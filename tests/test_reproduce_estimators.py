@@ -129,3 +129,12 @@ def test_the_benchmark_of_the_ladder_times_every_rung(tmp_path):
     assert all(value > 0 for value in told["seconds"].values())
     assert (told["tokens"], told["repeats"]) == (8, 1)
     assert told["environment"]["command"].startswith("python benchmarks/ladder.py --model embedded")
+
+
+@pytest.mark.parametrize(("table", "rows"), [("table1", 2), ("table8", 3)])
+def test_the_kept_tables_end_with_what_the_paper_and_the_replication_report(table, rows):
+    lines = (ROOT / "reproduce" / "results" / f"{table}.md").read_text().splitlines()[-rows:]
+    assert "| about 0.4 | 0.6 to 0.7 |" in lines[0]
+    assert "| 0.387 | 0.304 |" in lines[1]
+    assert all(line.startswith("| replication, Qwen2.5-Math-1.5B") for line in lines[1:])
+    assert all(row["source"] for row in SCRIPT["PUBLISHED"])

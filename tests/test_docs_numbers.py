@@ -1,0 +1,193 @@
+"""Every table of README and docs holds the numbers of the result files that it names."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "reproduce" / "results"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def read(path: str):
+    return json.loads((ROOT / path).read_text(encoding="utf-8"))
+
+
+def page(name: str) -> str:
+    return " ".join((ROOT / "docs" / name).read_text(encoding="utf-8").split())
+
+
+def interval(bounds: dict, digits: int = 3, sign: str = "") -> str:
+    mean, low, high = (f"{bounds[name]:{sign}.{digits}f}" for name in ("mean", "low", "high"))
+    return mean if bounds["low"] is None else f"{mean} [{low}, {high}]"
+
+
+def over_seeds(difference: dict, sign: str = "+") -> str:
+    low, high = difference["over_seeds"]
+    return interval({"mean": difference["mean"], "low": low, "high": high}, sign=sign)
+
+
+def row_of(text: str, first_cell: str) -> list[str]:
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {first_cell} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+MAIN_JOB = read("reproduce/results/compare/summary.json")
+TOURNAMENT = read("reproduce/results/tournament/results.json")
+AT_EQUAL = "equal_pass@1"
+
+
+@pytest.mark.parametrize(
+    ("label", "arm"),
+    [
+        ("GRPO", "grpo"),
+        ("STEER, lambda_min 0.7 (paper)", "steer"),
+        ("STEER, lambda_min 0.3, 90% quantile", "steer-strong"),
+        ("GRPO, half the learning rate", "grpo-half-lr"),
+    ],
+)
+def test_the_levels_of_the_main_job_are_those_of_its_summary(label, arm):
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    measures = ("entropy", "pass@1", "pass@16", "pass@32")
+    assert row_of(text, label)[1:] == [interval(MAIN_JOB["levels"][arm][name]) for name in measures]
+    base = row_of(text, "base model")[2:]
+    assert base == [interval({**MAIN_JOB["base"][name]}) for name in measures[1:]]
+    assert row_of(text, "base model")[1] == f"{MAIN_JOB['base']['entropy']['mean']:.3f}"
+
+
+def test_the_differences_told_of_the_main_job_are_those_of_its_summary():
+    text, change = page("results.md"), MAIN_JOB["changes_from_base"]["grpo"]
+    for name in ("pass@1", "pass@16", "pass@32"):
+        assert interval(change[name], sign="+") in text, name
+    equal = MAIN_JOB["differences_at_equal_pass1"]
+    assert interval(equal["steer-strong"]["entropy"], sign="+") in text
+    assert interval(equal["grpo-half-lr"]["pass@16"], sign="+") in text
+    assert f"{MAIN_JOB['estimates']['watched_steps']} watched steps" in text
+    by_estimate = MAIN_JOB["estimates"]["by_estimate"]
+    for form in ("first_order", "paper"):
+        assert f"| {interval(by_estimate[form]['pearson'])} | {interval(by_estimate[form]['sign'])} |" in text
+
+
+def test_what_is_told_of_the_quadrants_is_in_their_results():
+    arms = [arm for arm in read("reproduce/results/quadrants/results.json")["arms"].values() if arm["quadrant"]]
+    agreed = [arm["verdict"] for arm in arms]
+    assert [verdict["average"] for verdict in agreed] == ["as the theory says"] * 8
+    assert sum(verdict["held_out"] == "as the theory says" for verdict in agreed) == 7
+    rewards = [(arm["difference"]["reward_last_5"], arm["difference"]["average"]) for arm in arms]
+    assert all(reward["mean"] * entropy["mean"] < 0 for reward, entropy in rewards)
+    assert sum(reward["low"] * reward["high"] > 0 for reward, _ in rewards) == 1
+    text = page("results.md")
+    assert "in all 8 arms.** All 8 are decided on training rollouts, 7 of 8 on held-out problems" in text
+    assert "against entropy in all 8 arms; 1 of these 8 differences in reward is decided" in text
+
+
+@pytest.mark.parametrize(
+    ("label", "case"),
+    [
+        ("Countdown, base (64; 16)", "countdown-base"),
+        ("Countdown, after 48 rollouts of GRPO (64; 15)", "countdown-trained"),
+        ("SmolLM2-135M on GSM8K (8; 2)", "smollm2-gsm8k"),
+        ("SmolLM2-135M on MATH500 (4; 1)", "smollm2-math500"),
+    ],
+)
+def test_the_table_of_estimates_is_that_of_the_measured_cases(label, case):
+    update = read(f"reproduce/results/estimators/{case}.json")["updates"]["sgd:0.001"]
+
+    def told(scores) -> str:
+        return interval(dict(zip(("mean", "low", "high"), scores, strict=True)), digits=2)
+
+    own, influence, size = (update[question] for question in ("target", "source", "size"))
+    row = row_of((ROOT / "docs" / "estimators.md").read_text(encoding="utf-8"), label)
+    assert label.endswith(f"; {update['mini_batches']})")
+    assert row[1:] == [
+        told(own["paper"]["pearson"]),
+        told(own["paper"]["sign"]),
+        f"{told(influence['paper']['sign'])} ({influence['baseline']['sign'][0]:.2f})",
+        f"{size['paper']['spearman'][0]:.2f}, {size['released']['spearman'][0]:.2f} "
+        f"({size['baseline']['spearman'][0]:.2f})",
+        f"{own['first_order']['pearson'][0]:.4f}",
+    ]
+
+
+def test_the_replication_is_told_with_the_same_numbers_everywhere():
+    rows = yaml.safe_load((ROOT / "reproduce" / "published" / "estimators.yaml").read_text(encoding="utf-8"))
+    replication = [row for row in rows if row["case"].startswith("replication")]
+    assert {row["form"] for row in replication} == {"paper", "released"}
+    for row in replication:
+        assert f"| {row['form']} | {row['pearson']} | {row['spearman']} |" in page("estimators.md")
+        assert row["pearson"] in page("paper.md")
+        assert row["spearman"] in page("paper.md")
+        for table in ("table1", "table8"):
+            if table == "table8" or row["form"] == "paper":
+                assert f"| {row['pearson']} | {row['spearman']} |" in (RESULTS / f"{table}.md").read_text()
+
+
+@pytest.mark.parametrize("arm", TOURNAMENT["stages"]["test"]["arms"])
+def test_every_row_of_the_tournament_is_that_of_its_results(arm):
+    found, chosen = TOURNAMENT["stages"]["test"]["arms"][arm], TOURNAMENT["chosen"].get(arm)
+    label, _, rate = found["label"].partition(", learning rate ")
+    names = {"STEER, tuned": "STEER", "STEER, paper's setting": "STEER, the paper's setting"}
+    lines = (ROOT / "docs" / "tournament.md").read_text(encoding="utf-8").splitlines()
+    (row,) = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if line.startswith(f"| {names.get(label, label)} |") and (label != "GRPO" or f"| {rate or 'x 1'} |" in line)
+    )
+    if chosen:
+        settings = (chosen["strength"], f"x {chosen['learning_rate']:g}")
+        assert row[1] == ", ".join(f"{x:g}" if isinstance(x, float) else x for x in settings if x is not None)
+    assert row[2:5] == [f"{found[name]['mean']:.3f}" for name in ("entropy", "pass@1", "pass@32")]
+    for cell, rival in zip(row[5:], ("grpo", "grpo-lr-half"), strict=True):
+        assert cell == ("" if rival == arm else over_seeds(found["against"][rival][AT_EQUAL]["pass@32"]))
+
+
+def test_the_figures_of_speed_are_those_of_the_benchmark():
+    text, found = page("speed.md"), read("benchmarks/results/throughput.json")
+    ratios = {
+        "steer over grpo": "one micro-batch a step (the main job) |",
+        "steer over grpo, 4 micro-batches, scope rollout": "`intervention.scope=rollout` |",
+        "steer over grpo, 4 micro-batches, scope micro": "`intervention.scope=micro` |",
+        "steer over grpo, 4 micro-batches, scope step": "`intervention.scope=step` |",
+        "influence over grpo": "the same of influence weights |",
+        "grpo with the probe over grpo": "(`train.probe_sequences=16` over 0) |",
+    }
+    for name, before in ratios.items():
+        ratio = found["update_time_ratios"][name]
+        assert f"{before} {interval({**ratio, 'mean': ratio['median']}, digits=2)}" in text, name
+    for what in ("sampling", "training"):
+        assert f"{round(found[f'{what}_tokens_per_second']['median'], -2):,.0f} response tokens a second" in text
+    memory = found["update_peak_memory_mib"]
+    assert f"{memory['grpo']} and {memory['steer']} MiB" in text
+
+
+def test_the_costs_told_are_those_of_the_benchmarks():
+    ladder = read("benchmarks/results/ladder_cpu.json")["time over a training step"]
+    assert f"in {ladder['first order']['median']:.1f} times the time of a training step" in page("estimators.md")
+    assert f"in {ladder['influence']['median']:.1f} times that time" in page("estimators.md")
+    assert f"costs {ladder['first order']['median']:.1f} times a training step" in README
+    sandbox = read("benchmarks/results/sandbox.json")
+    for ratio in (sandbox["over_plain"]["sandbox, 1 test"], sandbox["further_test_over_plain"]):
+        digits = 1 if ratio["median"] > 1 else 2
+        assert interval({**ratio, "mean": ratio["median"]}, digits=digits) in page("evaluation.md")
+
+
+def test_the_readmes_table_of_findings_is_that_of_the_results():
+    rows = [line for line in README.splitlines() if line.startswith("| Does ") or line.startswith("| Is ")]
+    assert len(rows) == 4
+    change = MAIN_JOB["changes_from_base"]["grpo"]
+    assert f"{interval(change['pass@32'], sign='+')} ({interval(change['pass@1'], sign='+')})" in rows[0]
+    arms = TOURNAMENT["stages"]["test"]["arms"]
+    for row, arm in zip(rows[1:3], ("steer-paper", "grpo-lr-half"), strict=True):
+        difference = arms[arm]["against"]["grpo"][AT_EQUAL]["pass@32"]
+        assert over_seeds(difference) in row
+        assert difference["verdict"] == "undecided"
+        assert ": undecided" in row
+    assert f"p {arms['grpo-lr-half']['against']['grpo'][AT_EQUAL]['pass@32']['p_holm']:.3f} after Holm" in rows[2]
+    own = read("reproduce/results/estimators/smollm2-gsm8k.json")["updates"]["sgd:0.001"]
+    mean, low, high = own["target"]["paper"]["pearson"]
+    assert interval({"mean": mean, "low": low, "high": high}, digits=2) in rows[3]
+    assert f"right for {own['source']['paper']['sign'][0]:.0%} of SmolLM2's" in README
+    days = {MAIN_JOB["environment"]["date"][:10], TOURNAMENT["stages"]["test"]["environment"]["date"][:10]}
+    assert days == {"2026-11-23"}
