@@ -155,7 +155,8 @@ def test_rewards_of_a_sample_are_the_tasks_own_group_by_group(policy):
     drawn = sample(policy, task, config)
     problems = {problem.prompt: problem for problem in task.problems("train", 64)}
     prompts = policy.tokenizer.batch_decode(drawn.rollout.prompt_ids_BP, skip_special_tokens=True)
-    expected = [float(task.verify(problems[p], t)) for p, t in zip(prompts, drawn.rollout.texts, strict=True)]
+    verdicts = task.grade([problems[p] for p in prompts], drawn.rollout.texts)
+    expected = [float(verdict.correct) for verdict in verdicts]
     assert drawn.rewards_PG.flatten().tolist() == expected
     assert 0 < sum(expected) < len(expected)
     assert [len(set(prompts[i : i + 8])) for i in range(0, 64, 8)] == [1] * 8

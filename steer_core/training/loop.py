@@ -124,7 +124,7 @@ class Trainer(Updates):
             )
         sampled = time.perf_counter()
 
-        verdicts = self.task.grade_all([problem for problem in problems for _ in range(group)], rollout.texts)
+        verdicts = self.task.grade([problem for problem in problems for _ in range(group)], rollout.texts)
         solved = [verdict.correct for verdict in verdicts]
         reals = {"dtype": self.scoring_dtype, "device": self.model.device}
         rewards_B = torch.tensor([float(right) for right in solved], **reals)
