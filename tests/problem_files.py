@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from steer_core.problems import sets as data
+from steer_core.problems import sets
 from steer_core.problems.prompts import question_of
 from steer_core.problems.rows import read_file
 
@@ -23,15 +23,15 @@ def write(folder, rows, name="aime24.parquet"):
 
 
 def released(name):
-    """The folder of the released files, found as `load_data` finds it; the test is skipped where they are not."""
-    folder = data.data_folder()
-    if folder is None or not (folder / data.facts_of(name).file).is_file():
+    """The folder of the released files, found as `load_set` finds it; the test is skipped where they are not."""
+    folder = sets.data_folder()
+    if folder is None or not (folder / sets.facts_of(name).file).is_file():
         pytest.skip(f"the released file of {name} is in no local folder")
     return folder
 
 
 def released_rows(name):
     """(bare question, `extra_info` or {}) of every row of a released file."""
-    table = read_file(released(name) / data.facts_of(name).file)
+    table = read_file(released(name) / sets.facts_of(name).file)
     extras = table["extra_info"] if "extra_info" in table.column_names else [{}] * len(table)
     return [(question_of(messages)[1], extra) for messages, extra in zip(table["prompt"], extras, strict=True)]

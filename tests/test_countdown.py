@@ -12,15 +12,12 @@ from hypothesis import strategies as st
 from steer_core.common.errors import SteerError
 from steer_core.config.sections import CountdownConfig
 from steer_core.policy.tokenizer import character_tokenizer
-from steer_core.problems import Countdown, Problem, make_task, split_of
+from steer_core.problems import Countdown, make_task, split_of
 from steer_core.problems import countdown as module
+from steer_core.rewards.countdown import apply, is_solution
 
 TASK = Countdown()
 SMALL = CountdownConfig(numbers=3, largest_number=9)
-
-
-def problem(prompt):
-    return Problem(id=prompt, prompt=prompt, answer=prompt.split("=")[1].rstrip(":"))
 
 
 def value(left, operator, right):
@@ -84,7 +81,7 @@ def traces(table):
 def test_every_generated_trace_solves_its_problem(config):
     task = Countdown(config)
     for generated, trace in islice(task.solved(random.Random(0)), 300):
-        assert task.verify(generated, trace)
+        assert task.grade([generated], [trace])[0].correct
         assert solves(generated.prompt, trace)
         numbers, target = generated.prompt.removesuffix(":").split("=")
         numbers = [int(n) for n in numbers.split(",")]
@@ -92,8 +89,7 @@ def test_every_generated_trace_solves_its_problem(config):
         assert numbers == sorted(numbers)
         assert 1 <= numbers[0] <= numbers[-1] <= config.largest_number
         assert config.smallest_target <= int(target) <= config.largest_target
-        assert generated.id == generated.prompt
-        assert generated.answer == target
+        assert generated.id == generated.prompt == generated.reference
         assert set(generated.prompt + trace) <= set(module.CHARACTERS)
 
 
@@ -105,7 +101,7 @@ def test_verifier_accepts_every_valid_trace_and_only_for_its_target(numbers):
     assert max(map(len, ends.values())) > 3  # there is something to explore
     for target in ends:
         for end, valid in ends.items():
-            assert {TASK.verify(problem(f"{numbers}={target}:"), trace) for trace in valid} == {end == target}
+            assert {is_solution(f"{numbers}={target}:", trace) for trace in valid} == {end == target}
 
 
 @given(st.integers(0, 10**6), st.data())
@@ -115,7 +111,7 @@ def test_verifier_judges_damaged_traces_as_the_rules_do(seed, data):
         at = data.draw(st.integers(0, len(trace)))
         width, new = data.draw(st.integers(0, 2)), data.draw(st.text(module.CHARACTERS, max_size=2))
         trace = trace[:at] + new + trace[at + width :]
-    assert TASK.verify(generated, trace) == solves(generated.prompt, trace)
+    assert is_solution(generated.prompt, trace) == solves(generated.prompt, trace)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +159,7 @@ def test_verifier_judges_damaged_traces_as_the_rules_do(seed, data):
     ],
 )
 def test_verifier_rejects(prompt, response):
-    assert TASK.verify(problem(prompt), response) is False
+    assert is_solution(prompt, response) is False
 
 
 def test_verifier_accepts_what_the_rejected_traces_were_made_from():
@@ -175,17 +171,17 @@ def test_verifier_accepts_what_the_rejected_traces_were_made_from():
         ("2,2,3=12:", "2*3=6,6*2=12"),
         ("2,3,4=6:", "4/2=2,2*3=6"),
     ]:
-        assert TASK.verify(problem(prompt), response) is True
+        assert is_solution(prompt, response) is True
 
 
 @pytest.mark.parametrize("text", ["9" * 10**6, "1+1=2," * 10**5, "*" * 10**6, "2*3=6," + "6" * 10**5 + "*4=24"])
 def test_verifier_survives_huge_text(text):
-    assert TASK.verify(problem("2,3,4=24:"), text) is False
+    assert is_solution("2,3,4=24:", text) is False
 
 
 @given(st.text(max_size=60))
 def test_verifier_never_raises(text):
-    assert TASK.verify(problem("2,3,4=24:"), text) is solves("2,3,4=24:", text)
+    assert is_solution("2,3,4=24:", text) is solves("2,3,4=24:", text)
 
 
 @pytest.mark.parametrize(
@@ -204,12 +200,12 @@ def test_verifier_never_raises(text):
     ],
 )
 def test_apply_gives_positive_whole_numbers_or_none(left, operator, right, result):
-    assert module.apply(left, operator, right) == result
+    assert apply(left, operator, right) == result
 
 
 def test_apply_raises_on_another_operator():
     with pytest.raises(ValueError, match="operator"):
-        module.apply(1, "%", 1)
+        apply(1, "%", 1)
 
 
 def test_splits_are_disjoint_deduplicated_and_go_by_the_hash():

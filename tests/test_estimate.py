@@ -34,6 +34,7 @@ from steer_core.formulas.tabular import tabular_tokens
 from steer_core.ladder.attribution import RUNGS
 from steer_core.policy.model import load_policy
 from steer_core.problems import Countdown
+from steer_core.rewards import Verdict
 from steer_core.rollout.huggingface import HuggingFaceSampler
 from steer_core.rollout.rollout import Rollout
 from steer_core.runs.folder import RunFolder
@@ -43,6 +44,13 @@ DOUBLE = ("model.dtype=float64", "rollout.max_new_tokens=20")
 PLACES = ["group", "sequence", "position", "token", "text", "advantage", "logprob", "entropy", "quadrant"]
 MEASURES = {"mse", "pearson", "spearman", "sign", "slope"}
 UPDATES = [Update("sgd", 0.001), Update("adamw", 1e-5)]
+
+
+def grader_of(right):
+    """A grader that goes by a response's text alone."""
+    return SimpleNamespace(
+        name="scripted", grade=lambda references, texts: [Verdict("right" if right(x) else "wrong") for x in texts]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +123,7 @@ def scripted(monkeypatch):
 
     monkeypatch.setattr(module, "HuggingFaceSampler", Engine)
     task = Countdown()
-    monkeypatch.setattr(task, "verify", lambda problem, text: text == "right")
+    monkeypatch.setattr(task, "grader", grader_of(lambda text: text == "right"))
     policy = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
     return lambda *settings, **options: (sample(policy, task, small_config(*settings), **options), asked)
 
@@ -155,7 +163,8 @@ def test_rewards_of_a_sample_are_the_tasks_own_group_by_group(policy):
     drawn = sample(policy, task, config)
     problems = {problem.prompt: problem for problem in task.problems("train", 64)}
     prompts = policy.tokenizer.batch_decode(drawn.rollout.prompt_ids_BP, skip_special_tokens=True)
-    expected = [float(task.verify(problems[p], t)) for p, t in zip(prompts, drawn.rollout.texts, strict=True)]
+    verdicts = task.grade([problems[p] for p in prompts], drawn.rollout.texts)
+    expected = [float(verdict.correct) for verdict in verdicts]
     assert drawn.rewards_PG.flatten().tolist() == expected
     assert 0 < sum(expected) < len(expected)
     assert [len(set(prompts[i : i + 8])) for i in range(0, 64, 8)] == [1] * 8
@@ -369,7 +378,7 @@ def test_a_score_that_is_undefined_is_shown_as_such_and_stops_nothing(whole):
 
 
 def test_rewards_that_are_equal_within_every_group_are_told_with_what_to_do(monkeypatch):
-    monkeypatch.setattr(Countdown, "verify", lambda self, problem, text: True)
+    monkeypatch.setattr(Countdown, "grader", grader_of(lambda text: True))
     with pytest.raises(SteerError, match=r"rewards: equal within every group.*raise rollout.prompts.*--with-signal"):
         estimate("embedded", small_config("rollout.prompts=2"), [Update("sgd", 0.01)])
 

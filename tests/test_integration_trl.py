@@ -24,6 +24,7 @@ from steer_core.interventions.steer import Steer
 from steer_core.interventions.steer_control import SteerControl
 from steer_core.policy.model import load_policy
 from steer_core.problems import Countdown
+from steer_core.rewards.countdown import is_solution
 
 LOW, HIGH, DUAL, TEMPERATURE = 0.1, 0.15, 1.2, 0.9
 CLIP = ClipRange(LOW, HIGH, DUAL)
@@ -55,7 +56,9 @@ PROBLEMS = {problem.prompt: problem for problem in TASK.problems("train", 32)}
 
 def reward(prompts, completions, **_):
     """Whether the verifier accepts, and a little for length, so that every group has a gradient."""
-    return [TASK.verify(PROBLEMS[p], text) + 0.01 * len(text) for p, text in zip(prompts, completions, strict=True)]
+    return [
+        is_solution(PROBLEMS[p].prompt, text) + 0.01 * len(text) for p, text in zip(prompts, completions, strict=True)
+    ]
 
 
 def config(folder, **settings):

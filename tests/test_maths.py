@@ -15,7 +15,8 @@ from steer_core.policy.model import EMBEDDED
 from steer_core.policy.tokenizer import character_tokenizer
 from steer_core.problems import Maths, Problem, make_task, split_of
 from steer_core.problems.countdown import CHARACTERS
-from steer_core.problems.sets import distinct, read_rows
+from steer_core.problems.rows import read_rows
+from steer_core.problems.sets import distinct
 from steer_core.rewards.maths import MathsGrader
 
 BENCHMARKS = Path(__file__).parents[2] / "shared" / "data"
@@ -68,7 +69,7 @@ def test_the_splits_are_disjoint_whole_go_by_the_hash_and_keep_the_files_order(t
         assert [int(p.id.split("+")[0]) for p in found] == sorted(int(p.id.split("+")[0]) for p in found)
         seen += found
     assert len({problem.id for problem in seen}) == 200
-    assert all(problem.answer == str(eval(problem.prompt[:-1])) for problem in seen)
+    assert all(problem.reference == str(eval(problem.prompt[:-1])) for problem in seen)
 
 
 def test_asking_a_split_for_more_than_it_holds_raises_with_what_it_holds(tmp_path):
@@ -196,13 +197,12 @@ def test_a_wrong_answer_or_a_broken_text_does_not_count_and_does_not_raise(truth
     assert not MathsGrader(anywhere=True).grade([truth], [response])[0].correct
 
 
-def test_verify_judges_by_the_problems_answer(tmp_path):
+def test_a_task_grades_by_the_problems_reference(tmp_path):
     task = maths(tmp_path, sums(3))
-    assert task.verify(Problem("", "", "3"), "1+2=3")
-    assert not task.verify(Problem("", "", "3"), "1+2=4")
-    assert task.verify_all([Problem("", "", "3")] * 3, ["3", "4", r"\boxed{3}"]) == [True, False, True]
+    problem, texts = Problem("", "", "3"), ["1+2=3", "1+2=4", "3", "4", r"\boxed{3}"]
+    assert [verdict.correct for verdict in task.grade([problem] * 5, texts)] == [True, False, True, False, True]
     with pytest.raises(ValueError, match="shorter"):
-        task.verify_all([Problem("", "", "3")] * 2, ["3"])
+        task.grade([problem] * 2, ["3"])
 
 
 def test_a_run_trains_on_a_file_of_problems(tmp_path):

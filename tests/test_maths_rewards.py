@@ -348,10 +348,10 @@ def test_countdown_is_graded_by_its_own_verification():
     verdicts = grader.grade([prompt] * len(traces), traces)
     assert [verdict.status for verdict in verdicts] == ["wrong", "right", "right", "wrong", "unanswered", "wrong"]
     assert verdicts[1].answer == verdicts[2].answer != verdicts[3].answer
-    task, problem = Countdown(), Problem(prompt, prompt, "24")
-    assert task.verify_all([problem] * len(traces), traces) == [verdict.correct for verdict in verdicts]
+    task, problem = Countdown(), Problem(prompt, prompt, prompt)
+    assert task.grade([problem] * len(traces), traces) == verdicts
     with pytest.raises(ValueError, match="shorter"):
-        task.verify_all([problem, problem], ["24"])
+        task.grade([problem, problem], ["24"])
     with pytest.raises(ValueError, match="is no prompt of Countdown"):
         grader.grade(["24"], ["24"])
     with pytest.raises(ValueError, match="shorter"):

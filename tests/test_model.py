@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from steer_core.policy.model import EMBEDDED
 from steer_core.policy.tokenizer import character_tokenizer
-from steer_core.problems import Countdown, Problem, split_of
+from steer_core.problems import Countdown, split_of
 from steer_core.problems.countdown import CHARACTERS
+from steer_core.rewards.countdown import is_solution
 
 MAKER = Path(__file__).parents[1] / "reproduce" / "base_model.py"
 
@@ -81,6 +82,4 @@ def test_a_response_that_the_base_model_learns_from_solves_its_problem(tokenizer
     for row, label in zip(ids, labels, strict=True):
         learnt = label != -100
         prompt = tokenizer.decode(row[: int(learnt.int().argmax())])
-        target = prompt.rstrip(":").split("=")[1]
-        problem = Problem(id=prompt, prompt=prompt, answer=target)
-        assert task.verify(problem, tokenizer.decode(row[learnt]).removesuffix("<eos>"))
+        assert is_solution(prompt, tokenizer.decode(row[learnt]).removesuffix("<eos>"))

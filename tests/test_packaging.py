@@ -22,7 +22,7 @@ SHIPPED = [
     *(f"configs/{name}.yaml" for name in ("grpo", "steer")),
     *(f"show/viewer.{name}" for name in ("html.j2", "css", "js")),
     *(f"plans/{name}.yaml" for name in ("compare", "quick", "quadrants")),
-    "problems/data_manifest.yaml",
+    "problems/manifest.yaml",
     "rewards/inside.py",
 ]
 

@@ -249,8 +249,8 @@ def test_long_prompts_are_left_out(tmp_path):
         make_task(MathsConfig(file=str(tmp_path / "sums.parquet"), prompt_tokens=most), tokenizer)
         for most in (None, 20)
     )
-    assert len(everything.short) == 59
-    assert max(map(len, short.short)) == 20
+    assert len(everything.fitting) == 59
+    assert max(len(problem.id) for problem in short.fitting) == 20
     with pytest.raises(SteerError, match="problems of at most 20 tokens where 50 are asked"):
         short.problems("train", 50)
 
@@ -274,15 +274,15 @@ def test_a_program_is_right_where_it_passes_every_test_that_counts(data):
         task = code(data, tests=tests)
         problems = task.problems("train", 2)
         wrong = "```python\nprint(1)\n```"
-        assert task.verify_all([problems[0]] * 3, [PROGRAM, wrong, "no program"]) == [right, False, False]
-        assert task.verify(problems[1], PROGRAM) is right
+        asked, texts = [problems[0]] * 3 + [problems[1]], [PROGRAM, wrong, "no program", PROGRAM]
+        assert [verdict.correct for verdict in task.grade(asked, texts)] == [right, False, False, right]
         assert problems[0].prompt.startswith("<|im_start|>user\nWrite program")
 
 
 def test_a_program_that_a_limit_ended_was_judged_and_is_wrong(data):
     task = code(data, tests=2)
     (problem,) = task.problems("train", 1)
-    (verdict,) = task.grade_all([problem], ["```python\nx = bytearray(1 << 40)\n```"])
+    (verdict,) = task.grade([problem], ["```python\nx = bytearray(1 << 40)\n```"])
     assert verdict.status == "wrong"
     assert "memory" in verdict.detail
 

@@ -8,10 +8,21 @@ from problem_files import released_rows, user
 from steer_core.common.errors import SteerError
 from steer_core.policy.tokenizer import character_tokenizer
 from steer_core.problems.countdown import CHARACTERS
-from steer_core.problems.prompts import CHINESE, CHINESE_TAILS, NO_FORM, WRAPPERS, question_of, unwrap
-from steer_core.problems.sets import STYLES, Question, render, styled
+from steer_core.problems.problem import Problem
+from steer_core.problems.prompts import (
+    CHINESE,
+    CHINESE_TAILS,
+    NO_FORM,
+    STYLES,
+    WRAPPERS,
+    prompted,
+    question_of,
+    render,
+    styled,
+    unwrap,
+)
 
-QUESTION = Question("set/1", [{"role": "user", "content": "as shipped"}], "What is 1+1?", "2")
+PROBLEM = Problem("set/1", "", "2", "What is 1+1?", user("as shipped"))
 TEXT = st.text(st.characters(codec="utf-8"), max_size=60)
 
 
@@ -70,21 +81,21 @@ def test_the_bare_question_is_the_last_that_the_user_says():
 
 def test_every_style_has_a_meaning_and_shipped_gives_the_files_messages_as_a_copy():
     assert all(style.meaning for style in STYLES.values())
-    shipped = styled(QUESTION, "shipped")
-    assert shipped == QUESTION.messages
+    shipped = styled(PROBLEM, "shipped")
+    assert shipped == PROBLEM.messages
     shipped[0]["content"] = "changed"
-    assert QUESTION.messages[0]["content"] == "as shipped"
+    assert PROBLEM.messages[0]["content"] == "as shipped"
 
 
 def test_styles_say_what_they_ask_for():
-    assert styled(QUESTION, "bare") == user("What is 1+1?")
-    assert r"\boxed{...}" in styled(QUESTION, "boxed")[0]["content"]
-    assert '"Answer:"' in styled(QUESTION, "answer-line")[0]["content"]
-    assert "```python" in styled(QUESTION, "code")[0]["content"]
+    assert styled(PROBLEM, "bare") == user("What is 1+1?")
+    assert r"\boxed{...}" in styled(PROBLEM, "boxed")[0]["content"]
+    assert '"Answer:"' in styled(PROBLEM, "answer-line")[0]["content"]
+    assert "```python" in styled(PROBLEM, "code")[0]["content"]
     system = r"Please reason step by step, and put your final answer within \boxed{}."
-    assert styled(QUESTION, "qwen-boxed") == [{"role": "system", "content": system}, *user("What is 1+1?")]
+    assert styled(PROBLEM, "qwen-boxed") == [{"role": "system", "content": system}, *user("What is 1+1?")]
     with pytest.raises(SteerError, match=r"benchmark\.style: 'boxd' is unknown; did you mean 'boxed'"):
-        styled(QUESTION, "boxd")
+        styled(PROBLEM, "boxd")
 
 
 def test_the_rendered_prompt_shows_the_system_prompt_that_the_chat_template_adds():
@@ -96,3 +107,12 @@ def test_the_rendered_prompt_shows_the_system_prompt_that_the_chat_template_adds
     )
     assert render(user("1+1"), tokenizer) == "<system>hidden<user>1+1<me>"
     assert render([{"role": "system", "content": "mine"}, *user("1+1")], tokenizer) == "<system>mine<user>1+1<me>"
+
+
+def test_a_prompted_problem_keeps_all_but_its_prompt():
+    tokenizer = character_tokenizer(CHARACTERS)
+    for style, text in (("bare", "What is 1+1?"), ("shipped", "as shipped")):
+        found = prompted(PROBLEM, style, tokenizer)
+        assert found.prompt == text
+        assert (found.id, found.reference, found.question) == (PROBLEM.id, PROBLEM.reference, PROBLEM.question)
+        assert found.messages == PROBLEM.messages

@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,12 +43,14 @@ def update_once(trainer, rewards=None):
 def test_responses_that_are_not_judged_are_counted_and_noted_and_a_broken_grader_ends_the_run(tmp_path):
     trainer = small_trainer(tmp_path / "run", "train.rollouts=1", "evaluation.every=0")
     slow, broken = Verdict("timed out", detail="no answer"), Verdict("crashed", detail="no sympy")
-    trainer.task.grade_all = lambda problems, texts: [slow, broken, *[Verdict("right")] * (len(texts) - 2)]
+    trainer.task.grader = SimpleNamespace(
+        name="scripted", grade=lambda references, texts: [slow, broken, *[Verdict("right")] * (len(texts) - 2)]
+    )
     trainer.fit()
     (row,), (note,) = trainer.run.read(), trainer.run.read("notes.jsonl")[:1]
     assert (row["reward/unjudged"], row["reward/mean"]) == (2 / 16, 14 / 16)
     assert note["note"].startswith("2 of 16 responses were not judged, their reward is 0 (timed out: no answer)")
-    trainer.task.grade_all = lambda problems, texts: [broken] * len(texts)
+    trainer.task.grader = SimpleNamespace(name="scripted", grade=lambda references, texts: [broken] * len(texts))
     with pytest.raises(SteerError, match=r"rollout 2: the grader crashed on every response \(crashed: no sympy\)"):
         trainer.rollout_and_update(2)
 

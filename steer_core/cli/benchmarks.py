@@ -25,14 +25,14 @@ def evaluate_on_benchmarks(args: argparse.Namespace, folder: str, names: list[st
 
     from steer_core.common.tables import rich_table
     from steer_core.evaluation import tables as tables
-    from steer_core.evaluation.benchmarks import evaluate_benchmarks
+    from steer_core.evaluation.problem_sets import evaluate_problem_sets
 
     torch.set_num_threads(config.benchmark.threads)
     title = Path(args.model).name
     out = args.out or Path("runs/evaluate") / title
     scores = tables.published_scores(args.published)
     with Responses() as progress:
-        evaluate_benchmarks(names, config, out, args.resume, progress.show, args.accept_changed)
+        evaluate_problem_sets(names, config, out, args.resume, progress.show, args.accept_changed)
     summary, console = tables.write_summary(out, title, scores), _console()
     console.print(rich_table(f"{title}, percent", tables.HEAD, tables.lines_of(summary)))
     beside = tables.published_lines(summary, title, scores) if args.published else []

@@ -144,7 +144,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from steer_core.common.files import write_atomically
     from steer_core.common.seeding import derive_seed
     from steer_core.evaluation.held_out import evaluate as run_evaluation
-    from steer_core.evaluation.held_out import evaluation_table
+    from steer_core.evaluation.tables import evaluation_table
     from steer_core.policy.model import load_policy
     from steer_core.policy.tokenizer import check_prompt
     from steer_core.problems import make_task

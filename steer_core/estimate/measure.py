@@ -124,8 +124,8 @@ def sample(
         chosen = [problems[i] for i in order[start : start + wanted]]
         seed = derive_seed(config.train.seed, "estimate", start)
         rollout = engine.generate([p.prompt for p in chosen], group, config.rollout, seed)
-        solved = task.verify_all([problem for problem in chosen for _ in range(group)], rollout.texts)
-        scores_PG = torch.tensor([float(right) for right in solved]).view(-1, group)
+        verdicts = task.grade([problem for problem in chosen for _ in range(group)], rollout.texts)
+        scores_PG = torch.tensor([float(verdict.correct) for verdict in verdicts]).view(-1, group)
         sampled += len(chosen)
         for p, row in enumerate(scores_PG):
             if len(kept) < wanted and (not with_signal or row.min() < row.max()):

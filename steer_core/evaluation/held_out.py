@@ -1,4 +1,4 @@
-"""Held-out evaluation: sample, verify, and estimate pass@k without bias."""
+"""Held-out evaluation: sample, grade, and estimate pass@k without bias."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from steer_core.common import ranks
 from steer_core.config.sections import EvaluationConfig
+from steer_core.evaluation.respond import respond
 from steer_core.policy.micro_batches import forward_passes
 from steer_core.policy.model import Policy
 from steer_core.policy.score import score
 from steer_core.problems import Problem, Task
 from steer_core.rollout.rollout import Sampler
-from steer_core.stats.intervals import bootstrap_over_problems
 from steer_core.stats.measures import pass_at_k
 
 _SCORED_SAMPLES = 4
@@ -48,7 +47,7 @@ class Evaluation:
 
 def evaluate(
     policy: Policy,
-    engine: Sampler,
+    sampler: Sampler,
     task: Task,
     problems: list[Problem],
     config: EvaluationConfig,
@@ -56,17 +55,16 @@ def evaluate(
     budget: int | None = None,
     packed: bool = False,
 ) -> Evaluation:
-    """Sample `config.samples` responses to each problem, verify them, score their entropy.
+    """Sample `config.samples` responses to each problem, grade them, score their entropy.
 
     budget, packed: most tokens of a scoring pass, and whether it goes without padding; by default 64 padded sequences.
     """
-    places = own_places(len(problems))
-    own = [problems[place] for place in places]
-    rollout = engine.generate([p.prompt for p in own], config.samples, config, seed, places)
-    right = task.verify_all([problem for problem in own for _ in range(config.samples)], rollout.texts)
-    scored = [i for i in range(len(right)) if i % config.samples < _SCORED_SAMPLES]
-    sums_PK = torch.zeros(len(own), 5, dtype=torch.float64)  # right, entropy, its tokens, cut off, tokens
-    sums_PK[:, 0] = torch.tensor(right).view(-1, config.samples).sum(-1)
+    places = padded_share(len(problems))
+    found = respond(sampler, [problems[i] for i in places], config.samples, config, seed, [task.grader], places)
+    rollout = found.rollout
+    scored = [row for row in range(len(rollout.texts)) if row % config.samples < _SCORED_SAMPLES]
+    sums_PK = torch.zeros(len(places), 5, dtype=torch.float64)  # correct, entropy, its tokens, cut off, tokens
+    sums_PK[:, 0] = torch.tensor(found.correct).view(-1, config.samples).sum(-1)
     sums_PK[:, 3] = torch.tensor([x == "length" for x in rollout.finish_reasons]).view(-1, config.samples).sum(-1)
     sums_PK[:, 4] = rollout.response_mask_BT.sum(-1).view(-1, config.samples).sum(-1).cpu()
     with torch.no_grad():
@@ -91,22 +89,7 @@ def evaluate(
     )
 
 
-def own_places(count: int) -> list[int]:
+def padded_share(count: int) -> list[int]:
     """Which of so many problems this rank evaluates: equally many on each, the last one again where they do not fit."""
     each = -(-count // ranks.world_size())
     return [min(ranks.rank() * each + i, count - 1) for i in range(each)]
-
-
-def evaluation_table(result: Evaluation, title: str, ks: tuple[int, ...]) -> Table:
-    """An evaluation for the terminal, pass@k with its interval over problems."""
-    table = Table(title=title)
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    table.add_column("95% interval over problems")
-    for k in ks:
-        interval = bootstrap_over_problems([pass_at_k(result.correct, result.samples, k)])
-        table.add_row(f"pass@{k}", f"{interval.mean:.3f}", f"{interval.low:.3f} to {interval.high:.3f}")
-    table.add_row("policy entropy (nats a token)", f"{result.policy_entropy:.3f}", "")
-    table.add_row("response length (tokens)", f"{result.length:.1f}", "")
-    table.add_row("truncated", f"{result.truncated:.1%}", "")
-    return table

@@ -1,11 +1,11 @@
-"""What an evaluation on benchmarks found: summary, tables, published numbers beside it, and pairs of evaluations."""
+"""What evaluations found: summary, tables, published numbers beside it, and pairs of evaluations."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,13 +14,36 @@ from steer_core.common.errors import SteerError, nearest
 from steer_core.common.files import write_atomically
 from steer_core.common.places import CHECKOUT
 from steer_core.common.tables import markdown_table
-from steer_core.evaluation.benchmarks import RESPONSES
 from steer_core.rewards.base import UNJUDGED
 from steer_core.stats.intervals import bootstrap_over_problems
-from steer_core.stats.measures import Decision, average, maj_at_k, paired, pass_interval
+from steer_core.stats.measures import Decision, average, maj_at_k, paired, pass_at_k, pass_interval
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from steer_core.evaluation.held_out import Evaluation
+
+RESPONSES = "responses.parquet"
+"""In the folder of an evaluation on problem sets: one row a response."""
 PUBLISHED = CHECKOUT / "reproduce" / "published" / "scores.tsv"
 """The paper's scores; part of a checkout, not of an installed package."""
+
+
+def evaluation_table(result: Evaluation, title: str, ks: tuple[int, ...]) -> Table:
+    """An evaluation on held-out problems for a terminal, pass@k with its interval over problems."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_column("95% interval over problems")
+    for k in ks:
+        interval = bootstrap_over_problems([pass_at_k(result.correct, result.samples, k)])
+        table.add_row(f"pass@{k}", f"{interval.mean:.3f}", f"{interval.low:.3f} to {interval.high:.3f}")
+    table.add_row("policy entropy (nats a token)", f"{result.policy_entropy:.3f}", "")
+    table.add_row("response length (tokens)", f"{result.length:.1f}", "")
+    table.add_row("truncated", f"{result.truncated:.1%}", "")
+    return table
 
 
 def read_responses(folder: Path) -> pd.DataFrame:

@@ -1,12 +1,18 @@
-"""Verifiable tasks: prompts, splits and exact verification. `make_task` is the one way to get one."""
+"""Verifiable tasks: prompts, splits and exact grading. `make_task` is the one way to get one."""
 
-from transformers import PreTrainedTokenizerBase
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from steer_core.config.sections import CodeConfig, MathsConfig, TaskConfig
 from steer_core.problems.code import Code
 from steer_core.problems.countdown import Countdown
 from steer_core.problems.maths import Maths
-from steer_core.problems.task import Problem, Split, Task, split_of
+from steer_core.problems.problem import Problem
+from steer_core.problems.task import Split, Task, split_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Code", "Countdown", "Maths", "Problem", "Split", "Task", "make_task", "split_of"]
 

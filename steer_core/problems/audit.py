@@ -51,7 +51,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 def audit(wanted: Sequence[str] = (), folder: Path | None = None, accept_changed: bool = False) -> dict[str, Any]:
     """The JSON-ready record of an audit.
 
-    wanted: sets by name; none: those whose file is there. Raises SteerError as `data.load_data` does, for a set named
+    wanted: sets by name; none: those whose file is there. Raises SteerError as `sets.load_set` does, for a set named
     twice, and where no file is there.
     """
     where = data_folder(folder)
@@ -241,7 +241,8 @@ def markdown(record: dict[str, Any]) -> str:
     parts = [
         "# What is in the data files",
         f"`{made['command']}`, {made['date'][:10]}, {made['cores']} cores of {made['processor']}. The facts that are "
-        f"checked at load: `steer_core/{MANIFEST.name}`. Not audited: {', '.join(record['left_out']) or 'none'}.",
+        f"checked at load: `steer_core/problems/{MANIFEST.name}`. "
+        f"Not audited: {', '.join(record['left_out']) or 'none'}.",
         "Problems are distinct questions, equal up to white space. *copies*: rows of a problem. *asks for*: the form "
         "of answer that the instruction names, in how many rows. *raw_problem cut*: rows whose `raw_problem` in "
         "`extra_info` is not the question that the prompt asks. *no answer* and *answers differ* (between rows of one "

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 
 from steer_core.common.errors import SteerError
 from steer_core.problems.files import FileTask
-from steer_core.problems.rows import Row, code_tests
-from steer_core.problems.task import Problem
-from steer_core.rewards.base import UNJUDGED, Verdict
+from steer_core.problems.problem import Row
+from steer_core.problems.rows import code_tests
 from steer_core.rewards.code import CodeGrader, parse_tests
 
 
@@ -51,20 +48,11 @@ class Code(FileTask):
 
     @cached_property
     def grader(self) -> CodeGrader:
-        """The grader, with its workers. Raises SteerError where this machine has no such sandbox."""
-        return CodeGrader(mode=self.config.sandbox)
+        """The grader, with its workers. Raises SteerError where this machine has no such sandbox.
 
-    def verify(self, problem: Problem, response: str) -> bool:
-        """Whether the response's program passes every test."""
-        return self.verify_all([problem], [response])[0]
-
-    def grade_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
-        """Whether each response's program passes every test of its problem.
-
-        One that ends by a limit of time, memory or output was judged as any other: it is wrong.
+        A program that a limit of time, memory or output ended was judged as any other: it is wrong.
         """
-        verdicts = self.grader.grade([problem.answer for problem in problems], responses)
-        return [replace(one, status="wrong") if one.status in UNJUDGED else one for one in verdicts]
+        return CodeGrader(mode=self.config.sandbox, ended_is_wrong=True)
 
 
 def first_tests(reference: str, count: int | None) -> str:

@@ -9,38 +9,25 @@ something to explore, and a policy that collapses onto one habit loses problems 
 from __future__ import annotations
 
 import random
-import re
-from collections import Counter
 from collections.abc import Iterator
 
 from steer_core.common.errors import SteerError
 from steer_core.config.sections import CountdownConfig
-from steer_core.problems.task import Problem, Split, Task, split_of
+from steer_core.problems.problem import Problem
+from steer_core.problems.task import Split, Task, split_of
+from steer_core.rewards.countdown import CountdownGrader, apply
 
 CHARACTERS = "0123456789+-*/=,:"
 LARGEST_VALUE = 999
-_STEP = re.compile(r"(0|[1-9][0-9]{0,5})([+\-*/])(0|[1-9][0-9]{0,5})=(0|[1-9][0-9]{0,5})")
 _DRAWS = 1000
 _DRAWS_PER_PROBLEM = 100
-
-
-def apply(left: int, operator: str, right: int) -> int | None:
-    """The value of `left operator right`, or None where it is no positive whole number."""
-    if operator == "+":
-        return left + right
-    if operator == "-":
-        return left - right if left > right else None
-    if operator == "*":
-        return left * right
-    if operator == "/":
-        return left // right if right and left and left % right == 0 else None
-    raise ValueError(f"operator {operator!r} is none of + - * /")
 
 
 class Countdown(Task):
     """The Countdown task; `config` sets how many numbers there are and their ranges."""
 
     name = "countdown"
+    grader = CountdownGrader()
 
     def __init__(self, config: CountdownConfig | None = None) -> None:
         self.config = config or CountdownConfig()
@@ -66,7 +53,7 @@ class Countdown(Task):
             target = values[0]
             if config.smallest_target <= target <= config.largest_target:
                 prompt = f"{','.join(map(str, numbers))}={target}:"
-                yield Problem(id=prompt, prompt=prompt, answer=str(target)), ",".join(steps)
+                yield Problem(id=prompt, prompt=prompt, reference=prompt), ",".join(steps)
             else:
                 yield None
 
@@ -85,25 +72,3 @@ class Countdown(Task):
             f"ask for fewer, or widen task.largest_number ({self.config.largest_number}) "
             f"or task.largest_target ({self.config.largest_target})"
         )
-
-    def verify(self, problem: Problem, response: str) -> bool:
-        """Whether the trace uses each number exactly once, computes right, and ends at the target.
-
-        Values are positive whole numbers of at most six digits, without leading zeros.
-        """
-        numbers = problem.prompt.split("=")[0]
-        table = Counter(map(int, numbers.split(",")))
-        steps = response.split(",")
-        if len(steps) != table.total() - 1:
-            return False
-        result = None
-        for step in steps:
-            match = _STEP.fullmatch(step)
-            if match is None:
-                return False
-            left, right, result = int(match[1]), int(match[3]), int(match[4])
-            table.subtract((left, right))
-            if min(table.values()) < 0 or apply(left, match[2], right) != result:
-                return False
-            table[result] += 1
-        return result == int(problem.answer)

@@ -6,17 +6,14 @@ policy reads, a system prompt of the chat template included, so that it can be s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
-
 from steer_core.common.errors import SteerError, nearest
+from steer_core.problems.problem import Messages, Problem
 
 if TYPE_CHECKING:
-    from steer_core.problems.sets import Question
-
-Messages = list[dict[str, str]]
+    from transformers import PreTrainedTokenizerBase
 
 _HEAD = (
     "Solve the following math problem step by step. The last line of your response should be of the form {} "
@@ -98,13 +95,18 @@ STYLES = {
 """Every prompt style, by name."""
 
 
-def styled(question: Question, style: str) -> Messages:
-    """The chat messages of a question in a named style. Raises SteerError for an unknown style."""
+def styled(problem: Problem, style: str) -> Messages:
+    """The chat messages of a problem in a named style. Raises SteerError for an unknown style."""
     if style not in STYLES:
         raise SteerError(f"benchmark.style: {style!r} is unknown; {nearest(style, STYLES)}")
     if style == SHIPPED:
-        return [dict(message) for message in question.messages]
-    return STYLES[style].messages(question.question)
+        return [dict(message) for message in problem.messages]
+    return STYLES[style].messages(problem.question)
+
+
+def prompted(problem: Problem, style: str, tokenizer: PreTrainedTokenizerBase) -> Problem:
+    """The problem with the prompt that a tokenizer's model gets in a named style. Raises as `styled` and `render`."""
+    return replace(problem, prompt=render(styled(problem, style), tokenizer))
 
 
 def render(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> str:

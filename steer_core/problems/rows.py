@@ -23,12 +23,10 @@ from pydantic.dataclasses import dataclass
 
 from steer_core.common.errors import SteerError
 from steer_core.common.settings import STRICT
-from steer_core.problems.prompts import Messages
+from steer_core.problems.problem import Row
 
 if TYPE_CHECKING:
     import datasets
-
-Row = tuple[Messages, str]
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)

@@ -1,6 +1,6 @@
-"""Training and benchmark sets by name, read through `datasets` from a local folder or the hub, checked at load.
+"""Problem sets by name, read through `datasets` from a local folder or the hub, checked at load.
 
-The facts about each set live in `data_manifest.yaml`. A file's content is compared with them before anything is done
+The facts about each set live in `manifest.yaml`. A file's content is compared with them before anything is done
 with it. What is broken in the released files is not mended here: `steer data audit` shows it.
 
 Rows are grouped by the problem's identity, for a file may hold a problem in many rows: the AIME files store their
@@ -26,24 +26,11 @@ from steer_core.common.errors import SteerError, nearest
 from steer_core.common.files import sha256
 from steer_core.common.places import CHECKOUT
 from steer_core.common.settings import STRICT, build, read_yaml
-from steer_core.problems.prompts import STYLES, Messages, question_of, render, styled
-from steer_core.problems.rows import Hub, Row, code_tests, hub_rows, read_rows
+from steer_core.problems.problem import Messages, Problem, Row
+from steer_core.problems.prompts import question_of
+from steer_core.problems.rows import Hub, code_tests, hub_rows, read_rows
 
-__all__ = [
-    "STYLES",
-    "DataSet",
-    "Question",
-    "distinct",
-    "find_file",
-    "identity",
-    "load_data",
-    "names",
-    "read_rows",
-    "render",
-    "styled",
-]
-
-MANIFEST = Path(__file__).parent / "data_manifest.yaml"
+MANIFEST = Path(__file__).parent / "manifest.yaml"
 BESIDE = CHECKOUT.resolve().parent / "shared" / "data"
 """Where data lie when STEER_DATA names no folder: beside the checkout that the package runs from."""
 State = Literal["verified", "other encoding", "changed", "unverified"]
@@ -89,30 +76,16 @@ class Release:
 
 
 @dataclass(frozen=True)
-class Question:
-    """One distinct problem of a set.
+class ProblemSet:
+    """Problems that are graded alike. grader: who grades them. samples: responses to each.
 
-    id: its identity within the set. messages: as the file ships them. question: the bare text, without any answer
-    instruction. reference: what the grader compares with: the ground truth, or the tests of a code problem as JSON.
+    source, digest: where they come from, and the `content_hash` of all rows there; empty for problems that are made.
     """
 
-    id: str
-    messages: Messages
-    question: str
-    reference: str
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """A set by name. samples: of each problem, the paper's. rows: of the file. digest: `content_hash` of those rows."""
-
     name: str
-    title: str
-    use: Literal["training", "evaluation"]
-    grader: Literal["maths", "code"]
+    grader: Literal["maths", "code", "countdown"]
     samples: int
-    rows: int
-    questions: list[Question] = field(repr=False)
+    problems: list[Problem] = field(repr=False)
     source: str
     digest: str
 
@@ -161,8 +134,8 @@ def find_file(file: str, field: str = "task.file") -> Path:
     return folder / file
 
 
-def load_data(name: str, folder: Path | None = None, accept_changed: bool = False) -> DataSet:
-    """The set of that name, one question a problem, in the file's order.
+def load_set(name: str, folder: Path | None = None, accept_changed: bool = False) -> ProblemSet:
+    """The set of that name, every problem once, in the file's order, without a prompt yet.
 
     Problems without an answer, or with another answer in another row, are left out with a warning.
     Raises SteerError for an unknown name, a set that is not found, and a file that is not the manifest's,
@@ -170,18 +143,15 @@ def load_data(name: str, folder: Path | None = None, accept_changed: bool = Fals
     """
     release = read_release(name, folder, accept_changed)
     facts, where = release.facts, f"data {name}"
-    questions = []
+    problems = []
     for text, (messages, truth) in distinct(release.rows, release.source, row_identity, where).items():
         reference = code_tests(truth, f"{where}: {release.source}") if facts.grader == "code" else truth
-        questions.append(Question(problem_id(name, text), messages, question_of(messages)[1], reference))
-    return DataSet(
-        name, facts.title, facts.use, facts.grader, facts.samples, len(release.rows), questions, release.source,
-        release.digest,
-    )  # fmt: skip
+        problems.append(Problem(problem_id(name, text), "", reference, question_of(messages)[1], messages))
+    return ProblemSet(name, facts.grader, facts.samples, problems, release.source, release.digest)
 
 
 def read_release(name: str, folder: Path | None = None, accept_changed: bool = False) -> Release:
-    """Every row of a set, compared with the manifest. Raises as `load_data` does."""
+    """Every row of a set, compared with the manifest. Raises as `load_set` does."""
     facts, folder = facts_of(name), data_folder(folder)
     file = folder / facts.file if folder else None
     if file is None or not file.exists():

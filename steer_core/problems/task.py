@@ -1,50 +1,34 @@
-"""What the trainer and the evaluator need to know about a task: prompts, verification, splits."""
+"""What the trainer and the evaluator need to know about a task: its problems, its grader, its splits."""
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
-from steer_core.rewards.base import Verdict
+from steer_core.problems.problem import Problem
+from steer_core.rewards.base import Grader, Verdict
 
 Split = Literal["train", "validation", "test"]
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One problem. Two problems with the same `id` are the same problem, whatever row they came from."""
-
-    id: str
-    prompt: str
-    answer: str
-
-
-class Task(Protocol):
-    """A verifiable task."""
+class Task(ABC):
+    """A verifiable task: where its problems come from, and who grades responses to them."""
 
     name: str
+    grader: Grader
 
+    @abstractmethod
     def problems(self, split: Split, count: int) -> list[Problem]:
         """The first `count` distinct problems of a split, always the same ones in the same order."""
-        ...
 
-    def verify(self, problem: Problem, response: str) -> bool:
-        """Whether the response text solves the problem; never raises on any text."""
-        ...
-
-    def grade_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
-        """The verdict on each pair, in order; a task whose verification can be slow or fail overrides it.
+    def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
+        """The verdict on each pair of problem and response, in order; never raises on any text.
 
         Raises ValueError where the two differ in length.
         """
-        pairs = zip(problems, responses, strict=True)
-        return [Verdict("right" if self.verify(problem, text) else "wrong") for problem, text in pairs]
-
-    def verify_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[bool]:
-        """Whether each response solves its problem; see `grade_all`."""
-        return [verdict.correct for verdict in self.grade_all(problems, responses)]
+        return self.grader.grade([problem.reference for problem in problems], responses)
 
 
 def split_of(problem_id: str) -> Split:

@@ -13,13 +13,13 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
 from steer_core.common.environment import cores
 from steer_core.common.errors import SteerError
-from steer_core.rewards.base import Status, Verdict
+from steer_core.rewards.base import UNJUDGED, Status, Verdict
 from steer_core.rewards.sandbox import End, Limits, Mode, Outcome, Sandbox, require_sandbox
 
 FENCE = re.compile(r"^ {0,3}```[ \t]*+([^\s`]*+)[ \t\r]*+$", re.MULTILINE)
@@ -61,12 +61,21 @@ class CodeGrader:
 
     name = "code"
 
-    def __init__(self, workers: int | None = None, limits: Limits | None = None, mode: Mode = "bubblewrap") -> None:
-        """workers: programs at a time (the cores). Raises SteerError where this machine cannot run the mode."""
+    def __init__(
+        self,
+        workers: int | None = None,
+        limits: Limits | None = None,
+        mode: Mode = "bubblewrap",
+        ended_is_wrong: bool = False,
+    ) -> None:
+        """workers: programs at a time (the cores). ended_is_wrong: call a program wrong that a limit ended.
+
+        Raises SteerError where this machine cannot run the mode.
+        """
         workers = cores() if workers is None else workers
         if workers < 1:
             raise SteerError(f"workers: {workers!r} must be at least 1")
-        self.limits, self.mode = limits or Limits(), mode
+        self.limits, self.mode, self.ended_is_wrong = limits or Limits(), mode, ended_is_wrong
         require_sandbox(mode, self.limits)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="code-grader")
 
@@ -83,13 +92,16 @@ class CodeGrader:
         try:
             for reference, response in zip(references, responses, strict=True):
                 futures.append(self._pool.submit(self._judge, tests[reference], response, stop))
-            return [future.result() for future in futures]
+            verdicts = [future.result() for future in futures]
         except BaseException:
             stop.set()
             for future in futures:
                 future.cancel()
             wait(futures)
             raise
+        if not self.ended_is_wrong:
+            return verdicts
+        return [replace(one, status="wrong") if one.status in UNJUDGED else one for one in verdicts]
 
     def close(self) -> None:
         """Let the workers go, once what they run has ended."""

@@ -23,7 +23,9 @@ from steer_core.common.errors import SteerError
 from steer_core.common.files import PARTIAL, write_atomically
 from steer_core.common.settings import build, read_yaml, to_dict
 from steer_core.config.config import Config
-from steer_core.policy.model import base_digest
+from steer_core.engines.base import TrainingEngine
+from steer_core.interventions.base import Memory
+from steer_core.policy.model import Policy, base_digest
 from steer_core.runs.checkpoints import LOGS, Checkpoints, step_of, writing
 from steer_core.runs.responses import Response, rollout_path
 from steer_core.runs.responses import write as write_responses
@@ -76,6 +78,12 @@ class RunFolder:
         with writing(self.path):
             (self.path / "rollouts").mkdir(exist_ok=True)
             write_responses(rollout_path(self.path, rollout_index), rows)
+
+    def save_checkpoint(
+        self, rollout_index: int, policy: Policy, engine: TrainingEngine, memory: Memory, score: float | None = None
+    ) -> None:
+        """A checkpoint after so many rollouts; see `Checkpoints.save`."""
+        self.checkpoints.save(rollout_index, policy, engine, memory, score)
 
     def read(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """The lines of a log; a last line that a kill cut short is left out."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from steer_core.common import ranks
+from steer_core.engines.base import TrainingEngine
+from steer_core.interventions.base import Memory
+from steer_core.policy.model import Policy
+from steer_core.runs.responses import Response
 
 
 class MemoryRun:
@@ -19,6 +23,17 @@ class MemoryRun:
         """Keep one line. Of several ranks, the first does it."""
         if ranks.is_main():
             self.logs.setdefault(name, []).append({"step": rollout_index, **metrics})
+
+    def write_rollout(self, rollout_index: int, rows: list[Response]) -> None:
+        """Sampled responses are not kept."""
+
+    def save_checkpoint(
+        self, rollout_index: int, policy: Policy, engine: TrainingEngine, memory: Memory, score: float | None = None
+    ) -> None:
+        """Nothing is saved."""
+
+    def rewind(self, rollout_index: int) -> None:
+        """Nothing is dropped: a run in memory is not gone on with."""
 
     def read(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """The lines of a log."""

@@ -1,6 +1,6 @@
 """The training loop: the paper's algorithm (STEER, arXiv 2510.10150, section 4), for any method of `interventions/`.
 
-`Trainer.rollout_and_update` is the box. It is made of the functions that `examples/minimal.py` calls one by one.
+`Trainer.rollout_and_update` is the algorithm. It is made of the functions that `examples/minimal.py` calls one by one.
 """
 
 from __future__ import annotations
@@ -8,14 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from steer_core.common import ranks, reductions
+from steer_core.common import ranks
 from steer_core.common.errors import SteerError
 from steer_core.common.seeding import derive_seed
 from steer_core.config.config import Config
@@ -27,47 +25,24 @@ from steer_core.formulas.token_stats import TokenStats
 from steer_core.ladder.passes import Lens
 from steer_core.policy.model import check_device, load_policy
 from steer_core.problems import make_task
-from steer_core.problems.task import Problem
-from steer_core.rewards.base import UNJUDGED, Verdict
+from steer_core.problems.problem import Problem
 from steer_core.rollout.rollout import Rollout
 from steer_core.rollout.samplers import make_sampler
 from steer_core.runs.folder import RunFolder
 from steer_core.runs.memory import MemoryRun
 from steer_core.runs.tracking import track
-from steer_core.training.batch import MicroBatch, mini_batches, padding, score_rollout
+from steer_core.training.batch import MicroBatch, mini_batches, score_rollout
 from steer_core.training.checks import check_ranks, check_room_for_prompts, check_sync, packs
-from steer_core.training.data_order import local_places, rollout_problems
-from steer_core.training.metrics import gap_metrics, rollout_metrics, update_metrics
+from steer_core.training.data_order import rollout_problems
+from steer_core.training.metrics import Clock, Steps, metrics_of
 from steer_core.training.probe import watched_step
 from steer_core.training.samples import first_responses
+from steer_core.training.sampling import SampledRollout, note_of_unjudged, sample_rollout
 from steer_core.training.update import Update
 
-
-@dataclass
-class Sampled:
-    """A rollout of this rank with its rewards, and what of all ranks' groups the advantages and the log need.
-
-    rollout, problems, verdicts, places, rewards_B: this rank's. rewards_PG, lengths_PG, truncated_PG, unjudged_PG:
-    of all ranks, (prompts, group).
-    """
-
-    rollout: Rollout
-    problems: list[Problem]
-    places: list[int]
-    verdicts: list[Verdict]
-    rewards_B: Tensor
-    rewards_PG: Tensor
-    lengths_PG: Tensor
-    truncated_PG: Tensor
-    unjudged_PG: Tensor
-
-
-class Steps(NamedTuple):
-    """What the optimiser steps of a rollout did: their `token_log`s joined, gradient norms, the probe's metrics."""
-
-    log: dict[str, Tensor]
-    norms: list[float | None]
-    probed: dict[str, float]
+Watcher = Callable[[int, dict[str, float]], None]
+"""Told the number of each rollout, from 1, and its metrics."""
+NO_SIGNAL = "within every group all rewards were equal: no gradient (AdamW's momentum, if any, still moves)"
 
 
 class Trainer:
@@ -104,21 +79,22 @@ class Trainer:
 
         fall_back: where the last is damaged, say so and take the last one that is whole.
         """
+        if isinstance(self.run, MemoryRun):
+            raise SteerError("resume: a run in memory has no checkpoint; give the trainer a run folder")
         checkpoints = self.run.checkpoints
         path = ranks.broadcast_from_main(lambda: checkpoints.choose(from_step, fall_back))
         if path is not None:
             self.finished, self.update.active.memory = checkpoints.restore(path, self.engine)
             self.sync_weights(self.finished)
 
-    def fit(self, on_rollout: Callable[[int, dict], None] = lambda rollout_index, metrics: None) -> bool:
+    def fit(self, on_rollout: Watcher = lambda n, metrics: None) -> bool:
         """Train to the end; False where `stop_requested` ended it early.
 
         Metrics, evaluations and checkpoints go to the run; `on_rollout` gets each rollout's metrics. A requested
         stop takes effect after the rollout in hand, with a checkpoint.
         """
         total, every = self.config.train.rollouts, self.config.evaluation.every
-        if isinstance(self.run, RunFolder):
-            self.run.rewind(self.finished)
+        self.run.rewind(self.finished)
         ranks.barrier()
         with track(self.run, self.finished) as show:
             for n in range(self.finished + 1, total + 1):
@@ -130,81 +106,57 @@ class Trainer:
                 on_rollout(n, metrics)
                 stop = bool(ranks.all_reduce_sum(self.stop_requested, self.model.device))
                 if n % self.config.train.checkpoint_every == 0 or n == total or stop:
-                    self.save(n, evaluation.get(f"evaluation/pass@{self.config.evaluation.pass_at[0]}"))
+                    score = evaluation.get(f"evaluation/pass@{self.config.evaluation.pass_at[0]}")
+                    self.run.save_checkpoint(n, self.policy, self.engine, self.update.active.memory, score)
                 if stop:
                     break
         return self.finished == total
 
     def rollout_and_update(self, n: int) -> dict[str, float]:
         """Rollout n (from 1) and its optimiser steps, as in the paper's algorithm; the metrics of both."""
-        clock = [time.perf_counter()]
+        clock = Clock()
         # 1. sample a group of responses to each prompt with the policy theta_old, and grade them
-        sampled = self.sample(n, clock)
+        sampled = self.sample(n)
         # 2. advantages from the groups' rewards
-        advantage = ADVANTAGES[self.config.algorithm.advantage]
-        advantages_PG = advantage(sampled.rewards_PG, sampled.lengths_PG)
+        advantages_PG = ADVANTAGES[self.config.algorithm.advantage](sampled.rewards_PG, sampled.lengths_PG)
         advantages_B = ranks.local_rows(advantages_PG.flatten(), sampled.rewards_B)
         # 3. ln p and H at every token under theta_old
         old = self.score_rollout(sampled.rollout)
-        clock.append(time.perf_counter())
+        clock.tick()
         # 4. for every mini-batch: lambda from Omega, lambda x clipped surrogate, its gradient, an optimiser step
         batches = list(self.batches(sampled.rollout, old, advantages_B, n, sampled.places))
         steps = self.optimizer_steps(batches, n)
         # 5. sample from the new policy from now on
         self.sync_weights(n)
-        clock.append(time.perf_counter())
+        clock.tick()
         self.keep_responses(n, sampled, advantages_B, old, batches, steps)
-        return self.metrics(n, sampled, advantages_PG, old, batches, steps, clock)
+        metrics = metrics_of(sampled, advantages_PG, old, batches, steps, self.update.active, self.packed)
+        if metrics["reward/groups_without_signal"] == 1:
+            self.run.log(n, {"note": NO_SIGNAL}, "notes.jsonl")
+        return metrics | clock.metrics(sampled)
 
     def problems_of(self, n: int) -> list[Problem]:
         """The problems of rollout n, those of all ranks."""
         return rollout_problems(self.problems, n, self.config)
+
+    def sample(self, n: int) -> SampledRollout:
+        """This rank's part of rollout n, graded; what could not be judged is noted."""
+        go_on = self.run.how_to_go_on
+        sampled = sample_rollout(self.sampler, self.task, self.problems_of(n), self.config, n, go_on)
+        note = note_of_unjudged(sampled, n, go_on)
+        if note is not None:
+            self.run.log(n, {"note": note}, "notes.jsonl")
+        return sampled
 
     def score_rollout(self, rollout: Rollout) -> TokenStats:
         """Statistics (B, T) of the current policy at every response token of a rollout, without gradient."""
         return score_rollout(self.model, rollout, self.config, self.packed)
 
     def batches(
-        self,
-        rollout: Rollout,
-        old: TokenStats,
-        advantages_B: Tensor,
-        n: int = 1,
-        places: Sequence[int] | None = None,
+        self, rollout: Rollout, old: TokenStats, advantages_B: Tensor, n: int = 1, places: Sequence[int] | None = None
     ) -> Iterator[list[MicroBatch]]:
         """The mini-batches of rollout n; see `mini_batches`."""
         return mini_batches(rollout, old, advantages_B, self.config, n, places, self.packed)
-
-    def sample(self, n: int, clock: list[float]) -> Sampled:
-        """This rank's responses to its prompts of rollout n, graded; what groups are made of comes from all ranks."""
-        config, group = self.config, self.config.rollout.responses
-        places = local_places(config)
-        everyone = self.problems_of(n)
-        problems = [everyone[place] for place in places]
-        seed = derive_seed(config.train.seed, "rollout", n)
-        rollout = self.sampler.generate([p.prompt for p in problems], group, config.rollout, seed, places)
-        mask_BT = rollout.response_mask_BT.bool()
-        if not mask_BT.any(-1).all():
-            raise SteerError(
-                f"rollout {n}: the sampler returned a response without a token; check the model's end token and "
-                f"rollout.max_new_tokens ({config.rollout.max_new_tokens}), then {self.run.how_to_go_on}"
-            )
-        clock.append(time.perf_counter())
-        verdicts = self.task.grade_all([problem for problem in problems for _ in range(group)], rollout.texts)
-        real = {"dtype": torch.promote_types(self.model.dtype, torch.float32), "device": mask_BT.device}
-        columns_BK = torch.stack(
-            [
-                torch.tensor([float(verdict.correct) for verdict in verdicts], **real),
-                mask_BT.sum(-1).to(**real),
-                torch.tensor([reason == "length" for reason in rollout.finish_reasons], **real),
-                torch.tensor([verdict.status in UNJUDGED for verdict in verdicts], **real),
-            ],
-            -1,
-        )
-        groups = (column.view(-1, group) for column in ranks.all_gather_rows(columns_BK).unbind(-1))
-        sampled = Sampled(rollout, problems, places, verdicts, columns_BK[:, 0], *groups)
-        self.note_unjudged(n, sampled)
-        return sampled
 
     def optimizer_steps(self, batches: list[list[MicroBatch]], n: int) -> Steps:
         """One optimiser step a mini-batch. A probe watches one of them, another one each rollout, on the main rank."""
@@ -236,60 +188,6 @@ class Trainer:
         self.sampler.sync_weights(self.engine.weights())
         check_sync(self.model, self.sampler, self.problems, self.config, n, self.packed)
 
-    def metrics(
-        self,
-        n: int,
-        sampled: Sampled,
-        advantages_PG: Tensor,
-        old: TokenStats,
-        batches: list[list[MicroBatch]],
-        steps: Steps,
-        clock: list[float],
-    ) -> dict[str, float]:
-        """What rollout n logs; see `metrics.py`. clock: when it began, had sampled, had scored, had updated."""
-        mask, active = sampled.rollout.response_mask_BT.bool(), self.update.active
-        zero_variance_P = (advantages_PG == 0).all(-1)
-        seen_N2 = torch.stack([old.entropy[mask], old.logprob[mask]], -1)
-        metrics = rollout_metrics(
-            *seen_N2.unbind(-1), sampled.lengths_PG, sampled.truncated_PG, sampled.rewards_PG, zero_variance_P
-        )
-        metrics["reward/unjudged"] = float(sampled.unjudged_PG.mean())
-        if metrics["reward/groups_without_signal"] == 1:
-            note = "within every group all rewards were equal: no gradient (AdamW's momentum, if any, still moves)"
-            self.run.log(n, {"note": note}, "notes.jsonl")
-        if sampled.rollout.logprobs_BT is not None:
-            metrics |= gap_metrics(sampled.rollout.logprobs_BT[mask], old.logprob[mask])
-        metrics |= update_metrics(steps.log, active.clip, list(ENTROPY_CHANGE), active.form) | steps.probed
-        metrics |= {f"intervention/{name}": value for name, value in active.memory.items()}
-        metrics |= step_metrics(steps, padding(batches, self.packed))
-        began, had_sampled, had_scored, had_updated = clock
-        tokens = int(sampled.lengths_PG.sum())
-        return metrics | {
-            "time/rollout_seconds": had_sampled - began,
-            "time/score_seconds": had_scored - had_sampled,
-            "time/update_seconds": had_updated - had_scored,
-            "time/sampling_tokens_per_second": tokens / (had_sampled - began),
-            "time/training_tokens_per_second": tokens / (had_updated - had_scored),
-        }
-
-    def note_unjudged(self, n: int, sampled: Sampled) -> None:
-        """Note how many responses were not judged, for a reward of 0 that means nothing. All ranks make this call.
-
-        Raises SteerError where the grader crashed on every response: there is no reward to learn from.
-        """
-        verdicts, unjudged_PG = sampled.verdicts, sampled.unjudged_PG
-        lost, told = int(unjudged_PG.sum()), [verdict for verdict in verdicts if verdict.status in UNJUDGED]
-        why = f"{told[0].status}: {told[0].detail}" if told else "other ranks know why"
-        crashed = sum(verdict.status == "crashed" for verdict in verdicts)
-        if ranks.all_reduce_sum(crashed, self.model.device) == unjudged_PG.numel():
-            raise SteerError(
-                f"rollout {n}: the grader crashed on every response ({why}); mend what it says, "
-                f"then {self.run.how_to_go_on}"
-            )
-        if lost:
-            note = f"{lost} of {unjudged_PG.numel()} responses were not judged, their reward is 0 ({why})"
-            self.run.log(n, {"note": note}, "notes.jsonl")
-
     def evaluate(self, n: int) -> dict[str, float]:
         """Evaluate the policy on the held-out problems, log it, and return what a chart of it needs."""
         config = self.config
@@ -304,45 +202,20 @@ class Trainer:
     def keep_responses(
         self,
         n: int,
-        sampled: Sampled,
+        sampled: SampledRollout,
         advantages_B: Tensor,
         old: TokenStats,
         batches: list[list[MicroBatch]],
         steps: Steps,
     ) -> None:
-        """Write one response to each of the first problems of a rollout to the run folder, token by token."""
-        if not (isinstance(self.run, RunFolder) and ranks.is_main()):
-            return
-        problems = sampled.problems[: self.config.train.logged_responses]
-        correct = [verdict.correct for verdict in sampled.verdicts]
-        rows = first_responses(
-            self.policy.tokenizer, problems, sampled.rollout, correct, advantages_B, old, batches, steps.log,
-            self.config.rollout.responses,
-        )  # fmt: skip
-        self.run.write_rollout(n, rows)
-
-    def save(self, n: int, score: float | None) -> None:
-        """Write a checkpoint after rollout n, where the run has a folder. score: its pass@k, where it was evaluated."""
-        if isinstance(self.run, RunFolder):
-            self.run.checkpoints.save(n, self.policy, self.engine, self.update.active.memory, score)
+        """Give the run one response to each of the first problems of a rollout, token by token."""
+        if ranks.is_main():
+            count = self.config.train.logged_responses
+            rows = first_responses(self.policy.tokenizer, sampled, count, advantages_B, old, batches, steps.log)
+            self.run.write_rollout(n, rows)
 
 
-def step_metrics(steps: Steps, padded: float) -> dict[str, float]:
-    """Gradient norms, skipped steps, the loss and the padding of a rollout's optimiser steps."""
-    taken = [norm for norm in steps.norms if norm is not None]
-    norms = {"grad_norm/mean": sum(taken) / len(taken), "grad_norm/max": max(taken)} if taken else {}
-    return norms | {
-        "steps/skipped": len(steps.norms) - len(taken),
-        "loss": reductions.total(steps.log["loss"]) / len(steps.norms),
-        "batch/padding": padded,
-    }
-
-
-def train(
-    config: Config,
-    folder: str | Path | None = None,
-    on_rollout: Callable[[int, dict], None] = lambda rollout_index, metrics: None,
-) -> Trainer:
+def train(config: Config, folder: str | Path | None = None, on_rollout: Watcher = lambda n, metrics: None) -> Trainer:
     """Train a run from its beginning to its end, into a new run folder or in memory, and return its trainer.
 
     on_rollout gets each rollout's number and metrics. Raises SteerError as `Trainer` does, and where the folder

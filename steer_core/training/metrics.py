@@ -40,8 +40,9 @@ time/...            seconds and tokens per second: the only readings that differ
 
 from __future__ import annotations
 
+import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,15 +56,80 @@ from steer_core.formulas.entropy_change import (
 )
 from steer_core.formulas.loss import ClipRange, clipped_by, importance_ratio
 from steer_core.formulas.token_stats import TokenStats
-from steer_core.training.batch import MicroBatch, flatten
+from steer_core.training.batch import MicroBatch, flatten, padding
 
 if TYPE_CHECKING:
     from steer_core.interventions.base import LossTerms
     from steer_core.training.active import ActiveIntervention
+    from steer_core.training.sampling import SampledRollout
 
 LAMBDA_QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 RATIO_QUANTILES = (0.0, 0.001, 0.999, 1.0)
 GAP_QUANTILES = (0.999, 1.0)
+
+
+class Steps(NamedTuple):
+    """What the optimiser steps of a rollout did: their `token_log`s joined, gradient norms, the probe's metrics."""
+
+    log: dict[str, Tensor]
+    norms: list[float | None]
+    probed: dict[str, float]
+
+
+class Clock:
+    """When a rollout began, had been scored and had updated the policy."""
+
+    def __init__(self) -> None:
+        self.times = [time.perf_counter()]
+
+    def tick(self) -> None:
+        """The next of these moments is now."""
+        self.times.append(time.perf_counter())
+
+    def metrics(self, sampled: SampledRollout) -> dict[str, float]:
+        """Seconds of its parts, and tokens per second. Grading counts as scoring."""
+        began, scored, updated = self.times
+        tokens, sampling = int(sampled.lengths_PG.sum()), sampled.graded.sampling_seconds
+        return {
+            "time/rollout_seconds": sampling,
+            "time/score_seconds": scored - began - sampling,
+            "time/update_seconds": updated - scored,
+            "time/sampling_tokens_per_second": tokens / sampling,
+            "time/training_tokens_per_second": tokens / (updated - scored),
+        }
+
+
+def metrics_of(
+    sampled: SampledRollout,
+    advantages_PG: Tensor,
+    old: TokenStats,
+    batches: list[list[MicroBatch]],
+    steps: Steps,
+    active: ActiveIntervention,
+    packed: bool,
+) -> dict[str, float]:
+    """Everything that a rollout logs but clock readings, of all ranks, which all make this call.
+
+    advantages_PG: of all ranks, (prompts, group). old: statistics (B, T) under the policy that sampled.
+    packed: whether micro-batches go without padding.
+    """
+    mask_BT, sampler_BT = sampled.rollout.response_mask_BT.bool(), sampled.rollout.logprobs_BT
+    entropy_N, logprob_N = torch.stack([old.entropy[mask_BT], old.logprob[mask_BT]], -1).unbind(-1)
+    zero_variance_P = (advantages_PG == 0).all(-1)
+    responses = (sampled.lengths_PG, sampled.truncated_PG, sampled.rewards_PG)
+    taken = [norm for norm in steps.norms if norm is not None]
+    return {
+        **rollout_metrics(entropy_N, logprob_N, *responses, zero_variance_P),
+        "reward/unjudged": float(sampled.unjudged_PG.mean()),
+        **({} if sampler_BT is None else gap_metrics(sampler_BT[mask_BT], logprob_N)),
+        **update_metrics(steps.log, active.clip, list(ENTROPY_CHANGE), active.form),
+        **steps.probed,
+        **{f"intervention/{name}": value for name, value in active.memory.items()},
+        **({"grad_norm/mean": sum(taken) / len(taken), "grad_norm/max": max(taken)} if taken else {}),
+        "steps/skipped": len(steps.norms) - len(taken),
+        "loss": reductions.total(steps.log["loss"]) / len(steps.norms),
+        "batch/padding": padding(batches, packed),
+    }
 
 
 def token_log(
@@ -114,7 +180,12 @@ def most_damped(weights: Tensor) -> Tensor:
 
 
 def rollout_metrics(
-    entropy_N: Tensor, logprob_N: Tensor, lengths_PG: Tensor, truncated_PG: Tensor, rewards_PG: Tensor, silent_P: Tensor
+    entropy_N: Tensor,
+    logprob_N: Tensor,
+    lengths_PG: Tensor,
+    truncated_PG: Tensor,
+    rewards_PG: Tensor,
+    zero_variance_P: Tensor,
 ) -> dict[str, float]:
     """Entropy, reward and length of the responses a rollout sampled, on all ranks.
 
@@ -126,7 +197,7 @@ def rollout_metrics(
         "entropy/policy": reductions.mean(entropy_N),
         "entropy/sampled_nll": -reductions.mean(logprob_N),
         "reward/mean": float(rewards_PG.mean()),
-        "reward/groups_without_signal": float(silent_P.float().mean()),
+        "reward/groups_without_signal": float(zero_variance_P.float().mean()),
         "response/length": float(lengths.mean()),
         "response/length_max": float(lengths.max()),
         "response/truncated": float(truncated_PG.double().mean()),

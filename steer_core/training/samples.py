@@ -8,28 +8,26 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from steer_core.formulas.token_stats import TokenStats
-from steer_core.problems.task import Problem
-from steer_core.rollout.rollout import Rollout
 from steer_core.runs.responses import Response, token_texts
 from steer_core.training.batch import MicroBatch
+from steer_core.training.sampling import SampledRollout
 
 
 def first_responses(
     tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
-    rollout: Rollout,
-    correct: Sequence[bool],
+    sampled: SampledRollout,
+    count: int,
     advantages_B: Tensor,
     old: TokenStats,
     batches: Sequence[list[MicroBatch]],
     log: dict[str, Tensor],
-    group: int,
 ) -> list[Response]:
-    """One response to each of these problems, the first of its group, as a run folder keeps it.
+    """One response to each of the first `count` problems of a rollout, the first of its group, as a run keeps it.
 
-    problems: the first ones of this rank's rollout. batches, log: the mini-batches of its optimiser steps and
-    their `token_log`, tokens in the same order. group: responses a prompt.
+    batches, log: the mini-batches of its optimiser steps and their `token_log`, tokens in the same order.
     """
+    rollout, problems = sampled.rollout, sampled.problems[:count]
+    group = len(rollout.texts) // len(sampled.problems)
     wanted = {p * group: problem for p, problem in enumerate(problems)}
     lengths = {row: n for batch in batches for part in batch for row, n in part.lengths().items()}
     split = {name: log[name].split(list(lengths.values())) for name in ("lambda", "omega")}
@@ -43,7 +41,7 @@ def first_responses(
             problem=wanted[row].id,
             prompt=wanted[row].prompt,
             response=rollout.texts[row],
-            reward=float(correct[row]),
+            reward=float(sampled.graded.correct[row]),
             advantage=float(advantages_B[row]),
             finish_reason=rollout.finish_reasons[row],
             sample=0,

@@ -1,6 +1,7 @@
-"""Evaluation on benchmarks: what it keeps, that a kill loses nothing, and what its tables say."""
+"""Evaluation on problem sets: what it keeps, that a kill loses nothing, and what its tables say."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -20,10 +21,10 @@ from steer_core.common.errors import SteerError
 from steer_core.common.settings import build
 from steer_core.config.config import BenchmarksConfig
 from steer_core.config.sections import BenchmarkConfig
-from steer_core.evaluation import benchmarks as benchmark
-from steer_core.evaluation import tables as tables
-from steer_core.evaluation.benchmarks import Benchmark, Item, batches_of
-from steer_core.problems import Countdown
+from steer_core.evaluation import problem_sets, tables
+from steer_core.evaluation.problem_sets import parts_of
+from steer_core.problems import Countdown, Problem
+from steer_core.problems.sets import ProblemSet
 from steer_core.rewards import graders_of
 from steer_core.rollout.rollout import Rollout
 from steer_core.stats.measures import average, pass_at_k
@@ -34,7 +35,7 @@ SETTINGS = ("benchmark.problems=6", "benchmark.samples=4", "benchmark.batch_sequ
 def evaluate(folder, *words, model="embedded"):
     """`steer evaluate` on Countdown; returns its exit status."""
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["evaluate", model, "--benchmarks", "countdown", *SETTINGS, "--out", str(folder), *words])
+        cli(["evaluate", model, "--benchmarks", "countdown", *SETTINGS, "--out", str(folder), *words])
     return stopped.value.code
 
 
@@ -53,13 +54,13 @@ def untimed(folder):
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 64))
-def test_batches_hold_every_sample_of_every_problem_once_and_in_order(problems, samples, most):
-    items = [Item(str(i), "", "") for i in range(problems)]
-    batches = list(batches_of(Benchmark("x", "countdown", samples, items, "", ""), most))
-    rows = [(item.problem, batch.first + s) for batch in batches for item in batch.items for s in range(batch.samples)]
-    assert rows == [(str(i), s) for i in range(problems) for s in range(samples)]
-    assert max(batch.responses for batch in batches) <= max(most, 1)
-    assert [batch.index for batch in batches] == list(range(len(batches)))
+def test_parts_hold_every_sample_of_every_problem_once_and_in_order(count, samples, most):
+    problems = [Problem(str(i), "", "") for i in range(count)]
+    parts = list(parts_of(ProblemSet("x", "countdown", samples, problems, "", ""), most))
+    rows = [(problem.id, part.first + s) for part in parts for problem in part.problems for s in range(part.samples)]
+    assert rows == [(str(i), s) for i in range(count) for s in range(samples)]
+    assert max(part.responses for part in parts) <= max(most, 1)
+    assert [part.index for part in parts] == list(range(len(parts)))
 
 
 def test_every_response_is_kept_with_its_prompt_tokens_seed_and_verdict(finished):
@@ -70,9 +71,8 @@ def test_every_response_is_kept_with_its_prompt_tokens_seed_and_verdict(finished
     problems = {problem.prompt: problem for problem in task.problems("test", 6)}
     assert list(frame.prompt.unique()) == list(problems)
     for row in frame.itertuples():
-        assert (row[frame.columns.get_loc("countdown/status") + 1] == "right") == task.verify(
-            problems[row.prompt], row.response
-        )
+        (verdict,) = task.grade([problems[row.prompt]], [row.response])
+        assert row[frame.columns.get_loc("countdown/status") + 1] == verdict.status
         assert row.tokens == len(row.token_ids)
         assert row.finish_reason in ("stop", "length")
     assert frame.groupby("seed").size().tolist() == [8, 8, 8]
@@ -105,7 +105,7 @@ def test_the_same_settings_give_the_same_responses_and_another_seed_others(finis
 
 
 def test_a_finished_evaluation_resumed_samples_nothing_and_tells_its_table(finished, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, "engine_of", lambda *_: pytest.fail("sampled anew"))
+    monkeypatch.setattr(problem_sets, "sampler_of", lambda *_: pytest.fail("sampled anew"))
     assert evaluate(finished, "--resume") == 0
     assert "countdown" in capsys.readouterr().out
 
@@ -122,7 +122,7 @@ def test_twenty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path):
     parts = tmp_path / "killed" / "parts" / "countdown"
 
     def finished_parts():
-        return len(list(parts.glob("*.parquet"))) if parts.exists() else 0
+        return len(list(parts.glob("[0-9]*.parquet"))) if parts.exists() else 0
 
     for attempt in range(20):
         before = finished_parts()
@@ -145,14 +145,14 @@ def test_twenty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path):
 
 @pytest.mark.parametrize("moment", ["written", "renamed", "gathered"])
 def test_a_kill_while_a_file_is_written_leaves_it_whole_or_absent(finished, tmp_path, monkeypatch, moment):
-    real = benchmark.write_table
+    real = problem_sets.write_table
     calls = []
 
     def stop_at(table, path):
         calls.append(path)
-        last = path.name == benchmark.RESPONSES
+        last = path.name == tables.RESPONSES
         if moment == "written" and len(calls) == 2:  # a torn file lies beside the place of the second batch
-            path.with_name(path.name + ".partial").write_bytes(b"PAR1 torn")
+            path.with_name(f".partial_{path.name}").write_bytes(b"PAR1 torn")
             raise KeyboardInterrupt
         if moment == "gathered" and last:
             raise KeyboardInterrupt
@@ -160,9 +160,9 @@ def test_a_kill_while_a_file_is_written_leaves_it_whole_or_absent(finished, tmp_
         if moment == "renamed" and (len(calls) == 2 or last):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(benchmark, "write_table", stop_at)
+    monkeypatch.setattr(problem_sets, "write_table", stop_at)
     assert evaluate(tmp_path / "stopped") == 130
-    monkeypatch.setattr(benchmark, "write_table", real)
+    monkeypatch.setattr(problem_sets, "write_table", real)
     assert evaluate(tmp_path / "stopped", "--resume") == 0
     pd.testing.assert_frame_equal(untimed(tmp_path / "stopped"), untimed(finished))
     assert not (tmp_path / "stopped" / "parts").exists()
@@ -199,7 +199,7 @@ def test_a_folder_takes_its_own_evaluation_alone(finished, words, message, capsy
 )
 def test_bad_input_is_told_in_one_line(words, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["evaluate", "embedded", *words, "--out", str(tmp_path / "out")])
+        cli(["evaluate", "embedded", *words, "--out", str(tmp_path / "out")])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert message in error
@@ -208,7 +208,7 @@ def test_bad_input_is_told_in_one_line(words, message, tmp_path, capsys):
 
 
 def test_a_full_disk_is_told_and_the_evaluation_goes_on_from_there(finished, tmp_path, monkeypatch, capsys):
-    real, calls = benchmark.os.fsync, []
+    real, calls = os.fsync, []
 
     def full(descriptor):
         calls.append(descriptor)
@@ -216,10 +216,10 @@ def test_a_full_disk_is_told_and_the_evaluation_goes_on_from_there(finished, tmp
             raise OSError(28, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(benchmark.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert evaluate(tmp_path / "full") == 2
     assert "No space left on device); make room, then --resume" in capsys.readouterr().err
-    monkeypatch.setattr(benchmark.os, "fsync", real)
+    monkeypatch.setattr(os, "fsync", real)
     assert evaluate(tmp_path / "full", "--resume") == 0
     pd.testing.assert_frame_equal(untimed(tmp_path / "full"), untimed(finished))
 
@@ -230,7 +230,7 @@ class Scripted:
 
     texts: list[str]
 
-    def generate(self, prompts, responses, sampling, seed):
+    def generate(self, prompts, responses, sampling, seed, places=None):
         count = len(prompts) * responses
         ids = torch.arange(count * 3).reshape(count, 3)
         mask = torch.ones(count, 3, dtype=torch.bool)
@@ -239,8 +239,8 @@ class Scripted:
 
 def test_mathematics_is_judged_by_the_strict_grader_and_the_release_beside_it():
     texts = [r"so \boxed{4}", "Answer: 4", r"\boxed{5}", "nothing to see"]
-    batch = next(batches_of(Benchmark("made", "maths", 4, [Item("made/1", "2+2?", "4")], "", ""), 8))
-    frame = benchmark.sample(batch, Scripted(texts), graders_of("maths"), BenchmarkConfig()).to_pandas()
+    part = next(parts_of(ProblemSet("made", "maths", 4, [Problem("made/1", "2+2?", "4")], "", ""), 8))
+    frame = problem_sets.sample(part, Scripted(texts), graders_of("maths"), BenchmarkConfig()).to_pandas()
     assert list(frame["strict/status"]) == ["right", "right", "wrong", "unanswered"]
     assert frame["release/status"][0] == "right"
     assert tables.graders_in(frame) == ["strict", "release"]
@@ -255,8 +255,8 @@ def test_mathematics_is_judged_by_the_strict_grader_and_the_release_beside_it():
 def test_code_is_run_and_judged_by_its_tests():
     tests = json.dumps({"inputs": ["2 3\n"], "outputs": ["5\n"]})
     right, wrong = (f"```python\na, b = map(int, input().split())\nprint(a {sign} b)\n```" for sign in "+-")
-    batch = next(batches_of(Benchmark("made", "code", 3, [Item("made/1", "add", tests)], "", ""), 8))
-    frame = benchmark.sample(batch, Scripted([right, wrong, "no idea"]), graders_of("code"), BenchmarkConfig())
+    part = next(parts_of(ProblemSet("made", "code", 3, [Problem("made/1", "add", tests)], "", ""), 8))
+    frame = problem_sets.sample(part, Scripted([right, wrong, "no idea"]), graders_of("code"), BenchmarkConfig())
     assert frame["code/status"].to_pylist() == ["right", "wrong", "unanswered"]
     assert frame["code/detail"].to_pylist()[1] == "test 1 of 1: wrong answer"
 
@@ -294,7 +294,7 @@ def responses(statuses_by_problem, prompt="p", benchmark_name="aime24"):
 
 def written(folder, frame):
     folder.mkdir(parents=True)
-    frame.to_parquet(folder / benchmark.RESPONSES)
+    frame.to_parquet(folder / tables.RESPONSES)
     return folder
 
 
@@ -343,7 +343,7 @@ def test_pairs_that_cannot_be_compared_say_why(tmp_path, capsys):
     with pytest.raises(SteerError, match=r"holds no responses.parquet; give the folder of a finished"):
         tables.read_responses(tmp_path / "nowhere")
     (tmp_path / "torn").mkdir()
-    (tmp_path / "torn" / benchmark.RESPONSES).write_bytes(b"PAR1 torn")
+    (tmp_path / "torn" / tables.RESPONSES).write_bytes(b"PAR1 torn")
     with pytest.raises(SteerError, match="is not read"):
         tables.read_responses(tmp_path / "torn")
     with pytest.raises(SteerError, match="holds no response; evaluate again"):
@@ -356,7 +356,7 @@ def test_an_undecided_pair_says_what_would_decide_it(finished, tmp_path, capsys)
     assert evaluate(tmp_path / "other", "benchmark.seed=1") == 0
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["paired", str(finished), str(tmp_path / "other")])
+        cli(["paired", str(finished), str(tmp_path / "other")])
     assert stopped.value.code == 0
     assert "countdown" in capsys.readouterr().out
     plan = tables.paired_evaluations(finished, tmp_path / "other")["countdown"]["decision"]

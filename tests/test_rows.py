@@ -13,9 +13,9 @@ import pytest
 from problem_files import row, user
 
 from steer_core.common.errors import SteerError
-from steer_core.problems import sets as data
+from steer_core.problems import sets
 from steer_core.problems.rows import code_tests, json_records, last_box
-from steer_core.problems.sets import load_data
+from steer_core.problems.sets import load_set
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def hub(monkeypatch, tmp_path):
             path.write_text(files[url.split("@main/")[1]])
             return str(path)
 
-        monkeypatch.setattr(data, "BESIDE", tmp_path / "absent")
+        monkeypatch.setattr(sets, "BESIDE", tmp_path / "absent")
         monkeypatch.delenv("STEER_DATA", raising=False)
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
         monkeypatch.setattr(datasets.DownloadManager, "download", download)
@@ -59,18 +59,18 @@ HUB_ROWS = {
 def test_the_hubs_columns_become_a_question_and_its_answer_and_nothing_is_called_verified(name, hub):
     record, truth = HUB_ROWS[name]
     calls = hub([record, record])
-    asked = data.facts_of(name).hub
+    asked = sets.facts_of(name).hub
     with pytest.warns(UserWarning, match=rf"from the hub \({asked.id}@.*, 2 rows of 1 problems; .* not verified"):
-        found = load_data(name)
-    assert [(q.question, q.reference) for q in found.questions] == [("p", truth)]
-    assert (found.source, found.rows) == (f"{asked.id}@{asked.revision}", 2)
+        found = load_set(name)
+    assert [(p.question, p.reference) for p in found.problems] == [("p", truth)]
+    assert (found.source, len(found.problems)) == (f"{asked.id}@{asked.revision}", 1)
     assert calls == [((asked.id, asked.config), {"split": asked.split, "revision": asked.revision})]
 
 
 def test_the_hubs_training_set_has_verls_columns_and_equal_rows_share_one_object(hub):
     hub([{**row(f"p{i % 2}"), "data_source": "math_dapo"} for i in range(6)])
     with pytest.warns(UserWarning, match="6 rows of 2 problems"):
-        release = data.read_release("dapo-math-17k")
+        release = sets.read_release("dapo-math-17k")
     assert Counter(map(id, release.rows)).most_common()[0][1] == 3
     assert release.rows[0] == (user("p0"), "2")
 
@@ -78,7 +78,7 @@ def test_the_hubs_training_set_has_verls_columns_and_equal_rows_share_one_object
 def test_hub_columns_that_are_not_there_are_told(hub):
     hub([{"Problem": "p", "Answer": "1"}])
     with pytest.raises(SteerError, match=r"data aime25: math-ai/aime25, row 0 has the columns .*Answer.*, not problem"):
-        load_data("aime25")
+        load_set("aime25")
 
 
 def livecodebench(date, hidden, metadata="{}", starter=""):
@@ -107,14 +107,14 @@ def test_livecodebench_is_cut_to_its_window_and_its_hidden_tests_are_unpacked(hu
     files["test5.jsonl"] = "\n".join(map(json.dumps, (last, late)))
     calls = hub(files=files)
     with pytest.warns(UserWarning, match="2 rows of 2 problems"):
-        found = load_data("livecodebench-v5")
+        found = load_set("livecodebench-v5")
     assert calls == [f"hf://datasets/livecodebench/code_generation_lite@main/{name}" for name in files]
-    assert [json.loads(question.reference) for question in found.questions] == [
+    assert [json.loads(problem.reference) for problem in found.problems] == [
         {"inputs": ["1\n", "3\n"], "outputs": ["2\n", "4\n"]},
         {"inputs": ["1\n", "3\n"], "outputs": ["2\n", "4\n"], "fn_name": "solve"},
     ]
-    assert found.questions[0].question == "asked on 2024-08-01"
-    assert found.questions[1].question == "asked on 2025-01-31\n\nStart from:\n```python\nclass Solution:\n```"
+    assert found.problems[0].question == "asked on 2024-08-01"
+    assert found.problems[1].question == "asked on 2025-01-31\n\nStart from:\n```python\nclass Solution:\n```"
     assert found.samples == 4
 
 
@@ -127,7 +127,7 @@ def test_a_pickle_that_would_run_something_is_refused(hub, tmp_path):
     files["test.jsonl"] = json.dumps(livecodebench("2024-09-01", packed(Evil())))
     hub(files=files)
     with pytest.raises(SteerError, match=r"livecodebench.*UnpicklingError refused"):
-        load_data("livecodebench-v5")
+        load_set("livecodebench-v5")
     assert not (tmp_path / "ran").exists()
 
 
@@ -139,9 +139,9 @@ def test_archercoder_is_read_from_pandas_table_of_columns(hub):
     }
     hub(files={"train/archercoder-1.5b-train.json": json.dumps(columns)})
     with pytest.warns(UserWarning, match="unknown rows of unknown problems"):
-        found = load_data("archercoder")
-    assert [json.loads(question.reference) for question in found.questions] == tests
-    assert (found.grader, found.use) == ("code", "training")
+        found = load_set("archercoder")
+    assert [json.loads(problem.reference) for problem in found.problems] == tests
+    assert (found.grader, sets.facts_of("archercoder").use) == ("code", "training")
 
 
 def test_a_json_file_is_read_by_lines_by_list_or_by_columns(tmp_path):

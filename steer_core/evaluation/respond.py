@@ -1,0 +1,59 @@
+"""Sample and grade: the one way that training, evaluation and estimates come to graded responses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from steer_core.config.sections import SamplingConfig
+from steer_core.problems import Problem
+from steer_core.rewards.base import Grader, Verdict
+from steer_core.rollout.rollout import Rollout, Sampler
+
+
+@dataclass(frozen=True)
+class GradedRollout:
+    """Sampled responses with their verdicts; row b belongs to problem b // group.
+
+    problems: one a row. graded: the verdict on each row, by grader; the first is the one to go by.
+    """
+
+    problems: list[Problem]
+    rollout: Rollout
+    graded: dict[str, list[Verdict]]
+    sampling_seconds: float
+    grading_seconds: float
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """The first grader's verdict on each row."""
+        return next(iter(self.graded.values()))
+
+    @property
+    def correct(self) -> list[bool]:
+        """Whether each row solves its problem, by the first grader."""
+        return [verdict.correct for verdict in self.verdicts]
+
+
+def respond(
+    sampler: Sampler,
+    problems: Sequence[Problem],
+    group: int,
+    sampling: SamplingConfig,
+    seed: int,
+    graders: Sequence[Grader],
+    places: list[int] | None = None,
+) -> GradedRollout:
+    """Sample `group` responses to each problem and grade every one by every grader.
+
+    seed, places: see `Sampler.generate`. graders: one or more, each with a name of its own; `[task.grader]` for
+    a task's problems. Raises what the sampler and the graders raise.
+    """
+    began = time.perf_counter()
+    rollout = sampler.generate([problem.prompt for problem in problems], group, sampling, seed, places)
+    sampled = time.perf_counter()
+    rows = [problem for problem in problems for _ in range(group)]
+    references = [problem.reference for problem in rows]
+    graded = {grader.name: grader.grade(references, rollout.texts) for grader in graders}
+    return GradedRollout(rows, rollout, graded, sampled - began, time.perf_counter() - sampled)

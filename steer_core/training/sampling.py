@@ -1,0 +1,92 @@
+"""A rollout with its rewards: this rank's responses, and what the groups of all ranks are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steer_core.common import ranks
+from steer_core.common.errors import SteerError
+from steer_core.common.seeding import derive_seed
+from steer_core.config.config import Config
+from steer_core.evaluation.respond import GradedRollout, respond
+from steer_core.problems.problem import Problem
+from steer_core.problems.task import Task
+from steer_core.rewards.base import UNJUDGED
+from steer_core.rollout.rollout import Rollout, Sampler
+from steer_core.training.data_order import local_places
+
+
+@dataclass(frozen=True)
+class SampledRollout:
+    """A rollout as the updates and the log take it.
+
+    graded, problems, places, rewards_B: of this rank; places are those of its prompts among all ranks'.
+    rewards_PG, lengths_PG, truncated_PG, unjudged_PG: of all ranks, (prompts, group): the reward of each response,
+    its tokens, whether it was cut off, whether the grader came to no verdict.
+    """
+
+    graded: GradedRollout
+    problems: list[Problem]
+    places: list[int]
+    rewards_B: Tensor
+    rewards_PG: Tensor
+    lengths_PG: Tensor
+    truncated_PG: Tensor
+    unjudged_PG: Tensor
+
+    @property
+    def rollout(self) -> Rollout:
+        """The responses of this rank."""
+        return self.graded.rollout
+
+
+def sample_rollout(
+    sampler: Sampler, task: Task, problems: Sequence[Problem], config: Config, rollout_index: int, how_to_go_on: str
+) -> SampledRollout:
+    """Sample and grade this rank's share of a rollout's problems, those of all ranks being `problems`.
+
+    how_to_go_on: for the remedies. Raises SteerError for a response without a token.
+    """
+    group, places = config.rollout.responses, local_places(config)
+    own = [problems[place] for place in places]
+    seed = derive_seed(config.train.seed, "rollout", rollout_index)
+    graded = respond(sampler, own, group, config.rollout, seed, [task.grader], places)
+    mask_BT = graded.rollout.response_mask_BT.bool()
+    if not mask_BT.any(-1).all():
+        raise SteerError(
+            f"rollout {rollout_index}: the sampler returned a response without a token; check the model's end token "
+            f"and rollout.max_new_tokens ({config.rollout.max_new_tokens}), then {how_to_go_on}"
+        )
+    real = {"device": mask_BT.device, "dtype": torch.float64 if config.model.dtype == "float64" else torch.float32}
+    columns = (
+        [float(right) for right in graded.correct],
+        mask_BT.sum(-1).tolist(),
+        [reason == "length" for reason in graded.rollout.finish_reasons],
+        [verdict.status in UNJUDGED for verdict in graded.verdicts],
+    )
+    own_BK = torch.stack([torch.tensor(column, **real) for column in columns], -1)
+    groups = (column.view(-1, group) for column in ranks.all_gather_rows(own_BK).unbind(-1))
+    return SampledRollout(graded, own, places, own_BK[:, 0], *groups)
+
+
+def note_of_unjudged(sampled: SampledRollout, rollout_index: int, how_to_go_on: str) -> str | None:
+    """How many responses were not judged, in words, for a reward of 0 that means nothing; None where all were.
+
+    All ranks make this call. Raises SteerError where the grader crashed on every response: there is no reward to
+    learn from.
+    """
+    verdicts, unjudged_PG = sampled.graded.verdicts, sampled.unjudged_PG
+    told = [verdict for verdict in verdicts if verdict.status in UNJUDGED]
+    why = f"{told[0].status}: {told[0].detail}" if told else "other ranks know why"
+    crashed = ranks.all_reduce_sum(sum(verdict.status == "crashed" for verdict in verdicts), unjudged_PG.device)
+    if crashed == unjudged_PG.numel():
+        raise SteerError(
+            f"rollout {rollout_index}: the grader crashed on every response ({why}); mend what it says, "
+            f"then {how_to_go_on}"
+        )
+    lost = int(unjudged_PG.sum())
+    return f"{lost} of {unjudged_PG.numel()} responses were not judged, their reward is 0 ({why})" if lost else None
