@@ -1,6 +1,7 @@
 """Evaluation on benchmarks: what it keeps, that a kill loses nothing, and what its tables say."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -152,7 +153,7 @@ def test_a_kill_while_a_file_is_written_leaves_it_whole_or_absent(finished, tmp_
         calls.append(path)
         last = path.name == benchmark.RESPONSES
         if moment == "written" and len(calls) == 2:  # a torn file lies beside the place of the second batch
-            path.with_name(path.name + ".partial").write_bytes(b"PAR1 torn")
+            path.with_name(f".partial_{path.name}").write_bytes(b"PAR1 torn")
             raise KeyboardInterrupt
         if moment == "gathered" and last:
             raise KeyboardInterrupt
@@ -208,7 +209,7 @@ def test_bad_input_is_told_in_one_line(words, message, tmp_path, capsys):
 
 
 def test_a_full_disk_is_told_and_the_evaluation_goes_on_from_there(finished, tmp_path, monkeypatch, capsys):
-    real, calls = benchmark.os.fsync, []
+    real, calls = os.fsync, []
 
     def full(descriptor):
         calls.append(descriptor)
@@ -216,10 +217,10 @@ def test_a_full_disk_is_told_and_the_evaluation_goes_on_from_there(finished, tmp
             raise OSError(28, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(benchmark.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert evaluate(tmp_path / "full") == 2
     assert "No space left on device); make room, then --resume" in capsys.readouterr().err
-    monkeypatch.setattr(benchmark.os, "fsync", real)
+    monkeypatch.setattr(os, "fsync", real)
     assert evaluate(tmp_path / "full", "--resume") == 0
     pd.testing.assert_frame_equal(untimed(tmp_path / "full"), untimed(finished))
 

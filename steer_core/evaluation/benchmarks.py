@@ -12,7 +12,6 @@ not the evaluation was interrupted.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from steer_core.common.environment import environment
 from steer_core.common.errors import SteerError, nearest
-from steer_core.common.files import lock, write_atomically
+from steer_core.common.files import lock, write_atomically, written_whole
 from steer_core.common.seeding import derive_seed
 from steer_core.common.settings import to_dict
 from steer_core.config.config import BenchmarksConfig
@@ -182,14 +181,10 @@ def sample(batch: Batch, engine: RolloutEngine, graders: Sequence[Grader], confi
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a Parquet file aside, sync it and rename it. Raises SteerError where the disk refuses."""
-    aside = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            parquet.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        with written_whole(path) as partial:
+            parquet.write_table(table, partial, compression="zstd")
     except OSError as error:
         raise SteerError(f"{path}: cannot be written ({error.strerror}); make room, then --resume") from error
 

@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from steer_core.common import ranks
 from steer_core.common.environment import environment
 from steer_core.common.errors import SteerError
-from steer_core.common.files import _PARTIAL, _sync, sha256, write_atomically
+from steer_core.common.files import PARTIAL, fsync, sha256, write_atomically
 from steer_core.common.settings import build, read_yaml, to_dict
 from steer_core.config.config import Config
 from steer_core.engines.base import TrainingEngine
@@ -107,9 +107,9 @@ class RunFolder:
             for path in (self.path / "rollouts").glob("step_*"):
                 if step_of(path) > step:
                     path.unlink()
-            for path in (self.path / "checkpoints").glob(f"{_PARTIAL}*"):
+            for path in (self.path / "checkpoints").glob(f"{PARTIAL}*"):
                 shutil.rmtree(path)
-            for path in (self.path / "rollouts").glob(f"{_PARTIAL}*"):
+            for path in (self.path / "rollouts").glob(f"{PARTIAL}*"):
                 path.unlink()
 
     def checkpoints(self) -> list[Path]:
@@ -125,7 +125,7 @@ class RunFolder:
         writes its part, into one file system; a Hugging Face folder with the engine's files and a manifest beside.
         """
         final = self.path / "checkpoints" / f"step_{step:06d}"
-        partial = final.with_name(_PARTIAL + final.name)
+        partial = final.with_name(PARTIAL + final.name)
         with self.writing():
             if ranks.is_main():
                 partial.mkdir(parents=True)
@@ -149,9 +149,9 @@ class RunFolder:
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         logs = [self.path / name for name in _LOGS if (self.path / name).exists()]
         for file in [*(p for p in partial.rglob("*") if p.is_file()), *logs]:
-            _sync(file)
+            fsync(file)
         partial.rename(final)
-        _sync(final.parent)
+        fsync(final.parent)
         for old in self._let_go():
             _remove(old)
 
@@ -288,6 +288,6 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 def _remove(checkpoint: Path) -> None:
     """Take a checkpoint away so that a kill leaves it whole or gone."""
-    doomed = checkpoint.with_name(f"{_PARTIAL}gone_{checkpoint.name}")
+    doomed = checkpoint.with_name(f"{PARTIAL}gone_{checkpoint.name}")
     checkpoint.rename(doomed)
     shutil.rmtree(doomed)
