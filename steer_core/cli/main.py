@@ -180,8 +180,9 @@ def estimate(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import track
 
-    from steer_core.estimate.measure import DEFAULT_UPDATES, ESTIMATE_COLUMNS, Update, estimate_table
+    from steer_core.estimate.measure import DEFAULT_UPDATES, Update
     from steer_core.estimate.measure import estimate as run_estimate
+    from steer_core.estimate.tables import ESTIMATE_COLUMNS, estimate_table, write_estimate
 
     folder, run = _trained(args.model)
     config = load_config(path or (run.path / "config.yaml" if run else None), overrides)
@@ -205,7 +206,7 @@ def estimate(args: argparse.Namespace) -> int:
     console = Console(width=max(console.width, ESTIMATE_COLUMNS))
     for update in result.record["updates"]:
         console.print(estimate_table(result.record, update))
-    print(f"written: {result.write(args.out)}, with estimate.png and every token's row beside it")
+    print(f"written: {write_estimate(result, args.out)}, with estimate.png and every token's row beside it")
     return 0
 
 
