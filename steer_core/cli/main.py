@@ -48,7 +48,8 @@ def compare(args: argparse.Namespace) -> int:
         raise SteerError(f"--jobs: {args.jobs} is below 1; give the number of runs to train at a time")
     from rich.console import Console
 
-    from steer_core.compare.comparison import load_comparison, load_plan
+    from steer_core.compare.comparison import load_comparison
+    from steer_core.compare.plan import load_plan
     from steer_core.compare.report import summary_table
     from steer_core.compare.runner import run_comparison, start_comparison
 

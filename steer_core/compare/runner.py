@@ -22,7 +22,8 @@ from steer_core.common.errors import INTERRUPTED, SteerError
 from steer_core.common.files import lock, write_atomically
 from steer_core.common.progress import Progress
 from steer_core.common.settings import build, read_yaml, to_dict
-from steer_core.compare.comparison import Plan, load_comparison, run_path
+from steer_core.compare.comparison import load_comparison
+from steer_core.compare.plan import Plan, run_path
 from steer_core.compare.report import write_report
 from steer_core.policy.model import base_digest
 from steer_core.runs.folder import last_line

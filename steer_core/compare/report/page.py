@@ -16,7 +16,8 @@ from rich.text import Text
 from steer_core.common.errors import SteerError
 from steer_core.common.files import write_atomically
 from steer_core.common.settings import to_dict
-from steer_core.compare.comparison import Comparison, Plan
+from steer_core.compare.comparison import Comparison
+from steer_core.compare.plan import Plan
 from steer_core.compare.report import wording as say
 from steer_core.compare.report.captions import CAPTIONS
 from steer_core.compare.report.figures import arm_colour, save_figures
