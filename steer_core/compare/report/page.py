@@ -20,7 +20,7 @@ from steer_core.compare.comparison import Comparison
 from steer_core.compare.plan import Plan
 from steer_core.compare.report import wording as say
 from steer_core.compare.report.captions import CAPTIONS
-from steer_core.compare.report.figures import arm_colour, save_figures
+from steer_core.compare.report.figures import look, save_figures
 from steer_core.compare.report.probes import absence, quality
 from steer_core.config.config import Config
 from steer_core.interventions import catalogue
@@ -68,7 +68,7 @@ def render(comparison: Comparison, figures: dict[str, bytes]) -> str:
         comparison=comparison,
         plan=plan,
         baseline=comparison.label(plan.baseline),
-        colours={arm: arm_colour(comparison, arm) for arm in plan.arms},
+        colours={arm: look(comparison, arm)[0] for arm in plan.arms},
         columns=["entropy", *(f"pass@{k}" for k in comparison.ks)],
         primary=primary,
         seeds=finished_seeds(comparison),
