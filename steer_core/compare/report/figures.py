@@ -7,7 +7,7 @@ a seed ends. No figure leaves a trace in matplotlib's global settings.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import matplotlib
@@ -229,15 +229,15 @@ FIGURES: dict[str, Callable[[Comparison], Figure]] = {
 """Every figure by name, in the order of the report."""
 
 
-def save_figures(comparison: Comparison, folder: Path) -> dict[str, Path]:
-    """Write every figure that can be drawn as PNG (200 dpi) and SVG; the PNG's path by name, the SVG beside it.
+def save_figures(comparison: Comparison, folder: Path, names: Iterable[str] = FIGURES) -> dict[str, Path]:
+    """Write every named figure that can be drawn as PNG (200 dpi) and SVG; the PNG's path by name, the SVG beside it.
 
     Raises SteerError where nothing at all can be drawn.
     """
     paths: dict[str, Path] = {}
-    for name, draw in FIGURES.items():
+    for name in names:
         try:
-            figure = draw(comparison)
+            figure = FIGURES[name](comparison)
         except SteerError:
             continue
         folder.mkdir(parents=True, exist_ok=True)
