@@ -30,7 +30,8 @@ from throughput import resident, show
 
 from steer_core.common.environment import environment
 from steer_core.config.config import Config, load_config
-from steer_core.planner.memory import CPU, Machine, memory
+from steer_core.planner.machine import CPU, Machine
+from steer_core.planner.memory import memory
 from steer_core.planner.shapes import read_shape
 from steer_core.policy.smoke import byte_tokenizer
 from steer_core.rollout.rollout import Rollout

@@ -24,7 +24,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from steer_core.common.environment import environment
 from steer_core.config.config import Config, load_config
-from steer_core.planner.memory import CPU, Machine, memory
+from steer_core.planner.machine import CPU, Machine
+from steer_core.planner.memory import memory
 from steer_core.planner.shapes import Shape, shape_of
 from steer_core.policy.model import EMBEDDED
 from steer_core.policy.smoke import byte_tokenizer

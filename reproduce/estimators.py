@@ -27,7 +27,9 @@ from steer_core.common.environment import environment
 from steer_core.common.errors import SteerError
 from steer_core.common.files import write_atomically
 from steer_core.config.config import load_config
-from steer_core.estimate.measure import Update, accuracy, estimate
+from steer_core.estimate.measure import Update, estimate
+from steer_core.estimate.scores import accuracy
+from steer_core.estimate.tables import write_estimate
 from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 from steer_core.formulas.tabular import tabular_tokens
 from steer_core.runs.folder import RunFolder
@@ -91,7 +93,7 @@ def _model(name: str, case: dict[str, Any]) -> dict[str, Any]:
 
     updates = [Update.parse(text) for text in case["updates"]]
     result = estimate(folder, config, updates, case.get("with_signal", False), run, progress)
-    result.write(Path("runs") / "estimators" / f"{name}-tokens")
+    write_estimate(result, Path("runs") / "estimators" / f"{name}-tokens")
     record = result.record
     record["environment"]["command"] = shlex.join(["python", *sys.argv])
     if "file" in record["config"]["task"]:

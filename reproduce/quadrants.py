@@ -35,7 +35,8 @@ from steer_core.common.environment import cores
 from steer_core.common.errors import INTERRUPTED, SteerError
 from steer_core.common.files import write_atomically
 from steer_core.common.plot_style import STYLE, label
-from steer_core.compare.comparison import Comparison, Plan, load_comparison, load_plan
+from steer_core.compare.comparison import Comparison, load_comparison
+from steer_core.compare.plan import Plan, load_plan
 from steer_core.compare.report.figures import QUADRANT_NAMES
 from steer_core.compare.runner import run_comparison, start_comparison
 from steer_core.formulas.entropy_change import QUADRANTS

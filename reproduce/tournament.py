@@ -33,7 +33,8 @@ from steer_core.common.environment import cores
 from steer_core.common.errors import INTERRUPTED, SteerError
 from steer_core.common.files import write_atomically
 from steer_core.common.settings import STRICT, build, read_yaml
-from steer_core.compare.comparison import Arm, Comparison, Plan, load_comparison
+from steer_core.compare.comparison import Comparison, load_comparison
+from steer_core.compare.plan import Arm, Plan
 from steer_core.compare.runner import run_comparison, start_comparison
 from steer_core.stats.intervals import at_first_crossing
 

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from steer_core.compare.comparison import Arm, Comparison, Plan
+from steer_core.compare.comparison import Comparison
+from steer_core.compare.plan import Arm, Plan
 from steer_core.formulas.entropy_change import QUADRANTS
 
 PROBLEMS = 10

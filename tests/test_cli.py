@@ -208,7 +208,7 @@ def test_a_failed_run_is_named_with_its_reason(tmp_path):
 
 
 def test_a_comparison_with_another_plan_is_not_continued(capsys, tmp_path):
-    from steer_core.compare.comparison import load_plan
+    from steer_core.compare.plan import load_plan
     from steer_core.compare.runner import start_comparison
 
     plan = Path(__file__).parents[1] / "steer_core" / "plans" / "compare.yaml"

@@ -6,7 +6,8 @@ from small import SMALL, small_config
 from steer_core.cli.main import PLANS
 from steer_core.common.errors import SteerError
 from steer_core.common.settings import build, read_yaml, to_dict
-from steer_core.compare.comparison import Arm, Plan, comparison_of, load_comparison, load_plan
+from steer_core.compare.comparison import comparison_of, load_comparison
+from steer_core.compare.plan import Arm, Plan, load_plan
 from steer_core.compare.runner import start_comparison
 from steer_core.config.config import Config
 from steer_core.runs.folder import RunFolder

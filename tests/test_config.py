@@ -10,7 +10,7 @@ import yaml
 import steer_core
 from steer_core.common.errors import SteerError
 from steer_core.common.settings import apply_overrides, build, describe, read_yaml, to_dict
-from steer_core.compare.comparison import Plan
+from steer_core.compare.plan import Plan
 from steer_core.config.config import Config, load_config
 from steer_core.config.sections import CodeConfig, CountdownConfig, MathsConfig
 from steer_core.interventions.base import Intervention

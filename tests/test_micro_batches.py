@@ -83,7 +83,7 @@ def scored(trainer, rollout, packed):
 @pytest.mark.parametrize(("packed", "at_once"), [(True, 1 << 25), (False, 200), (True, 200), (False, 1)])
 def test_packing_and_logits_in_parts_change_no_value_and_no_gradient(trainer, rollout, monkeypatch, packed, at_once):
     values, gradient = scored(trainer, rollout, packed=False)
-    monkeypatch.setattr(policy, "_LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(policy, "LOGITS_AT_ONCE", at_once)
     asked, whole = [], policy.logits_of
     monkeypatch.setattr(policy, "logits_of", lambda model, hidden: asked.append(len(hidden)) or whole(model, hidden))
     mine, own_gradient = scored(trainer, rollout, packed)

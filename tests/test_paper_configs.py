@@ -13,7 +13,8 @@ from steer_core.common.errors import SteerError
 from steer_core.common.settings import merged, read_extended, to_dict
 from steer_core.config.config import load_config
 from steer_core.config.sections import CodeConfig, MathsConfig
-from steer_core.planner.memory import Machine, fewest_gpus, memory
+from steer_core.planner.machine import Machine
+from steer_core.planner.memory import fewest_gpus, memory
 from steer_core.planner.shapes import shape_of
 from steer_core.policy.model import EMBEDDED, load_policy, load_tokenizer, model_folder
 from steer_core.policy.smoke import smoke_model

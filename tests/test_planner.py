@@ -1,5 +1,7 @@
 """`steer plan`'s memory: each formula by hand, by a real model, or by what it must do when one setting changes."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -13,7 +15,8 @@ from steer_core.config.config import load_config
 from steer_core.formulas import token_stats
 from steer_core.planner import memory as planner
 from steer_core.planner import states as planner_states
-from steer_core.planner.memory import GIB, Machine, fewest_gpus, memory
+from steer_core.planner.machine import GIB, Machine
+from steer_core.planner.memory import fewest_gpus, memory
 from steer_core.planner.shapes import Shape, known_shapes, read_shape, shape_of
 from steer_core.planner.states import BUCKET, LIVE, SUB_GROUP
 from steer_core.policy import score as policy
@@ -107,9 +110,16 @@ def test_a_folder_that_gives_no_shape_is_told(tmp_path, text, message):
 # memory
 
 
-def test_the_constants_are_those_of_the_code_that_they_describe():
-    assert planner.LOGITS_AT_ONCE == policy._LOGITS_AT_ONCE
-    assert planner.STATISTICS_AT_ONCE == token_stats._CHUNK_ELEMENTS
+def test_the_machine_and_so_the_help_of_the_command_need_no_torch():
+    code = "import sys, steer_core.planner.machine; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_logits_are_counted_as_scoring_and_its_statistics_cut_them():
+    """Below both limits every element counts; above, no more than the code holds at a time."""
+    small, large = (planner.token_stats_bytes(configured(), replace(SEVEN, hidden=0), n) for n in (20, 2000))
+    assert small == 20 * SEVEN.vocabulary * (2 * 2 + 4 * planner.STATISTICS_COPIES)
+    assert large == 2 * 2 * policy.LOGITS_AT_ONCE + 4 * planner.STATISTICS_COPIES * token_stats.CHUNK_ELEMENTS
 
 
 @pytest.mark.parametrize(
@@ -313,15 +323,15 @@ def test_sequences_are_no_longer_than_the_models_positions():
 
 def test_logits_never_lie_there_for_more_than_some_rows():
     config = configured()
-    more = planner.statistics(config, SEVEN, 20000) - planner.statistics(config, SEVEN, 10000)
+    more = planner.token_stats_bytes(config, SEVEN, 20000) - planner.token_stats_bytes(config, SEVEN, 10000)
     assert more == 10000 * 2 * 2 * 3584
-    few = planner.statistics(config, SEVEN, 10) - planner.statistics(config, SEVEN, 9)
+    few = planner.token_stats_bytes(config, SEVEN, 10) - planner.token_stats_bytes(config, SEVEN, 9)
     assert few == 152064 * (2 * 2 + planner.STATISTICS_COPIES * 4) + 2 * 2 * 3584
 
 
 def test_the_output_layers_gradient_is_there_twice_while_it_is_added_up():
     wider = replace(SEVEN, hidden=2 * SEVEN.hidden)
-    more = planner.statistics(configured(), wider, 10) - planner.statistics(configured(), SEVEN, 10)
+    more = planner.token_stats_bytes(configured(), wider, 10) - planner.token_stats_bytes(configured(), SEVEN, 10)
     assert more == 2 * 2 * SEVEN.head + 10 * 2 * 2 * SEVEN.hidden
 
 

@@ -10,7 +10,8 @@ from steer_core.cli.main import main
 from steer_core.config.config import load_config
 from steer_core.planner import tables as planner_tables
 from steer_core.planner import times as planner_times
-from steer_core.planner.memory import Machine, memory
+from steer_core.planner.machine import Machine
+from steer_core.planner.memory import memory
 
 # time
 

@@ -10,7 +10,8 @@ import torch
 from small import small_config, small_trainer, without_time
 
 from steer_core.common.errors import SteerError
-from steer_core.compare.comparison import Arm, Comparison, Plan, load_plan
+from steer_core.compare.comparison import Comparison
+from steer_core.compare.plan import Arm, Plan, load_plan
 from steer_core.formulas.entropy_change import QUADRANTS, paper_entropy_change, quadrants
 from steer_core.formulas.loss import ClipRange, clipped_surrogate
 from steer_core.formulas.token_stats import TokenStats

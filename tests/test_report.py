@@ -12,15 +12,8 @@ from synthetic import AGREEMENT, comparison
 
 from steer_core.common.errors import SteerError
 from steer_core.compare.report import captions, figures, probes, wording
-from steer_core.compare.report.page import (
-    banners,
-    changed_settings,
-    render,
-    summary,
-    summary_table,
-    what_happened,
-    write_report,
-)
+from steer_core.compare.report.findings import banners, what_happened
+from steer_core.compare.report.page import changed_settings, render, summary, summary_table, write_report
 from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 from steer_core.stats.intervals import Interval
 

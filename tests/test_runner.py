@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 from small import SMALL
 
-from steer_core.compare.comparison import load_plan
+from steer_core.compare.plan import load_plan
 from steer_core.compare.runner import run_comparison, start_comparison
 
 

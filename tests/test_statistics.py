@@ -274,3 +274,28 @@ def test_holm_multiplies_the_smallest_by_all_never_falls_and_stops_at_1():
     found = holm({"a": 0.02, "b": float("nan")})
     assert found["a"] == 0.02
     assert math.isnan(found["b"])
+
+
+def test_the_bootstraps_draw_what_they_drew_when_the_committed_results_were_made():
+    """Indices of problems, or of seeds and then of problems, from one stream; means; linear quantiles."""
+    values_SQ = np.random.default_rng(2).random((5, 30)).round(2)
+    random = np.random.default_rng(0)
+    drawn = values_SQ.mean(0)[random.integers(30, size=(2000, 30))].mean(-1)
+    found = bootstrap_over_problems(values_SQ)
+    assert (found.low, found.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), rel=1e-12)
+
+    random = np.random.default_rng(7)
+    seeds, problems = random.integers(5, size=(300, 5)), random.integers(30, size=(300, 30))
+    drawn = [values_SQ[np.ix_(s, q)].mean() for s, q in zip(seeds, problems, strict=True)]
+    found = bootstrap_over_seeds_and_problems(values_SQ, draws=300, seed=7)
+    assert (found.low, found.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), rel=1e-12)
+    assert bootstrap_over_seeds_and_problems(values_SQ[:1]) == bootstrap_over_problems(values_SQ[:1])
+    single = bootstrap_over_seeds_and_problems([[0.5]])
+    assert (single.mean, single.low, single.high) == (0.5, 0.5, 0.5)
+
+
+def test_of_one_problem_an_expanded_interval_has_no_bounds_and_a_plain_one_no_width():
+    assert bootstrap_over_problems([[0.4]]) == Interval(0.4, 0.4, 0.4)
+    assert math.isnan(bootstrap_over_problems([[0.4]], expanded=True).low)
+    with pytest.raises(ValueError, match="no problem"):
+        bootstrap_over_problems(np.zeros((2, 0)))

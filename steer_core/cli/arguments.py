@@ -12,7 +12,7 @@ from steer_core.common.settings import describe
 from steer_core.config.config import Config
 from steer_core.config.sections import BenchmarkConfig
 from steer_core.interventions import METHODS, catalogue, method
-from steer_core.planner.memory import Machine
+from steer_core.planner.machine import Machine
 
 
 class _Command(argparse.ArgumentParser):

@@ -48,7 +48,8 @@ def compare(args: argparse.Namespace) -> int:
         raise SteerError(f"--jobs: {args.jobs} is below 1; give the number of runs to train at a time")
     from rich.console import Console
 
-    from steer_core.compare.comparison import load_comparison, load_plan
+    from steer_core.compare.comparison import load_comparison
+    from steer_core.compare.plan import load_plan
     from steer_core.compare.report import summary_table
     from steer_core.compare.runner import run_comparison, start_comparison
 
@@ -180,8 +181,9 @@ def estimate(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import track
 
-    from steer_core.estimate.measure import DEFAULT_UPDATES, ESTIMATE_COLUMNS, Update, estimate_table
+    from steer_core.estimate.measure import DEFAULT_UPDATES, Update
     from steer_core.estimate.measure import estimate as run_estimate
+    from steer_core.estimate.tables import ESTIMATE_COLUMNS, estimate_table, write_estimate
 
     folder, run = _trained(args.model)
     config = load_config(path or (run.path / "config.yaml" if run else None), overrides)
@@ -205,7 +207,7 @@ def estimate(args: argparse.Namespace) -> int:
     console = Console(width=max(console.width, ESTIMATE_COLUMNS))
     for update in result.record["updates"]:
         console.print(estimate_table(result.record, update))
-    print(f"written: {result.write(args.out)}, with estimate.png and every token's row beside it")
+    print(f"written: {write_estimate(result, args.out)}, with estimate.png and every token's row beside it")
     return 0
 
 

@@ -16,7 +16,8 @@ def run_plan(args: argparse.Namespace, config: Config, title: str) -> int:
     from rich.console import Console
 
     from steer_core.planner import tables as tables
-    from steer_core.planner.memory import CPU, Machine, memory
+    from steer_core.planner.machine import CPU, Machine
+    from steer_core.planner.memory import memory
     from steer_core.planner.shapes import shape_of
 
     asked = {name: getattr(args, name) for name in Machine.__pydantic_fields__ if getattr(args, name, None) is not None}

@@ -1,4 +1,4 @@
-"""The one exception that users meet, exit statuses, and the hint that names the nearest known word."""
+"""The one exception that users meet, exit statuses, and short texts: the nearest known word, an error on one line."""
 
 from __future__ import annotations
 
@@ -21,3 +21,8 @@ def nearest(word: object, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def one_line(error: object, longest: int = 200) -> str:
+    """The text of an exception, or any other, on one line and cut after `longest` characters."""
+    return " ".join(str(error).split())[:longest]

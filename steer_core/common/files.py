@@ -1,17 +1,22 @@
-"""Files written whole or not at all, and folders held by one process."""
+"""Files written whole or not at all, JSON without NaN, checksums, and folders held by one process."""
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
+import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from steer_core.common.errors import SteerError
 
 PARTIAL = ".partial_"
+"""What the name of a file or folder begins with while it is being written."""
 
 
 @contextmanager
@@ -34,16 +39,29 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path to write a file at, which takes the place of `path` at the end, or goes at an exception.
+
+    A kill at any moment leaves the old file or the new one, whole; what it may leave beside it begins with PARTIAL.
+    """
+    partial = path.with_name(PARTIAL + path.name)
+    try:
+        yield partial
+        fsync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one, whole."""
-    partial = path.with_name(f"{PARTIAL}{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    sync(partial)
-    partial.rename(path)
+    """Write a text file as `written_whole` does."""
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
-def sync(path: Path) -> None:
-    """Have the system write a file, or a folder's entries, to the disk."""
+def fsync(path: Path) -> None:
+    """Have the system put a file or a folder on its disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -51,20 +69,24 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def json_text(data: Any, indent: int = 2) -> str:
+    """Data as JSON text with a newline at its end; NaN and infinity, which JSON does not know, become null."""
+    return json.dumps(json_ready(data), indent=indent, allow_nan=False) + "\n"
+
+
+def json_ready(value: Any) -> Any:
+    """Plain data: records as objects, tuples as lists, numpy numbers as Python's, NaN and infinity as None."""
+    if dataclasses.is_dataclass(value):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {str(key): json_ready(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(part) for part in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A path to write a file at that takes the place of `path` at the end, or goes at an exception."""
-    partial = path.with_name(f".partial_{path.name}")
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import ParamSpec
 
 import matplotlib
 import numpy as np
@@ -11,11 +12,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from steer_core.compare.comparison import Comparison
-
+Data = ParamSpec("Data")
 ARM_COLOURS = ("#1f2a36", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's colour-blind safe colours, the first arm in ink."""
 ARM_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -55,24 +54,15 @@ STYLE = {
 }
 
 
-def styled(draw: Callable[[Comparison], Figure]) -> Callable[[Comparison], Figure]:
+def styled(draw: Callable[Data, Figure]) -> Callable[Data, Figure]:
     """A figure function that draws in STYLE and leaves the settings around it alone."""
 
     @functools.wraps(draw)
-    def draw_in_style(comparison: Comparison) -> Figure:
+    def draw_in_style(*data: Data.args, **named: Data.kwargs) -> Figure:
         with matplotlib.rc_context(STYLE):
-            return draw(comparison)
+            return draw(*data, **named)
 
     return draw_in_style
-
-
-def look(comparison: Comparison, arm: str) -> tuple[str, str]:
-    """The colour and marker of an arm, by its place in the plan."""
-    place = list(comparison.plan.arms).index(arm)
-    marker = ARM_MARKERS[place % len(ARM_MARKERS)]
-    if len(comparison.plan.arms) <= len(ARM_COLOURS):
-        return ARM_COLOURS[place], marker
-    return sns.color_palette("husl", len(comparison.plan.arms)).as_hex()[place], marker
 
 
 def plain(text: str) -> str:
@@ -114,18 +104,3 @@ def draw_lines(
         axis.plot(table[seed].dropna(), color=colour, ls=style, lw=0.6, alpha=0.4, label=f"_{name} {seed}")
     mean = table.loc[:, table.iloc[-1].notna()].mean(axis=1, skipna=False).dropna()
     axis.plot(mean, color=colour, ls=style, lw=1.6, marker=marker, ms=4, mec="white", mew=0.6, label=name)
-
-
-def legend(figure: Figure, comparison: Comparison, frame: pd.DataFrame, markers: bool = False) -> None:
-    """One legend below the panels: the arms that `frame` has rows of."""
-    arms = [arm for arm in comparison.plan.arms if (frame.arm == arm).any()]
-    handles, names = [], []
-    for arm in arms:
-        colour, marker = look(comparison, arm)
-        handles.append(
-            Line2D([], [], color=colour, lw=1.6, marker=marker if markers else None, ms=5, mec="white", mew=0.6)
-        )
-        names.append(plain(comparison.label(arm)))
-    fitting = next((n for n in (4, 3, 2) if n * (max(map(len, names)) + 6) <= 110), 1)
-    rows = -(-len(arms) // fitting)
-    figure.legend(handles, names, loc="outside lower center", ncols=-(-len(arms) // rows))

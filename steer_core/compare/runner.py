@@ -10,24 +10,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from steer_core.common.environment import environment
 from steer_core.common.errors import INTERRUPTED, SteerError
 from steer_core.common.files import lock, write_atomically
+from steer_core.common.progress import Progress
 from steer_core.common.settings import build, read_yaml, to_dict
-from steer_core.compare.comparison import Plan, load_comparison, run_path
+from steer_core.compare.comparison import load_comparison
+from steer_core.compare.plan import Plan, run_path
 from steer_core.compare.report import write_report
 from steer_core.policy.model import base_digest
 from steer_core.runs.folder import last_line
 
 _POLL_SECONDS = 0.5
+_WHOLE = "all rollouts"
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
 
@@ -175,46 +177,25 @@ def planned_jobs(plan: Plan, folder: Path) -> list[Job]:
 
 
 @contextlib.contextmanager
-def _display(planned: list[Job], console: Console) -> Iterator:
-    """Progress bars on a terminal; elsewhere a line for every tenth of the work."""
-    total = sum(job.rollouts for job in planned)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
-    )
-    live = console.is_terminal and "CI" not in os.environ
-    began, first, said = time.monotonic(), sum(job.progress()[0] for job in planned), -1
-    told = False
-    with Progress(*columns, console=console, disable=not live) as progress:
-        whole = progress.add_task("all rollouts", total=total, completed=first, status="")
-        bars: dict[str, int] = {}
+def _display(planned: list[Job], console: Console) -> Iterator[Callable[[list[Job], int], None]]:
+    """A function of (running jobs, stops asked for) that shows how far the comparison has come."""
+    total, began = sum(job.rollouts for job in planned), time.monotonic()
+    first, told = sum(job.progress()[0] for job in planned), False
+    with Progress(console) as progress:
 
         def update(running: list[Job], asked: int) -> None:
-            nonlocal said, told
+            nonlocal told
             if asked and not told:
                 told = True
                 console.print("stopping after the rollouts in hand; the report will be partial")
-            done = sum(job.progress()[0] for job in planned)
-            progress.update(whole, completed=done)
-            for name in [name for name in bars if name not in {job.name for job in running}]:
-                progress.remove_task(bars.pop(name))
+            done, spent = sum(job.progress()[0] for job in planned), (time.monotonic() - began) / 60
+            left = f", about {spent / (done - first) * (total - done):.0f} minutes left" if done > first else ""
+            line = f"{done} of {total} rollouts after {spent:.1f} minutes{left}"
+            progress.show(done, total, line=line, name=_WHOLE)
+            progress.keep({_WHOLE, *(job.name for job in running)})
             for job in running:
                 step, status = job.progress()
-                if job.name not in bars:
-                    bars[job.name] = progress.add_task(job.name, total=job.rollouts or None, status="")
-                progress.update(bars[job.name], completed=step, status=status)
-            if not live and (10 * done) // total > said:
-                said = (10 * done) // total
-                spent = time.monotonic() - began
-                left = (
-                    f", about {spent / (done - first) * (total - done) / 60:.0f} minutes left" if done > first else ""
-                )
-                console.print(f"{done} of {total} rollouts after {spent / 60:.1f} minutes{left}", highlight=False)
+                progress.show(step, job.rollouts or None, status, name=job.name)
 
         yield update
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -12,13 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steer_core.common.plot_style import MUTED, STYLE
-from steer_core.compare.report.probes import ESTIMATES
-from steer_core.ladder.attribution import RUNGS
+from steer_core.ladder.attribution import RUNG_TITLES, RUNGS
 
-if TYPE_CHECKING:
-    from steer_core.estimate.measure import Estimate
-
-TITLES = {**ESTIMATES, "output_layer": "output layer"}
 _INK, _FIT = "#0072b2", "#d55e00"
 _CUT = 0.99
 
@@ -32,7 +24,7 @@ def estimate_figure(tables: dict[str, pd.DataFrame], record: dict) -> Figure:
         figure = Figure(figsize=(1.75 * len(RUNGS), 2.1 * len(tables)), layout="constrained")
         axes = figure.subplots(len(tables), len(RUNGS), sharey="row", squeeze=False)
         for axis, name in zip(axes[0], RUNGS, strict=True):
-            axis.set_title(TITLES[name])
+            axis.set_title(RUNG_TITLES[name])
         for row, (update, tokens) in zip(axes, tables.items(), strict=True):
             for axis, name in zip(row, RUNGS, strict=True):
                 _panel(axis, tokens[name].to_numpy(), tokens["measured"].to_numpy())
@@ -47,11 +39,6 @@ def estimate_figure(tables: dict[str, pd.DataFrame], record: dict) -> Figure:
         for axis in axes[-1]:
             axis.set_xlabel("predicted (rms)")
         return figure
-
-
-def save_estimate_figure(estimate: Estimate, path: Path) -> None:
-    """Draw the figure into a PNG file."""
-    estimate_figure(estimate.tokens, estimate.record).savefig(path, dpi=160)
 
 
 def _panel(axis: Axes, predicted: np.ndarray, measured: np.ndarray) -> None:

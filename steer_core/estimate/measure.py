@@ -2,65 +2,40 @@
 
 The batch is what training would see: prompts, groups of responses, rewards, advantages, mini-batches.
 For every mini-batch the optimiser's step is taken from the same policy, its effect measured at every
-token, and undone. Three questions are asked of each estimate:
-
-    target: does it tell how the entropy at the token's own state will change? (measured change)
-    source: does it tell how the token's update will change the batch's mean entropy? (influence)
-
-    size: do the largest estimates belong to the tokens with the largest influence, whichever its sign?
-
-A method that damps tokens by |estimate| relies on the third. As influence, the change at one state is
-divided by the N tokens of the mini-batch: in a tabular policy that is all there is to it. Beside the
-estimates stands a baseline that looks at no entropy, -A (1 - p). Intervals are 95% percentile
-bootstraps over prompts, given the steps that were taken.
+token, and undone. What is asked of each estimate then stands in `scores`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from rich import box
-from rich.table import Table
 from torch.optim import Optimizer
-from transformers import PreTrainedTokenizerBase
 
 from steer_core.common.environment import environment
 from steer_core.common.errors import SteerError
-from steer_core.common.files import write_atomically
+from steer_core.common.files import json_ready
 from steer_core.common.seeding import derive_seed
 from steer_core.common.settings import to_dict
 from steer_core.config.config import Config
 from steer_core.engines import LocalEngine
+from steer_core.estimate.scores import summarise
 from steer_core.formulas.advantages import ADVANTAGES
-from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 from steer_core.formulas.loss import ClipRange, denominator, token_coefficients
-from steer_core.ladder.attribution import RUNGS, Attribution, UpdateBatch, attribute, contributions
+from steer_core.ladder.attribution import Attribution, UpdateBatch, attribute
 from steer_core.ladder.passes import Lens
 from steer_core.policy.model import Policy, load_policy
 from steer_core.problems import Task, make_task
 from steer_core.rollout.huggingface import HuggingFaceSampler
 from steer_core.rollout.rollout import Rollout, join
 from steer_core.runs.folder import RunFolder
-from steer_core.stats.intervals import agreement_intervals
 
 Progress = Callable[[Iterable, str], Iterable]
-SHOWN = 8
-"""Tokens listed at either end of the contributions by token."""
-QUESTIONS = {"target": "state", "source": "influence", "size": "size"}
-"""The three questions, and what a table calls them."""
-ESTIMATE_COLUMNS = 92
-"""Columns of a terminal that `estimate_table` needs."""
-_BOUNDED = ("pearson", "spearman", "sign")
-SOURCE_ESTIMATES = (*ENTROPY_CHANGE, "output_layer_influence", "baseline")
 
 
 @dataclass(frozen=True)
@@ -206,86 +181,12 @@ def attributions(
         yield results
 
 
-def accuracy(tokens: pd.DataFrame, truth: str, estimates: Iterable[str]) -> dict[str, dict[str, list[float]]]:
-    """By estimate and measure: [value, low, high] against the column `truth`; see `statistics.agreement_intervals`.
-
-    The interval is over prompts, all tokens of a prompt together.
-    """
-    return {
-        name: {
-            measure: [interval.mean, interval.low, interval.high]
-            for measure, interval in agreement_intervals(tokens[name], tokens[truth], tokens["group"]).items()
-        }
-        for name in estimates
-    }
-
-
-def answers(tokens: pd.DataFrame) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """`accuracy` for each of the three questions: target, source and size.
-
-    tokens: the token table of one or more mini-batches, with `states`, the tokens of each row's own.
-    size is over tokens with an advantage, of absolute values.
-    """
-    tokens = tokens.assign(baseline=-tokens["advantage"] * -np.expm1(tokens["logprob"]))
-    shares = tokens.assign(**{name: tokens[name] / tokens["states"] for name in ENTROPY_CHANGE})
-    sizes = shares[shares["advantage"] != 0]
-    sizes = sizes.assign(**{name: sizes[name].abs() for name in (*SOURCE_ESTIMATES, "influence")})
-    size = accuracy(sizes, "influence", SOURCE_ESTIMATES)
-    for scores in size.values():
-        scores["sign"] = [math.nan] * 3  # of absolute values there is none to tell
-    return {
-        "target": accuracy(tokens, "measured", (*RUNGS, "baseline")),
-        "source": accuracy(shares, "influence", SOURCE_ESTIMATES),
-        "size": size,
-    }
-
-
-def summarise(results: list[Attribution], tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], pd.DataFrame]:
-    """(JSON-ready summary of one update over its mini-batches, the token table of all of them).
-
-    totals, contributions and seconds are means over the mini-batches.
-    """
-    for result in results:
-        vocabulary = {i: tokenizer.decode([i]) for i in result.tokens["token"].unique()}
-        result.tokens.insert(4, "text", result.tokens["token"].map(vocabulary))
-    tokens = pd.concat([result.tokens for result in results], ignore_index=True)
-    tables = {}
-    for column in ("quadrant", "group", "text"):
-        table = pd.concat([contributions(result.tokens, column) for result in results]).groupby(level=0).sum()
-        table.iloc[:, 1:] /= len(results)
-        tables[column] = table
-    ranked = tables["text"].sort_values("influence")
-    tables["text"] = pd.concat([ranked.head(SHOWN), ranked.tail(SHOWN)]) if len(ranked) > 2 * SHOWN else ranked
-    return {
-        "mini_batches": len(results),
-        "tokens": len(tokens),
-        **answers(tokens),
-        "totals": _means([result.totals for result in results]),
-        "contributions": {name: table.reset_index().to_dict("records") for name, table in tables.items()},
-        "seconds": _means([result.seconds for result in results]),
-    }, tokens
-
-
 @dataclass(frozen=True)
 class Estimate:
     """The outcome of `estimate`: a JSON-ready record, and by update the token table."""
 
     record: dict[str, Any]
     tokens: dict[str, pd.DataFrame]
-
-    def write(self, folder: Path) -> Path:
-        """estimate.json, tokens_*.csv.gz and estimate.png in `folder`; the path of the first."""
-        from steer_core.estimate.figure import save_estimate_figure
-
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for update, tokens in self.tokens.items():
-                tokens.to_csv(folder / f"tokens_{update.replace(':', '_')}.csv.gz", index=False, float_format="%.9g")
-            save_estimate_figure(self, folder / "estimate.png")
-            write_atomically(folder / "estimate.json", json.dumps(self.record, indent=2, allow_nan=False) + "\n")
-        except OSError as error:
-            raise SteerError(f"--out: {folder} cannot be written ({error.strerror}); name another folder") from error
-        return folder / "estimate.json"
 
 
 def estimate(
@@ -338,53 +239,4 @@ def estimate(
         summary |= {"moments": bool(optimizer.state), "mini_batches_without_signal": len(found) - len(results)}
         record["updates"][update] = summary
     record["sample"]["entropy"] = float(tables[update]["entropy"].mean())
-    return Estimate(_without_nan(record), tables)
-
-
-def estimate_table(record: dict[str, Any], update: str) -> Table:
-    """For the terminal: every estimate of one update against the measured change and against the influence.
-
-    state: against the measured change there. influence: against the token's effect on the batch's mean
-    entropy. size: |estimate| against |influence|. factor: what the prediction must be multiplied by to
-    fit best, 1 for the right scale.
-    """
-    summary = record["updates"][update]
-    title = f"{record['run'] or record['model']}, {update}, {summary['tokens']} tokens"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("estimate", no_wrap=True)
-    for name in ("MSE", "Pearson", "Spearman", "right sign", "factor"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for question, about in QUESTIONS.items():
-        table.add_row(f"[italic]{about}")
-        for name, scores in summary[question].items():
-            bounded = [with_interval(scores[measure]) for measure in _BOUNDED]
-            mse, factor = (
-                math.nan if scores[measure][0] is None else scores[measure][0] for measure in ("mse", "slope")
-            )
-            table.add_row(label_of(name), f"{mse:.0e}", *bounded, f"{factor:.2g}")
-        table.add_section()
-    return table
-
-
-def label_of(estimate: str) -> str:
-    """An estimate as a table names it."""
-    return estimate.removesuffix("_influence").replace("_", " ")
-
-
-def with_interval(scores: list[float | None]) -> str:
-    """A value with its 95% interval over prompts; - for what is undefined."""
-    value, low, high = ("-" if score is None else f"{score:.2f}" for score in scores)
-    return f"{value} [{low}, {high}]"
-
-
-def _means(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity: null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return Estimate(json_ready(record), tables)

@@ -25,7 +25,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from steer_core.common.environment import environment
 from steer_core.common.errors import SteerError, nearest
-from steer_core.common.files import lock, write_atomically, written_aside
+from steer_core.common.files import lock, write_atomically, written_whole
 from steer_core.common.seeding import derive_seed
 from steer_core.common.settings import to_dict
 from steer_core.config.config import BenchmarksConfig
@@ -247,7 +247,7 @@ def write_table(table: pa.Table, path: Path) -> None:
     """Write a Parquet file, whole or not at all. Raises SteerError where the disk refuses."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(path) as aside:
+        with written_whole(path) as aside:
             parquet.write_table(table, aside, compression="zstd")
     except OSError as error:
         raise SteerError(f"{path}: cannot be written ({error.strerror}); make room, then --resume") from error

@@ -7,11 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
-from steer_core.common.errors import SteerError, nearest
-from steer_core.common.files import write_atomically
+from steer_core.common.errors import SteerError, nearest, one_line
+from steer_core.common.files import json_text, write_atomically
 from steer_core.common.places import CHECKOUT
 from steer_core.common.tables import markdown_table
 from steer_core.rewards.base import UNJUDGED
@@ -54,7 +53,7 @@ def read_responses(folder: Path) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
-        raise SteerError(f"{path}: is not read ({' '.join(str(error).split())[:200]}); evaluate again") from error
+        raise SteerError(f"{path}: is not read ({one_line(error)}); evaluate again") from error
     absent = {"benchmark", "problem", "sample", "finish_reason", "tokens"} - set(frame.columns)
     if absent:
         raise SteerError(f"{path}: lacks the columns {', '.join(sorted(absent))}; evaluate again with this version")
@@ -212,7 +211,7 @@ def write_summary(folder: Path, title: str, scores: pd.DataFrame) -> dict[str, A
     env = about["environment"]
     text += f"\n`{env['command']}`, {env['date'][:10]}, {env['cores']} cores of an {env['processor']}.\n"
     try:
-        write_atomically(folder / "summary.json", json.dumps({**about, "benchmarks": _plain(summary)}, indent=1) + "\n")
+        write_atomically(folder / "summary.json", json_text({**about, "benchmarks": summary}, indent=1))
         write_atomically(folder / "table.md", text)
     except OSError as error:
         raise SteerError(f"--out: {folder} cannot be written ({error.strerror}); make room, then --resume") from error
@@ -266,12 +265,3 @@ def verdict(decision: Decision) -> str:
     problems = f"{decision.problems} problems" if decision.problems else "more problems"
     samples = f"or {decision.samples} samples each" if decision.samples else "no number of samples alone"
     return f"undecided; would take {problems}, {samples}" if decision.difference.mean else "undecided; no difference"
-
-
-def _plain(value: Any) -> Any:
-    """JSON-ready: null for NaN."""
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    return value

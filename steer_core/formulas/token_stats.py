@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 IGNORED_LABEL = -100
-_CHUNK_ELEMENTS = 1 << 22
+CHUNK_ELEMENTS = 1 << 22
+"""Most elements of logits that are reduced at a time in float32."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def token_stats(
             raise ValueError(f"labels: a label lies outside 0..{size - 1} and is not {IGNORED_LABEL}")
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows: {chunk_rows} is below 1")
-    rows = chunk_rows or max(1, _CHUNK_ELEMENTS // max(size, 1))
+    rows = chunk_rows or max(1, CHUNK_ELEMENTS // max(size, 1))
     flat = _TokenStats.apply(logits.reshape(-1, size), labels.reshape(-1), temperature, rows)
     return TokenStats(*(value.reshape(labels.shape) for value in flat))
 

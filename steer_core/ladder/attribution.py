@@ -29,6 +29,15 @@ from steer_core.ladder.real_step import RealStep, taken_step
 
 RUNGS = (*ENTROPY_CHANGE, "output_layer", "first_order")
 """Every estimate of the change at a state, from cheap to exact; columns of the token table."""
+RUNG_TITLES = {
+    "paper": "paper (STEER)",
+    "released": "released code",
+    "exact": "exact (one state)",
+    "covariance": "covariance",
+    "output_layer": "output layer",
+    "first_order": "first order",
+}
+"""What figures and captions call them."""
 
 
 @dataclass(frozen=True)

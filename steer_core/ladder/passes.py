@@ -24,7 +24,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from steer_core.common.errors import SteerError
+from steer_core.common.errors import SteerError, one_line
 from steer_core.formulas.token_stats import TokenStats, concatenate, token_stats
 from steer_core.policy.score import Sequences, hidden_states, logits_of
 
@@ -174,7 +174,7 @@ def derivative(lens: Lens, direction: Direction, at: Direction | None = None) ->
             except NotImplementedError as error:
                 raise SteerError(
                     f"model: {type(lens.model).__name__} uses an operator without a forward derivative "
-                    f"({' '.join(str(error).split())[:160]}); load it with attn_implementation='eager' "
+                    f"({one_line(error, 160)}); load it with attn_implementation='eager' "
                     "(a mixture of experts with experts_implementation='eager'), or train with train.probe_sequences=0"
                 ) from error
             for rows in lens.chunks(len(hidden)):

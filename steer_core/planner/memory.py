@@ -2,8 +2,8 @@
 
     plan = memory(config, shape_of(config.model.path), Machine())
 
-Nothing is loaded and nothing is measured: every number follows from formulas (below, in `planner_states` for the
-training engine, in `planner_times` for the time of a step), the model's shape and the stated assumptions. Memory is in
+Nothing is loaded and nothing is measured: every number follows from formulas (below, in `states` for the training
+engine, in `times` for the time of a step), the model's shape and the stated assumptions. Memory is in
 bytes, GiB where it is shown. P is the number of parameters, n of ranks, e the bytes of a number in model.dtype.
 """
 
@@ -11,78 +11,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pydantic import Field
-from pydantic.dataclasses import dataclass as settings
-
 from steer_core.common.errors import SteerError
-from steer_core.common.settings import STRICT
 from steer_core.config.config import Config
+from steer_core.formulas.token_stats import CHUNK_ELEMENTS
+from steer_core.planner.machine import GIB, Machine
 from steer_core.planner.shapes import Shape
 from steer_core.planner.states import BACKWARD, BYTES, ROLLOUT, STEP, host_states, states
+from steer_core.policy.score import LOGITS_AT_ONCE
 
-GIB = 1 << 30
-LOGITS_AT_ONCE, STATISTICS_AT_ONCE = 1 << 25, 1 << 22
-"""Most elements of logits that a training pass holds, and that their statistics reduce at once in float32."""
 STATISTICS_COPIES = 4
 """Copies of a reduced chunk in float32: shifted logits, exponentials, their squares, and one of slack."""
 WORKSPACE = 2 * GIB
 """What a vLLM engine takes beside weights and cache: its profiling pass's activations and its captured graphs."""
 COUNTDOWN_PROMPT = 24
 """Tokens of a long Countdown prompt, a character each."""
-
-
-@settings(config=STRICT, kw_only=True, frozen=True)
-class Machine:
-    """The machine and the shares of its peak that a run is assumed to reach. Defaults: H100 nodes."""
-
-    gpus: int = Field(8, ge=1)
-    """GPUs a node."""
-    nodes: int = Field(1, ge=1)
-    """Nodes."""
-    gpu_memory: float = Field(80.0, gt=0)
-    """GiB of memory of a GPU."""
-    host_memory: float = Field(1000.0, gt=0)
-    """GiB of memory of a node."""
-    peak_tflops: float = Field(989.0, gt=0)
-    """Dense bfloat16 peak of a GPU in TFLOP/s: 989 for H100, 312 for A100."""
-    utilisation: float = Field(0.35, gt=0, le=1)
-    """Share of that peak that training and scoring reach."""
-    bandwidth: float = Field(3350.0, gt=0)
-    """GB/s of a GPU's memory: 3350 for H100, 2039 for A100."""
-    decode: float = Field(0.6, gt=0, le=1)
-    """Share of that bandwidth, and of the peak, that decoding reaches."""
-    decode_overhead: float = Field(4.0, ge=0)
-    """Milliseconds of a decoding step that are neither reading nor arithmetic."""
-    concurrency: int = Field(256, ge=1)
-    """Most sequences that one engine decodes at once (vLLM's max_num_seqs)."""
-    response_tokens: float | None = Field(None, gt=0)
-    """Mean tokens of a response; by default a third of rollout.max_new_tokens."""
-    prompt_tokens: float | None = Field(None, gt=0)
-    """Mean tokens of a prompt; by default 250, and 16 in Countdown."""
-    nvlink: float = Field(300.0, gt=0)
-    """GB/s that a GPU's collectives reach within a node."""
-    interconnect: float = Field(40.0, gt=0)
-    """GB/s a GPU that reach other nodes: 40 of a 400 Gb/s card for each GPU."""
-    latency: float = Field(20.0, ge=0)
-    """Microseconds of a collective for each doubling of ranks."""
-    pcie: float = Field(25.0, gt=0)
-    """GB/s between a GPU and its host."""
-    host_bandwidth: float = Field(200.0, gt=0)
-    """GB/s of a node's memory."""
-    on_cpu: int = Field(0, ge=0, le=1)
-    """1 where the run has no GPU and `gpu_memory` is the machine's memory."""
-
-    @property
-    def ranks(self) -> int:
-        """GPUs in all."""
-        return self.gpus * self.nodes
-
-
-CPU = {
-    "gpus": 1, "gpu_memory": 16.0, "host_memory": 16.0, "peak_tflops": 0.05, "bandwidth": 20.0, "decode": 0.5,
-    "host_bandwidth": 20.0, "on_cpu": 1,
-}  # fmt: skip
-"""Defaults where model.device is cpu: one core of a small machine."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +86,7 @@ def memory(config: Config, shape: Shape, machine: Machine) -> Memory:
     tokens, rows = micro_batch(config, shape)
     backward = {
         "activations": activations(config, shape, tokens, rows),
-        "logits statistics": statistics(config, shape, tokens),
+        "logits statistics": token_stats_bytes(config, shape, tokens),
     }
     moments = {
         ROLLOUT: {**held[ROLLOUT], **sampler, **other},
@@ -211,17 +153,17 @@ def activations(config: Config, shape: Shape, tokens: int, sequences: int) -> fl
     return tokens * (kept + last + 3 * size * shape.intermediate) + mask
 
 
-def statistics(config: Config, shape: Shape, tokens: int) -> float:
+def token_stats_bytes(config: Config, shape: Shape, tokens: int) -> float:
     """Bytes for log-probs and entropies of a micro-batch: logits and their gradient for some rows at a time.
 
-    Rows of LOGITS_AT_ONCE elements in e, twice; STATISTICS_COPIES of STATISTICS_AT_ONCE elements in float32; the
+    Rows of LOGITS_AT_ONCE elements in e, twice; STATISTICS_COPIES of CHUNK_ELEMENTS elements in float32; the
     hidden states of all rows and their gradient; and two gradients of the output layer: the sum so far, and the
     next rows' before it is added.
     """
     size = BYTES[config.model.dtype]
     elements = tokens * shape.vocabulary
     logits = 2 * size * min(elements, max(LOGITS_AT_ONCE, shape.vocabulary))
-    chunk = STATISTICS_COPIES * 4 * min(elements, max(STATISTICS_AT_ONCE, shape.vocabulary))
+    chunk = STATISTICS_COPIES * 4 * min(elements, max(CHUNK_ELEMENTS, shape.vocabulary))
     head = 2 * size * shape.head
     return logits + chunk + 2 * size * tokens * shape.hidden + head
 

@@ -12,7 +12,8 @@ from steer_core.common.errors import SteerError
 from steer_core.common.settings import apply_overrides, build, to_dict
 from steer_core.common.tables import rich_table
 from steer_core.config.config import Config
-from steer_core.planner.memory import GIB, Machine, Memory, fewest_gpus, memory, micro_batch
+from steer_core.planner.machine import GIB, Machine
+from steer_core.planner.memory import Memory, fewest_gpus, memory, micro_batch
 from steer_core.planner.shapes import Shape
 from steer_core.planner.times import (
     evaluation_time,

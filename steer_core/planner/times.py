@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from math import ceil, log2
 
 from steer_core.config.config import Config
-from steer_core.planner.memory import GIB, Machine, micro_batch, sampler_memory
+from steer_core.planner.machine import GIB, Machine
+from steer_core.planner.memory import micro_batch, sampler_memory
 from steer_core.planner.shapes import Shape
 from steer_core.planner.states import BYTES, moment_bytes
 
@@ -71,7 +72,7 @@ def tokens_per_step(config: Config, machine: Machine) -> dict[str, float]:
 
 
 def step_time(config: Config, shape: Shape, machine: Machine) -> Step:
-    """Seconds of a step by part: rollout, scoring, update, its communication, optimiser, push of weights."""
+    """Seconds of a step by part: rollout, scoring, update, its communication, optimiser, weight sync."""
     steps = config.rollout.prompts // config.optimizer.mini_batch_prompts
     rollout, bound = rollout_time(config, shape, machine)
     update = steps * update_time(config, shape, machine)
@@ -81,7 +82,7 @@ def step_time(config: Config, shape: Shape, machine: Machine) -> Step:
         "update": update,
         "communication": steps * communication_time(config, shape, machine),
         "optimiser": steps * optimiser_time(config, shape, machine),
-        "push of weights": push_time(config, shape, machine),
+        "weight sync": weight_sync_time(config, shape, machine),
     }
     reasons = {
         "rollout": bound,
@@ -266,7 +267,7 @@ def optimiser_time(config: Config, shape: Shape, machine: Machine) -> float:
     return passes * traffic * machine.gpus / (machine.host_bandwidth * 1e9) + own * through / (machine.pcie * 1e9)
 
 
-def push_time(config: Config, shape: Shape, machine: Machine) -> float:
+def weight_sync_time(config: Config, shape: Shape, machine: Machine) -> float:
     """Seconds to put the trained weights into vLLM, once a rollout.
 
     vLLM's old weights go to the host as it falls asleep and come back as it wakes, over PCIe; the trained ones are

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from steer_core.common.errors import SteerError
+from steer_core.common.errors import SteerError, one_line
 from steer_core.common.files import sha256
 from steer_core.common.places import EMBEDDED
 from steer_core.policy.smoke import SMOKE, smoke_model
@@ -75,7 +75,7 @@ def load_policy(
     except Exception as error:  # whatever a broken or foreign folder makes the loaders raise
         if attention != "auto" and isinstance(error, ImportError | ValueError):
             raise SteerError(
-                f"model.attention: {attention} does not load ({_line(error)}); install what it names, or set "
+                f"model.attention: {attention} does not load ({one_line(error, 300)}); install what it names, or set "
                 "model.attention=auto"
             ) from error
         raise _does_not_load(path, error) from error
@@ -123,10 +123,6 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 def _does_not_load(path: str, error: Exception) -> SteerError:
     return SteerError(
-        f"model.path: {path} does not load as a causal language model ({type(error).__name__}: {_line(error)}); "
-        "save it again with save_pretrained, tokenizer included"
+        f"model.path: {path} does not load as a causal language model "
+        f"({type(error).__name__}: {one_line(error, 300)}); save it again with save_pretrained, tokenizer included"
     )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

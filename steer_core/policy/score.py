@@ -18,7 +18,8 @@ from steer_core.common import ranks
 from steer_core.common.errors import SteerError
 from steer_core.formulas.token_stats import IGNORED_LABEL, TokenStats, concatenate, token_stats
 
-_LOGITS_AT_ONCE = 1 << 25
+LOGITS_AT_ONCE = 1 << 25
+"""Most elements of logits that a forward pass of training holds at a time."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def score(model: PreTrainedModel, sequences: Sequences, temperature: float, pack
     count, width = sequences.response_ids_BT.shape
     logits = count * (width + 1) * model.config.vocab_size
     logits = ranks.all_reduce_max(logits, model.device) if shared_out(model) else logits
-    if not packed and logits <= _LOGITS_AT_ONCE:
+    if not packed and logits <= LOGITS_AT_ONCE:
         with full_precision(model):
             logits = model(**_model_inputs(sequences), logits_to_keep=width + 1).logits
         labels = torch.nn.functional.pad(_labels(sequences), (0, 1), value=IGNORED_LABEL)  # the last predicts nothing
@@ -80,7 +81,7 @@ def _stats_by_rows(model: PreTrainedModel, hidden_ND: Tensor, labels_N: Tensor, 
     def part(hidden: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         return tuple(vars(token_stats(logits_of(model, hidden), labels, temperature)).values())
 
-    rows = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
+    rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     count = max(1, -(-len(labels_N) // rows))
     count = ranks.all_reduce_max(count, hidden_ND.device) if shared_out(model) else count
     parts = []

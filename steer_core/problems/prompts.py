@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from steer_core.common.errors import SteerError, nearest
+from steer_core.common.errors import SteerError, nearest, one_line
 from steer_core.problems.problem import Messages, Problem
 
 if TYPE_CHECKING:
@@ -123,5 +123,5 @@ def render(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> str:
         roles = ", ".join(message["role"] for message in messages)
         raise SteerError(
             f"model.path: its chat template refuses messages with the roles {roles} "
-            f"({' '.join(str(error).split())[:200]}); use a model whose template takes them"
+            f"({one_line(error)}); use a model whose template takes them"
         ) from error

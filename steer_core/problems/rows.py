@@ -11,7 +11,6 @@ import glob
 import io
 import json
 import pickle
-import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from steer_core.common.errors import SteerError
+from steer_core.common.errors import SteerError, one_line
 from steer_core.common.settings import STRICT
 from steer_core.problems.problem import Row
 
@@ -258,4 +257,4 @@ def _reason(error: BaseException) -> str:
     """The innermost cause, in one short line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return re.sub(r"\s+", " ", str(error))[:200]
+    return one_line(error)

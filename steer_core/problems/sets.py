@@ -22,7 +22,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from steer_core.common.errors import SteerError, nearest
+from steer_core.common.errors import SteerError, nearest, one_line
 from steer_core.common.files import sha256
 from steer_core.common.places import CHECKOUT
 from steer_core.common.settings import STRICT, build, read_yaml
@@ -181,7 +181,7 @@ def _from_hub(name: str, facts: Facts, folder: Path | None) -> Release:
     except SteerError:
         raise
     except Exception as error:  # datasets and the hub's client raise errors of many kinds
-        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        reason = one_line(f"{type(error).__name__} {error}")
         raise SteerError(
             f"data {name}: {facts.file} is not {looked}, and the hub gave no {hub.id} ({reason}); set STEER_DATA to a "
             f"folder that holds {facts.file}, or run where the hub can be reached"

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from steer_core.common import ranks
-from steer_core.common.errors import SteerError
+from steer_core.common.errors import SteerError, one_line
 from steer_core.common.seeding import derive_seed
 from steer_core.config.config import Config
 from steer_core.config.sections import ModelConfig, RolloutConfig, SamplingConfig
@@ -76,9 +76,9 @@ class VllmSampler:
                 **({} if training is None else _in_training(training, model.device)),
             )
         except Exception as error:  # whatever vLLM's start-up raises for a model or machine that it cannot serve
-            reason = " ".join(str(error).split())[:300]
             raise SteerError(
-                f"{field}: vllm refuses {folder} ({type(error).__name__}: {reason}); set {field}=huggingface"
+                f"{field}: vllm refuses {folder} ({type(error).__name__}: {one_line(error, 300)}); "
+                f"set {field}=huggingface"
             ) from error
         torch.set_num_threads(threads)
         self.peers = _tensor_parallel_group(training)

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from steer_core.common import ranks
 from steer_core.common.errors import SteerError
-from steer_core.common.files import PARTIAL, sha256, sync
+from steer_core.common.files import PARTIAL, fsync, sha256
 from steer_core.common.settings import read_yaml
 from steer_core.config.config import Config
 from steer_core.engines.base import TrainingEngine
@@ -77,9 +77,9 @@ class Checkpoints:
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         logs = [self.run / name for name in LOGS if (self.run / name).exists()]
         for file in [*(p for p in partial.rglob("*") if p.is_file()), *logs]:
-            sync(file)
+            fsync(file)
         partial.rename(final)
-        sync(final.parent)
+        fsync(final.parent)
         for old in self._let_go():
             _remove(old)
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from steer_core.common.errors import SteerError
-from steer_core.common.files import written_aside
+from steer_core.common.errors import SteerError, one_line
+from steer_core.common.files import written_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,10 +89,11 @@ def write(path: str | Path, rows: Iterable[Response]) -> None:
             for name, field in zip(COLUMNS, fields(Response), strict=True)
         }
     except (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError) as error:
-        raise SteerError(f"responses {path}: a value does not fit its column ({_line(error)}); see Response") from error
+        told = one_line(error)
+        raise SteerError(f"responses {path}: a value does not fit its column ({told}); see Response") from error
     table = pa.table(columns, schema=pa.schema(COLUMNS, metadata=_VERSION))
     _check_rows(table, path, "give every token column a value a token")
-    with written_aside(path) as partial:
+    with written_whole(path) as partial:
         pq.write_table(table, partial, compression="zstd")
 
 
@@ -109,7 +110,7 @@ def read(path: str | Path) -> list[Response]:
         raise SteerError(f"responses {path}: no such file; name one that `steer train` wrote") from error
     except (pa.ArrowException, OSError, UnicodeError) as error:
         raise SteerError(
-            f"responses {path}: damaged or no Parquet ({_line(error)}); delete it, and train again if you need it"
+            f"responses {path}: damaged or no Parquet ({one_line(error)}); delete it, and train again if you need it"
         ) from error
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
@@ -194,7 +195,3 @@ def _check_rows(table: pa.Table, path: Path, remedy: str) -> None:
                 raise SteerError(
                     f"responses {path}: row {row} has {found} values of {name} and {wanted} tokens; {remedy}"
                 )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

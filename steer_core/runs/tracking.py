@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from steer_core.common import ranks
-from steer_core.common.errors import SteerError
+from steer_core.common.errors import SteerError, one_line
 from steer_core.common.settings import to_dict
 from steer_core.runs.checkpoints import writing
 from steer_core.runs.folder import RunFolder
@@ -71,9 +71,8 @@ def _wandb(run: RunFolder) -> Iterator[Any]:
     try:
         online = wandb.init(project=project, name=name, id=place, resume="allow", dir=run.path, config=settings)
     except Exception as error:  # whatever it raises without a login, a network or a writable folder
-        reason = " ".join(str(error).split())[:200]
         raise SteerError(
-            f"train.tracker: wandb does not start ({type(error).__name__}: {reason}); run `wandb login`, "
+            f"train.tracker: wandb does not start ({type(error).__name__}: {one_line(error)}); run `wandb login`, "
             "set WANDB_MODE=offline, or train.tracker=none"
         ) from error
     try:

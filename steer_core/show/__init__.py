@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from steer_core.common.errors import SteerError
+from steer_core.common.files import write_atomically
 from steer_core.common.settings import read_yaml
 from steer_core.runs import responses
 from steer_core.show.page import Heading, render
@@ -53,8 +54,7 @@ def _write_beside(run: Path, method: dict[str, Any], chosen: list[int]) -> list[
 def _write(run: Path, method: dict[str, Any], step: int, path: Path, links: dict[str, tuple[int, str]]) -> None:
     heading = Heading(str(run), step, method.get("name", "none"), method.get("form", "paper"), links)
     text = render(responses.read(responses.rollout_path(run, step)), heading)
-    with responses.written_aside(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_atomically(path, text)
 
 
 def _page(run: Path, step: int) -> Path:

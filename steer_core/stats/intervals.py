@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,16 +47,26 @@ def bootstrap_over_problems(
     over 30 problems is too narrow. With one problem it has no bounds. Raises ValueError where there is no value.
     """
     values_Q = np.asarray(values_SQ, dtype=float).mean(0)
-    problems, tail = len(values_Q), 0.025
-    if not problems:
+    if not len(values_Q):
         raise ValueError("values: no problem to take a mean over")
-    if expanded and problems == 1:
-        return Interval(float(values_Q[0]), float("nan"), float("nan"))
+    problems, mean, tail = len(values_Q), float(values_Q.mean()), 0.025
+    if problems == 1:
+        bound = float("nan") if expanded else mean
+        return Interval(mean, bound, bound)
     if expanded:
         tail = stats.norm.cdf(np.sqrt(problems / (problems - 1)) * stats.t.ppf(tail, problems - 1))
-    picks = np.random.default_rng(seed).integers(problems, size=(draws, problems))
-    low, high = np.quantile(values_Q[picks].mean(-1), [tail, 1 - tail])
-    return Interval(float(values_Q.mean()), float(low), float(high))
+    return Interval(mean, *_percentile_bounds([values_Q], np.mean, draws, seed, tail))
+
+
+def _percentile_bounds(
+    samples: Sequence[np.ndarray], statistic: Callable, draws: int, seed: int, tail: float = 0.025
+) -> tuple[float, float]:
+    """Percentile bootstrap bounds of a statistic of independent samples, each of two values or more."""
+    random, level = np.random.default_rng(seed), 1 - 2 * tail
+    found = stats.bootstrap(
+        samples, statistic, n_resamples=draws, method="percentile", confidence_level=level, vectorized=True, rng=random
+    ).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def interval_over_seeds(values_S: Sequence[float]) -> Interval:
@@ -71,8 +81,10 @@ def interval_over_seeds(values_S: Sequence[float]) -> Interval:
     mean = float(values.mean())
     if len(values) < 2:
         return Interval(mean, float("nan"), float("nan"))
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return Interval(mean, mean - half, mean + half)
+    if np.ptp(values) <= NO_WIDTH:
+        return Interval(mean, mean, mean)
+    found = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    return Interval(mean, float(found.low), float(found.high))
 
 
 def agreement(predicted_N: np.ndarray, measured_N: np.ndarray) -> dict[str, float]:
@@ -91,7 +103,9 @@ def agreement_intervals(
 ) -> dict[str, Interval]:
     """`agreement` with percentile bootstrap intervals over groups, whose members are drawn together.
 
-    Spearman's is the correlation of the ranks within the whole sample. One group has no interval.
+    Spearman's is the correlation of the ranks within the whole sample. One group has no interval. The draws are made
+    here, not by scipy.stats.bootstrap: sums by group are drawn in place of tokens, of which there are many, and a draw
+    in which a measure is undefined is left out.
     """
     _, group_N = np.unique(group_N, return_inverse=True)
     moments = _moments(predicted_N, measured_N, group_N)
@@ -155,14 +169,14 @@ def bootstrap_over_seeds_and_problems(
     values_SQ = np.asarray(values_SQ, dtype=float)
     if not values_SQ.size:
         raise ValueError("values: no seed or no problem to take a mean over")
-    (seeds, problems), random = values_SQ.shape, np.random.default_rng(seed)
-    counts_S = np.apply_along_axis(np.bincount, 1, random.integers(seeds, size=(draws, seeds)), minlength=seeds)
-    counts_Q = np.apply_along_axis(
-        np.bincount, 1, random.integers(problems, size=(draws, problems)), minlength=problems
-    )
-    drawn = np.einsum("ds,sq,dq->d", counts_S, values_SQ, counts_Q, optimize=True) / (seeds * problems)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(float(values_SQ.mean()), float(low), float(high))
+    if 1 in values_SQ.shape:  # what there is one of is not drawn
+        return bootstrap_over_problems(values_SQ.reshape(1, -1), draws, seed)
+
+    def mean(seeds_DS: np.ndarray, problems_DQ: np.ndarray, axis: int = -1) -> np.ndarray:
+        return values_SQ[seeds_DS[..., :, None], problems_DQ[..., None, :]].mean((-2, -1))
+
+    indices = [np.arange(size) for size in values_SQ.shape]
+    return Interval(float(values_SQ.mean()), *_percentile_bounds(indices, mean, draws, seed))
 
 
 def paired_p_value(differences_S: Sequence[float]) -> float:

@@ -7,12 +7,13 @@ a seed ends. No figure leaves a trace in matplotlib's global settings.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -21,13 +22,12 @@ from matplotlib.ticker import FuncFormatter
 from steer_core.common.errors import SteerError
 from steer_core.common.plot_style import (
     ARM_COLOURS,
+    ARM_MARKERS,
     MUTED,
     STYLE,
     draw_lines,
     hide,
     label,
-    legend,
-    look,
     panels,
     plain,
     styled,
@@ -67,7 +67,7 @@ def training_figure(comparison: Comparison) -> Figure:
     ):
         _draw_arms(axis, comparison, metrics, column)
         label(axis, title, "rollout", unit)
-    legend(figure, comparison, metrics)
+    _legend(figure, comparison, metrics)
     return figure
 
 
@@ -86,7 +86,7 @@ def heldout_figure(comparison: Comparison) -> Figure:
         _draw_arms(axis, comparison, curves, f"pass@{k}", markers=True)
         label(axis, f"pass@{k}", "rollout", "share of held-out problems" if axis in axes[:, 0] else "")
     hide(axes, len(comparison.ks))
-    legend(figure, comparison, curves, markers=True)
+    _legend(figure, comparison, curves, markers=True)
     return figure
 
 
@@ -143,7 +143,7 @@ def trade_figure(comparison: Comparison) -> Figure:
                 color=MUTED,
             )
         label(axis, title, "pass@1", unit, whole=False)
-    legend(figure, comparison, curves, markers=True)
+    _legend(figure, comparison, curves, markers=True)
     return figure
 
 
@@ -229,15 +229,15 @@ FIGURES: dict[str, Callable[[Comparison], Figure]] = {
 """Every figure by name, in the order of the report."""
 
 
-def save_figures(comparison: Comparison, folder: Path) -> dict[str, Path]:
-    """Write every figure that can be drawn as PNG (200 dpi) and SVG; the PNG's path by name, the SVG beside it.
+def save_figures(comparison: Comparison, folder: Path, names: Iterable[str] = FIGURES) -> dict[str, Path]:
+    """Write every named figure that can be drawn as PNG (200 dpi) and SVG; the PNG's path by name, the SVG beside it.
 
     Raises SteerError where nothing at all can be drawn.
     """
     paths: dict[str, Path] = {}
-    for name, draw in FIGURES.items():
+    for name in names:
         try:
-            figure = draw(comparison)
+            figure = FIGURES[name](comparison)
         except SteerError:
             continue
         folder.mkdir(parents=True, exist_ok=True)
@@ -250,9 +250,13 @@ def save_figures(comparison: Comparison, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def arm_colour(comparison: Comparison, arm: str) -> str:
-    """The colour of an arm, the same in every figure and table."""
-    return look(comparison, arm)[0]
+def look(comparison: Comparison, arm: str) -> tuple[str, str]:
+    """The colour and marker of an arm, by its place in the plan: the same in every figure and table."""
+    place = list(comparison.plan.arms).index(arm)
+    marker = ARM_MARKERS[place % len(ARM_MARKERS)]
+    if len(comparison.plan.arms) <= len(ARM_COLOURS):
+        return ARM_COLOURS[place], marker
+    return sns.color_palette("husl", len(comparison.plan.arms)).as_hex()[place], marker
 
 
 def quadrant_form(comparison: Comparison, arm: str) -> str:
@@ -309,11 +313,16 @@ def _draw_arms(axis: Axes, comparison: Comparison, frame: pd.DataFrame, column: 
         draw_lines(axis, _arm_rows(frame, arm), column, colour, arm, marker=marker if markers else None)
 
 
-__all__ = [
-    "FIGURES",
-    "arm_colour",
-    "lambda_quantiles",
-    "quadrant_form",
-    "save_figures",
-    *(f.__name__ for f in FIGURES.values()),
-]
+def _legend(figure: Figure, comparison: Comparison, frame: pd.DataFrame, markers: bool = False) -> None:
+    """One legend below the panels: the arms that `frame` has rows of."""
+    arms = [arm for arm in comparison.plan.arms if (frame.arm == arm).any()]
+    handles, names = [], []
+    for arm in arms:
+        colour, marker = look(comparison, arm)
+        handles.append(
+            Line2D([], [], color=colour, lw=1.6, marker=marker if markers else None, ms=5, mec="white", mew=0.6)
+        )
+        names.append(plain(comparison.label(arm)))
+    fitting = next((n for n in (4, 3, 2) if n * (max(map(len, names)) + 6) <= 110), 1)
+    rows = -(-len(arms) // fitting)
+    figure.legend(handles, names, loc="outside lower center", ncols=-(-len(arms) // rows))

@@ -19,15 +19,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from steer_core.common.errors import SteerError
 from steer_core.common.plot_style import MUTED, label, panels, styled
 from steer_core.compare.comparison import Comparison
+from steer_core.ladder.attribution import RUNG_TITLES
 from steer_core.stats.intervals import Interval, Verdict, interval_over_seeds
 
-ESTIMATES = {
-    "first_order": "first order",
-    "exact": "exact (one state)",
-    "paper": "paper (STEER)",
-    "released": "released code",
-    "covariance": "covariance",
-}
+ESTIMATES = {name: RUNG_TITLES[name] for name in ("first_order", "exact", "paper", "released", "covariance")}
 """Every estimate that the probe logs, and how figures and captions call it."""
 SCORES = ("pearson", "sign")
 COIN = 0.5
