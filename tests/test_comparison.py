@@ -3,8 +3,8 @@
 import pytest
 from small import SMALL, small_config
 
-from steer_core.cli.main import PLANS
 from steer_core.common.errors import SteerError
+from steer_core.common.places import PLANS
 from steer_core.common.settings import build, read_yaml, to_dict
 from steer_core.compare.comparison import Arm, Plan, comparison_of, load_comparison, load_plan
 from steer_core.compare.runner import start_comparison

@@ -22,7 +22,9 @@ SHIPPED = [
     *(f"configs/{name}.yaml" for name in ("grpo", "steer")),
     *(f"show/viewer.{name}" for name in ("html.j2", "css", "js")),
     *(f"plans/{name}.yaml" for name in ("compare", "quick", "quadrants")),
-    "data_manifest.yaml",
+    "problems/data_manifest.yaml",
+    "planner/shapes.yaml",
+    "py.typed",
     "rewards/inside.py",
 ]
 
@@ -96,7 +98,7 @@ def test_python_versions_agree():
 @pytest.mark.parametrize("asset", SHIPPED)
 def test_shipped_file_is_there_and_not_ignored(asset):
     path = ROOT / "steer_core" / asset
-    assert path.stat().st_size > 0
+    assert path.stat().st_size > 0 or asset == "py.typed"
     if (ROOT / ".git").exists():  # the wheel leaves out what git ignores
         assert subprocess.run(["git", "check-ignore", "-q", "--no-index", path], cwd=ROOT).returncode == 1
 
