@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from estimators import cases_of, measured_cases, print_table, published_rows
 
-from steer_core.estimate.tables import with_interval
+from steer_core.estimation.tables import with_interval
 
 FORMS = {"paper": "paper (STEER)", "covariance": "covariance"}
 COLUMNS = ("case", "update", "estimate", "MSE", "Pearson", "Spearman", "right sign")

@@ -1,5 +1,98 @@
 """Entropy dynamics in RLVR: entropy change, STEER's weights, and the training loop they act in.
 
-Importing the package imports nothing heavy. A trainer of another project takes what it needs from
-`token_stats`, `entropy_change`, `weights`, `loss` and `advantages`; the loop is `trainer`.
+The names below are the public API; everything else may change. Importing the package loads none of them: each is
+imported at its first use, and torch with it.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from steer_core.common.errors import SteerError
+    from steer_core.config.config import Config, load_config
+    from steer_core.estimation.measure import estimate
+    from steer_core.evaluation.held_out import evaluate
+    from steer_core.formulas.advantages import ADVANTAGES
+    from steer_core.formulas.entropy_change import ENTROPY_CHANGE
+    from steer_core.formulas.loss import ClipRange, clipped_surrogate, reduce_loss
+    from steer_core.formulas.token_stats import TokenStats, token_stats
+    from steer_core.formulas.weights import normaliser, steer_weights
+    from steer_core.interventions import INTERVENTIONS
+    from steer_core.interventions.base import Intervention
+    from steer_core.interventions.steer import Steer
+    from steer_core.ladder.attribution import attribute
+    from steer_core.policy.model import load_policy
+    from steer_core.policy.score import score
+    from steer_core.stats.measures import pass_at_k
+    from steer_core.training.loop import Trainer, train
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    # a run
+    "load_config": "config.config:load_config",
+    "Config": "config.config:Config",
+    "Trainer": "training.loop:Trainer",
+    "train": "training.loop:train",
+    "evaluate": "evaluation.held_out:evaluate",
+    "estimate": "estimation.measure:estimate",
+    # the parts of a step
+    "load_policy": "policy.model:load_policy",
+    "score": "policy.score:score",
+    "token_stats": "formulas.token_stats:token_stats",
+    "TokenStats": "formulas.token_stats:TokenStats",
+    "ADVANTAGES": "formulas.advantages:ADVANTAGES",
+    "ENTROPY_CHANGE": "formulas.entropy_change:ENTROPY_CHANGE",
+    "normaliser": "formulas.weights:normaliser",
+    "steer_weights": "formulas.weights:steer_weights",
+    "ClipRange": "formulas.loss:ClipRange",
+    "clipped_surrogate": "formulas.loss:clipped_surrogate",
+    "reduce_loss": "formulas.loss:reduce_loss",
+    # methods, and what they are judged by
+    "Intervention": "interventions.base:Intervention",
+    "Steer": "interventions.steer:Steer",
+    "INTERVENTIONS": "interventions:INTERVENTIONS",
+    "attribute": "ladder.attribution:attribute",
+    "pass_at_k": "stats.measures:pass_at_k",
+    "SteerError": "common.errors:SteerError",
+}
+"""Public name to `module:name` in this package; type checkers read the imports above instead."""
+
+__all__ = [
+    "ADVANTAGES",
+    "ENTROPY_CHANGE",
+    "INTERVENTIONS",
+    "ClipRange",
+    "Config",
+    "Intervention",
+    "Steer",
+    "SteerError",
+    "TokenStats",
+    "Trainer",
+    "__version__",
+    "attribute",
+    "clipped_surrogate",
+    "estimate",
+    "evaluate",
+    "load_config",
+    "load_policy",
+    "normaliser",
+    "pass_at_k",
+    "reduce_loss",
+    "score",
+    "steer_weights",
+    "token_stats",
+    "train",
+]
+
+if not TYPE_CHECKING:  # so that a checker finds a misspelt name
+
+    def __getattr__(name: str) -> Any:
+        if name not in _PLACES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, _, attribute = _PLACES[name].partition(":")
+        return globals().setdefault(name, getattr(import_module(f"{__name__}.{module}"), attribute))
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -64,7 +64,10 @@ def test_settings_may_stand_behind_options_as_well_as_in_front(tmp_path, plan, n
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["quick", "--seeds", "0", "--jobs", "1", "nonsense"], "unrecognized arguments: nonsense"),
+        (
+            ["quick", "--seeds", "0", "--jobs", "1", "nonsense"],
+            "override 'nonsense': not of the form section.key=value",
+        ),
         (["quick", "--seeds", "0", "--sedes=1"], "unrecognized arguments: --sedes=1"),
         (["quick", "nonsense"], "override 'nonsense': not of the form section.key=value"),
         (["nonsense"], "configuration nonsense: No such file"),

@@ -3,8 +3,8 @@
 import pytest
 from small import SMALL, small_config
 
-from steer_core.cli.main import PLANS
 from steer_core.common.errors import SteerError
+from steer_core.common.places import PLANS
 from steer_core.common.settings import build, read_yaml, to_dict
 from steer_core.compare.comparison import comparison_of, load_comparison
 from steer_core.compare.plan import Arm, Plan, load_plan

@@ -305,4 +305,4 @@ def test_every_shipped_configuration_is_valid(path):
 @pytest.mark.parametrize("override", ["train.seed=true", "intervention.lambda_min=yes", "model.path=no"])
 def test_yes_and_no_are_not_read_as_numbers(override):
     with pytest.raises(SteerError, match=rf"{override.split('=')[0]}: (True|False) is not allowed"):
-        load_config(None, [override])
+        load_config(None, named(override))

@@ -12,10 +12,10 @@ from rich.console import Console
 from small import small_config
 
 from steer_core.common.errors import SteerError
-from steer_core.estimate.figure import estimate_figure
-from steer_core.estimate.measure import Update, estimate
-from steer_core.estimate.scores import SOURCE_ESTIMATES, accuracy, answers
-from steer_core.estimate.tables import ESTIMATE_COLUMNS, estimate_table, write_estimate
+from steer_core.estimation.figure import estimate_figure
+from steer_core.estimation.measure import Update, estimate
+from steer_core.estimation.scores import SOURCE_ESTIMATES, accuracy, answers
+from steer_core.estimation.tables import ESTIMATE_COLUMNS, estimate_table, write_estimate
 from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 from steer_core.formulas.tabular import tabular_tokens
 from steer_core.ladder.attribution import RUNGS

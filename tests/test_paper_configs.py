@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from problem_files import released, row, write
 
-from steer_core.cli.arguments import CONFIGS, shipped
 from steer_core.cli.main import main
 from steer_core.common.errors import SteerError
+from steer_core.common.places import CONFIGS
 from steer_core.common.settings import merged, read_extended, to_dict
-from steer_core.config.config import load_config
+from steer_core.config.config import load_config, shipped
 from steer_core.config.sections import CodeConfig, MathsConfig
 from steer_core.planner.machine import Machine
 from steer_core.planner.memory import fewest_gpus, memory

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import start, wait_until
 
-from steer_core.cli.main import main as cli
+from steer_core.cli.main import main
 from steer_core.common.errors import SteerError
 from steer_core.common.settings import build
 from steer_core.config.config import BenchmarksConfig
@@ -35,7 +35,7 @@ SETTINGS = ("benchmark.problems=6", "benchmark.samples=4", "benchmark.batch_sequ
 def evaluate(folder, *words, model="embedded"):
     """`steer evaluate` on Countdown; returns its exit status."""
     with pytest.raises(SystemExit) as stopped:
-        cli(["evaluate", model, "--benchmarks", "countdown", *SETTINGS, "--out", str(folder), *words])
+        main(["evaluate", model, "--benchmarks", "countdown", *SETTINGS, "--out", str(folder), *words])
     return stopped.value.code
 
 
@@ -199,7 +199,7 @@ def test_a_folder_takes_its_own_evaluation_alone(finished, words, message, capsy
 )
 def test_bad_input_is_told_in_one_line(words, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        cli(["evaluate", "embedded", *words, "--out", str(tmp_path / "out")])
+        main(["evaluate", "embedded", *words, "--out", str(tmp_path / "out")])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert message in error
@@ -356,7 +356,7 @@ def test_an_undecided_pair_says_what_would_decide_it(finished, tmp_path, capsys)
     assert evaluate(tmp_path / "other", "benchmark.seed=1") == 0
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        cli(["paired", str(finished), str(tmp_path / "other")])
+        main(["paired", str(finished), str(tmp_path / "other")])
     assert stopped.value.code == 0
     assert "countdown" in capsys.readouterr().out
     plan = tables.paired_evaluations(finished, tmp_path / "other")["countdown"]["decision"]

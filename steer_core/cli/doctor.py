@@ -1,7 +1,8 @@
-"""Whether this environment can run the package: versions, machine, embedded model, each with its remedy."""
+"""`steer doctor`: whether this environment can run the package, part by part, each with its remedy."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import re
@@ -30,6 +31,17 @@ class Check:
     name: str
     state: Literal["ok", "warning", "failure", "absent"]
     detail: str
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What the command takes: nothing."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tell what of the stack is present and whether it fits together."""
+    checks = diagnose()
+    print(render(checks))
+    return int(any(check.state == "failure" for check in checks))
 
 
 def diagnose() -> list[Check]:

@@ -7,8 +7,9 @@ and the remedy (for an unknown key: the nearest known name).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -18,6 +19,13 @@ from steer_core.common.errors import SteerError, nearest
 T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 """Of every settings dataclass: no unknown key, no infinity; a line under a field is its help."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KindOf:
+    """Annotates a field whose settings dataclass follows from its mapping: `kind(mapping)`, or None."""
+
+    kind: Callable[[dict[str, Any]], type | None]
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -91,18 +99,21 @@ def apply_overrides(data: dict[str, Any], overrides: list[str] | tuple[str, ...]
 def build(kind: type[T], data: dict[str, Any], section: str = "") -> T:
     """`data` as the settings dataclass `kind`. Raises SteerError naming the first field that does not fit.
 
-    section: what `data` is a part of, for the message.
+    Unknown keys come first, whatever else is wrong. section: what `data` is a part of, for the message.
     """
-    _refuse_booleans(data, section)
+    entries = list(_entries(kind, data, section))
+    for entry in entries:
+        if entry.hint is None:
+            raise _unknown(kind, entry)
+    for entry in entries:
+        if isinstance(entry.value, bool) and not _takes_booleans(entry.hint):
+            raise SteerError(f"{entry.name}: {entry.value} is not allowed; write a number or a word in quotes")
     try:
         return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        path, within = _place(kind, first["loc"])
+        path = _path(kind, first["loc"])
         name = ".".join([section] * bool(section) + path)
-        if first["type"] == "unexpected_keyword_argument":
-            known = [field.name for field in dataclasses.fields(within)]
-            raise SteerError(f"{name}: unknown key; {nearest(path[-1], known)}") from error
         if first["type"] == "missing" and not isinstance(first["input"], list | tuple):
             raise SteerError(f"{name}: is missing; add `{path[-1]}:` with its value") from error
         if first["type"] == "union_tag_invalid":
@@ -133,13 +144,67 @@ def describe(kind: type, prefix: str = "") -> list[tuple[str, Any, str]]:
     return rows
 
 
-def _refuse_booleans(value: Any, name: str = "") -> None:
-    """No setting is a yes or a no, and pydantic would read one as 1 or 0."""
-    if isinstance(value, bool):
-        raise SteerError(f"{name}: {value} is not allowed; write a number or a word in quotes")
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    for key, part in items:
-        _refuse_booleans(part, f"{name}.{key}" if name else str(key))
+class _Entry(NamedTuple):
+    """One value of some data: its dotted name, its type (None for an unknown key), the dataclass that it lies in."""
+
+    name: str
+    value: Any
+    hint: Any
+    section: type | None
+
+
+def _entries(hint: Any, data: Any, name: str) -> Iterator[_Entry]:
+    """Everything that data of a type holds, from the outside in."""
+    section = _section(hint, data)
+    known = get_type_hints(section, include_extras=True) if section else {}
+    fields = {field.name for field in dataclasses.fields(section)} if section else set()
+    element = [Any, *(part for part in get_args(_bare(hint)) if part is not ...)][-1]
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list | tuple) else ()
+    for key, value in items:
+        inner = element if section is None else known[key] if key in fields else None
+        entry = _Entry(f"{name}.{key}" if name else str(key), value, inner, section)
+        yield entry
+        if inner is not None:
+            yield from _entries(inner, value, entry.name)
+
+
+def _section(hint: Any, data: Any) -> type | None:
+    """The settings dataclass that a mapping is to become, where its type or a `KindOf` tells one."""
+    if not isinstance(data, dict):
+        return None
+    for mark in getattr(hint, "__metadata__", ()):
+        if isinstance(mark, KindOf):
+            return mark.kind(data)
+    return _bare(hint) if dataclasses.is_dataclass(_bare(hint)) else None
+
+
+def _bare(hint: Any) -> Any:
+    """A type without its annotations."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _takes_booleans(hint: Any) -> bool:
+    """Whether a yes or a no is meant where a type stands; pydantic would read one as 1 or 0 for any number."""
+    return hint in (bool, Any) or any(_takes_booleans(part) for part in get_args(hint))
+
+
+def _unknown(kind: type, entry: _Entry) -> SteerError:
+    """That a key is unknown, with where to set what another framework calls so, or else the nearest known key."""
+    within = sorted(
+        (inner.name for inner in _entries(dict, entry.value, entry.name)), key=lambda name: -name.count(".")
+    )
+    for name in (*within, entry.name):
+        if answer := getattr(kind, "elsewhere", lambda key: None)(_key(name)):
+            return SteerError(f"{name}: unknown key; {answer}")
+    key, leaf = _key(entry.name), not isinstance(entry.value, dict)
+    others = {other: None for other, *_ in describe(kind) if leaf and _key(other) == key and other != entry.name}
+    if others and key != "name":
+        return SteerError(f"{entry.name}: unknown key; did you mean {' or '.join(others)}?")
+    return SteerError(f"{entry.name}: unknown key; {nearest(key, [f.name for f in dataclasses.fields(entry.section)])}")
+
+
+def _key(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _sections(hint: Any) -> list[Any]:
@@ -147,19 +212,16 @@ def _sections(hint: Any) -> list[Any]:
     return [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
 
 
-def _place(kind: Any, location: tuple[str | int, ...]) -> tuple[list[str], Any]:
-    """(key, section that the key lies in) of an error: its location without the tags of union members."""
-    path, section = [], kind
+def _path(kind: Any, location: tuple[str | int, ...]) -> list[str]:
+    """The keys that lead to an error: its location without the tags of union members."""
+    path = []
     for part in location:
         if len(_sections(kind)) > 1:
             kind = next(member for member in _sections(kind) if member.name == part)
             continue
         path.append(str(part))
-        if dataclasses.is_dataclass(kind):
-            section, kind = kind, get_type_hints(kind).get(part)
-        else:
-            kind = next(iter(_sections(kind)), None)
-    return path, section
+        kind = get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else next(iter(_sections(kind)), None)
+    return path
 
 
 def _lower(message: str) -> str:

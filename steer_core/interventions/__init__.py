@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -29,6 +30,24 @@ METHODS = {
     "steer-control": "steer_control:SteerControl",
 }
 """Name to `module:Class` in this package. Names of other packages are given as `module:Class` in full."""
+
+
+class _Interventions(Mapping[str, "type[Intervention]"]):
+    """Every method of this package by its name, as a class; each is imported where it is asked for."""
+
+    def __getitem__(self, name: str) -> type[Intervention]:
+        if name not in METHODS:
+            raise KeyError(name)
+        return method(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(METHODS)
+
+    def __len__(self) -> int:
+        return len(METHODS)
+
+
+INTERVENTIONS = _Interventions()
 
 
 def method(name: str) -> type[Intervention]:

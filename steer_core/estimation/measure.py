@@ -24,7 +24,7 @@ from steer_core.common.seeding import derive_seed
 from steer_core.common.settings import to_dict
 from steer_core.config.config import Config
 from steer_core.engines import LocalEngine
-from steer_core.estimate.scores import summarise
+from steer_core.estimation.scores import summarise
 from steer_core.formulas.advantages import ADVANTAGES
 from steer_core.formulas.loss import ClipRange, denominator, token_coefficients
 from steer_core.ladder.attribution import Attribution, UpdateBatch, attribute

@@ -1,0 +1,99 @@
+"""What the sections of a configuration cannot do together, told before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from steer_core.common.errors import SteerError
+from steer_core.config.sections import EngineConfig
+
+if TYPE_CHECKING:
+    from steer_core.config.config import Config
+
+
+def check(config: Config) -> None:
+    """Raise SteerError for the first thing that does not go together."""
+    for rule in (_batches, _attention, _engine, _sampler, _evaluation):
+        for message in rule(config):
+            raise SteerError(message)
+
+
+def _batches(config: Config) -> Iterator[str]:
+    prompts, mini, problems = config.rollout.prompts, config.optimizer.mini_batch_prompts, config.task.train_problems
+    if prompts % mini:
+        yield f"optimizer.mini_batch_prompts: {mini} does not divide rollout.prompts ({prompts}); choose a divisor"
+    if prompts > problems:
+        yield (
+            f"rollout.prompts: {prompts} is more than task.train_problems ({problems}); "
+            "lower the one or raise the other"
+        )
+
+
+def _attention(config: Config) -> Iterator[str]:
+    device, dtype = config.model.device, config.model.dtype
+    if config.model.attention == "flash_attention_2" and (device, dtype) != ("cuda", "bfloat16"):
+        yield (
+            f"model.attention: flash_attention_2 is for bfloat16 on a GPU, not {dtype} on {device}; "
+            "set model.device=cuda and model.dtype=bfloat16, or model.attention=auto"
+        )
+
+
+def _engine(config: Config) -> Iterator[str]:
+    yield from (_local if config.engine.name == "local" else _deepspeed)(config)
+
+
+def _local(config: Config) -> Iterator[str]:
+    plain = EngineConfig()
+    for name in ("zero_stage", "offload"):
+        value, default = getattr(config.engine, name), getattr(plain, name)
+        if value != default:
+            yield f"engine.{name}: {value} is DeepSpeed's; set engine.name=deepspeed, or {default}"
+    if config.model.dtype == "bfloat16":
+        yield (
+            "model.dtype: bfloat16 needs an optimiser with float32 weights to train; "
+            "set engine.name=deepspeed, or model.dtype=float32"
+        )
+    if config.optimizer.name == "cpu-adam":
+        yield "optimizer.name: cpu-adam is DeepSpeed's; set engine.name=deepspeed, or adamw"
+
+
+def _deepspeed(config: Config) -> Iterator[str]:
+    stage, probed = config.engine.zero_stage, config.train.probe_sequences
+    if config.model.dtype == "float64":
+        yield "model.dtype: float64 is not for deepspeed; set float32, or engine.name=local"
+    if config.intervention.name == "influence":
+        yield (
+            "intervention.name: influence reads whole gradients and moments, which deepspeed shares out; "
+            "set engine.name=local"
+        )
+    if config.engine.offload == "all" and stage != 3:
+        yield f"engine.offload: all needs engine.zero_stage=3, not {stage}; set it"
+    if config.engine.offload == "optimizer" and stage == 0:
+        yield "engine.offload: optimizer needs engine.zero_stage 1 to 3, not 0; raise it"
+    if probed and stage == 3:
+        yield (
+            f"train.probe_sequences: {probed} sequences cannot be probed, for the probe reads whole weights, "
+            "which engine.zero_stage=3 shares out; set it to 0"
+        )
+
+
+def _sampler(config: Config) -> Iterator[str]:
+    if config.rollout.engine == "vllm":
+        return
+    if config.rollout.tensor_parallel > 1:
+        parallel = config.rollout.tensor_parallel
+        yield f"rollout.tensor_parallel: {parallel} is vLLM's; set rollout.engine=vllm, or 1"
+    if config.algorithm.importance_cap is not None:
+        cap = config.algorithm.importance_cap
+        yield f"algorithm.importance_cap: {cap} needs log-probs of the sampler; set rollout.engine=vllm, or null"
+
+
+def _evaluation(config: Config) -> Iterator[str]:
+    samples = config.evaluation.samples
+    for k in config.evaluation.pass_at:
+        if not 1 <= k <= samples:
+            yield (
+                f"evaluation.pass_at: {k} is not within 1 and evaluation.samples ({samples}); "
+                "drop it or raise evaluation.samples"
+            )
