@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from steer_core.common.errors import SteerError
     from steer_core.config.config import Config, load_config
+    from steer_core.engines import make_engine
     from steer_core.estimation.measure import estimate
     from steer_core.evaluation.held_out import evaluate
+    from steer_core.evaluation.respond import respond
     from steer_core.formulas.advantages import ADVANTAGES
     from steer_core.formulas.entropy_change import ENTROPY_CHANGE
     from steer_core.formulas.loss import ClipRange, clipped_surrogate, reduce_loss
@@ -21,9 +23,14 @@ if TYPE_CHECKING:
     from steer_core.interventions.base import Intervention
     from steer_core.interventions.steer import Steer
     from steer_core.ladder.attribution import attribute
-    from steer_core.policy.model import load_policy
+    from steer_core.policy.model import Policy, load_policy
     from steer_core.policy.score import score
+    from steer_core.problems import make_task
+    from steer_core.rollout.samplers import make_sampler
     from steer_core.stats.measures import pass_at_k
+    from steer_core.training.active import ActiveIntervention
+    from steer_core.training.batch import mini_batches, score_rollout
+    from steer_core.training.data_order import rollout_problems, rollout_seed
     from steer_core.training.loop import Trainer, train
 
 __version__ = "0.1.0"
@@ -48,6 +55,17 @@ _PLACES = {
     "ClipRange": "formulas.loss:ClipRange",
     "clipped_surrogate": "formulas.loss:clipped_surrogate",
     "reduce_loss": "formulas.loss:reduce_loss",
+    # the loop's parts, as `examples/minimal.py` puts them together
+    "Policy": "policy.model:Policy",
+    "make_engine": "engines:make_engine",
+    "make_sampler": "rollout.samplers:make_sampler",
+    "make_task": "problems:make_task",
+    "respond": "evaluation.respond:respond",
+    "rollout_problems": "training.data_order:rollout_problems",
+    "rollout_seed": "training.data_order:rollout_seed",
+    "score_rollout": "training.batch:score_rollout",
+    "mini_batches": "training.batch:mini_batches",
+    "ActiveIntervention": "training.active:ActiveIntervention",
     # methods, and what they are judged by
     "Intervention": "interventions.base:Intervention",
     "Steer": "interventions.steer:Steer",
@@ -62,9 +80,11 @@ __all__ = [
     "ADVANTAGES",
     "ENTROPY_CHANGE",
     "INTERVENTIONS",
+    "ActiveIntervention",
     "ClipRange",
     "Config",
     "Intervention",
+    "Policy",
     "Steer",
     "SteerError",
     "TokenStats",
@@ -76,10 +96,18 @@ __all__ = [
     "evaluate",
     "load_config",
     "load_policy",
+    "make_engine",
+    "make_sampler",
+    "make_task",
+    "mini_batches",
     "normaliser",
     "pass_at_k",
     "reduce_loss",
+    "respond",
+    "rollout_problems",
+    "rollout_seed",
     "score",
+    "score_rollout",
     "steer_weights",
     "token_stats",
     "train",

@@ -32,6 +32,11 @@ def rollout_problems(problems: Sequence[T], rollout_index: int, config: Config) 
     return chosen
 
 
+def rollout_seed(config: Config, rollout_index: int) -> int:
+    """What a rollout's responses are drawn from, with the prompts' places; it follows from `train.seed` alone."""
+    return derive_seed(config.train.seed, "rollout", rollout_index)
+
+
 def local_places(config: Config) -> list[int]:
     """Which prompts of a rollout are this rank's, from 0: an equal share of every mini-batch."""
     mini = config.optimizer.mini_batch_prompts

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from steer_core.common import ranks
 from steer_core.common.errors import SteerError
-from steer_core.common.seeding import derive_seed
 from steer_core.config.config import Config
 from steer_core.evaluation.respond import GradedRollout, respond
 from steer_core.problems.problem import Problem
 from steer_core.problems.task import Task
 from steer_core.rewards.base import UNJUDGED
 from steer_core.rollout.rollout import Rollout, Sampler
-from steer_core.training.data_order import local_places
+from steer_core.training.data_order import local_places, rollout_seed
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,7 @@ def sample_rollout(
     """
     group, places = config.rollout.responses, local_places(config)
     own = [problems[place] for place in places]
-    seed = derive_seed(config.train.seed, "rollout", rollout_index)
-    graded = respond(sampler, own, group, config.rollout, seed, [task.grader], places)
+    graded = respond(sampler, own, group, config.rollout, rollout_seed(config, rollout_index), [task.grader], places)
     mask_BT = graded.rollout.response_mask_BT.bool()
     if not mask_BT.any(-1).all():
         raise SteerError(

@@ -1,0 +1,87 @@
+"""STEER on the embedded task: the paper's algorithm on one screen, made of public functions.
+
+    python examples/minimal.py                                            # STEER, 12 rollouts, under a minute
+    python examples/minimal.py intervention.name=kl-cov train.seed=1      # any method and setting of `steer train`
+
+Left out on purpose: several ranks, logs, evaluations, checkpoints. `steer_core.Trainer` adds these around the same
+calls and arrives at the same weights, bit for bit (`tests/test_minimal.py`).
+
+Axes: B responses, P prompts, G responses a prompt, T response tokens.
+"""
+
+import sys
+
+import torch
+
+from steer_core import (
+    ADVANTAGES,
+    ActiveIntervention,
+    Config,
+    Policy,
+    load_config,
+    load_policy,
+    make_engine,
+    make_sampler,
+    make_task,
+    mini_batches,
+    reduce_loss,
+    respond,
+    rollout_problems,
+    rollout_seed,
+    score,
+    score_rollout,
+)
+
+
+def train(config: Config) -> Policy:
+    """Algorithm 1 of STEER (arXiv 2510.10150), for any method of `steer_core.interventions`."""
+    policy = load_policy(**vars(config.model))
+    model, temperature, group = policy.model, config.rollout.temperature, config.rollout.responses
+    sampler, engine = make_sampler(policy, config), make_engine(policy, config)
+    task, active = make_task(config.task, policy.tokenizer), ActiveIntervention(config, model, engine.optimizer)
+    problems = task.problems("train", config.task.train_problems)
+
+    for n in range(1, config.train.rollouts + 1):
+        # 1. Sample a group of responses to each prompt with the policy theta_old, and grade them.
+        chosen = rollout_problems(problems, n, config)
+        answers = respond(sampler, chosen, group, config.rollout, rollout_seed(config, n), [task.grader])
+        rewards_PG = torch.tensor(answers.correct, dtype=torch.float32).view(-1, group)
+        mask_BT = answers.rollout.response_mask_BT.bool()
+
+        # 2. Advantages from the rewards of each group.
+        advantages_B = ADVANTAGES[config.algorithm.advantage](rewards_PG, mask_BT.sum(-1).view(-1, group)).flatten()
+
+        # 3. ln p and H at every token under theta_old; mini-batches, each a list of micro-batches.
+        old = score_rollout(model, answers.rollout, config)
+        batches = list(mini_batches(answers.rollout, old, advantages_B, config, n))
+        active.begin_rollout(batches)
+
+        for batch in batches:
+            # 4. lambda from Omega: before any gradient, where the rule must see the whole step.
+            count = active.denominator(batch)
+            planned, news = [None] * len(batch), []
+            if active.needs_values(batch):
+                with torch.no_grad():
+                    planned = active.loss_terms([score(model, b.sequences, temperature) for b in batch], batch, count)
+
+            for part, terms in zip(batch, planned, strict=True):
+                # 5. lambda x clipped surrogate, and its gradient.
+                stats = score(model, part.sequences, temperature)
+                news.append(stats.detach())
+                terms = terms or active.loss_terms(news[-1:], [part], count)[0]
+                loss_BT = active.token_losses(stats, part, terms)
+                loss = reduce_loss(loss_BT, part.mask_BT, config.algorithm.reduction, count)
+                engine.backward(loss, last=part is batch[-1])
+
+            # 6. The optimiser's step; a method with a memory sees the entropy that the policy had in it.
+            engine.step()
+            active.end_step(news, batch)
+
+        sampler.sync_weights(engine.weights())
+        print(f"rollout {n}: reward {rewards_PG.mean():.3f}, entropy {old.entropy[mask_BT].mean():.3f} nats")
+    return policy
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train(load_config(None, ["intervention.name=steer", "train.rollouts=12", *sys.argv[1:]]))
