@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
-Estimator = Callable[[Float[Tensor, "prompts group"], Int[Tensor, "prompts group"]], Float[Tensor, "prompts group"]]
+Estimator = Callable[[Float[Tensor, "prompts group"], Real[Tensor, "prompts group"]], Float[Tensor, "prompts group"]]
 GRPO_EPSILON = 1e-6
 WHITEN_EPSILON = 1e-8
 
 
 def grpo_advantages(
-    rewards_PG: Float[Tensor, "prompts group"], lengths_PG: Int[Tensor, "prompts group"] | None = None
+    rewards_PG: Float[Tensor, "prompts group"], lengths_PG: Real[Tensor, "prompts group"] | None = None
 ) -> Float[Tensor, "prompts group"]:
     """(R - mean) / (std + 1e-6) within each group.
 
@@ -33,14 +33,14 @@ def grpo_advantages(
 
 
 def dr_grpo_advantages(
-    rewards_PG: Float[Tensor, "prompts group"], lengths_PG: Int[Tensor, "prompts group"] | None = None
+    rewards_PG: Float[Tensor, "prompts group"], lengths_PG: Real[Tensor, "prompts group"] | None = None
 ) -> Float[Tensor, "prompts group"]:
     """R - mean within each group, undivided (Dr. GRPO, Liu et al., arXiv 2503.20783, section 3.1)."""
     return _centred(rewards_PG)[0]
 
 
 def rloo_advantages(
-    rewards_PG: Float[Tensor, "prompts group"], lengths_PG: Int[Tensor, "prompts group"] | None = None
+    rewards_PG: Float[Tensor, "prompts group"], lengths_PG: Real[Tensor, "prompts group"] | None = None
 ) -> Float[Tensor, "prompts group"]:
     """R minus the mean of the other responses of its group (RLOO, Ahmadian et al., arXiv 2402.14740, eq. 8)."""
     centred, group = _centred(rewards_PG)[0], rewards_PG.shape[-1]
@@ -48,7 +48,7 @@ def rloo_advantages(
 
 
 def opo_advantages(
-    rewards_PG: Float[Tensor, "prompts group"], lengths_PG: Int[Tensor, "prompts group"]
+    rewards_PG: Float[Tensor, "prompts group"], lengths_PG: Real[Tensor, "prompts group"]
 ) -> Float[Tensor, "prompts group"]:
     """R minus the group's mean reward weighted by length (OPO, Hao et al., arXiv 2505.23585, eq. 9).
 
@@ -60,14 +60,14 @@ def opo_advantages(
 
 
 def reinforce_plus_plus_advantages(
-    rewards_PG: Float[Tensor, "prompts group"], lengths_PG: Int[Tensor, "prompts group"]
+    rewards_PG: Float[Tensor, "prompts group"], lengths_PG: Real[Tensor, "prompts group"]
 ) -> Float[Tensor, "prompts group"]:
     """Rewards whitened over all tokens of the rollout (REINFORCE++, Hu, arXiv 2501.03262, eq. 9)."""
     return _whitened(_checked(rewards_PG), _lengths(rewards_PG, lengths_PG))
 
 
 def reinforce_plus_plus_baseline_advantages(
-    rewards_PG: Float[Tensor, "prompts group"], lengths_PG: Int[Tensor, "prompts group"]
+    rewards_PG: Float[Tensor, "prompts group"], lengths_PG: Real[Tensor, "prompts group"]
 ) -> Float[Tensor, "prompts group"]:
     """Rewards less their group's mean, whitened over all tokens of the rollout (REINFORCE++-baseline, ibid.)."""
     return _whitened(_centred(rewards_PG)[0], _lengths(rewards_PG, lengths_PG))
@@ -109,7 +109,7 @@ def _checked(rewards_PG: Float[Tensor, "prompts group"]) -> Float[Tensor, "promp
 
 
 def _lengths(
-    rewards_PG: Float[Tensor, "prompts group"], lengths_PG: Int[Tensor, "prompts group"]
+    rewards_PG: Float[Tensor, "prompts group"], lengths_PG: Real[Tensor, "prompts group"]
 ) -> Float[Tensor, "prompts group"]:
     if _checked(rewards_PG).shape != lengths_PG.shape:
         raise ValueError(f"lengths: shape {tuple(lengths_PG.shape)} is not that of rewards {tuple(rewards_PG.shape)}")
