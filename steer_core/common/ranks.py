@@ -1,4 +1,4 @@
-"""What data-parallel ranks tell one another; without a process group, each of these is what it is for one rank."""
+"""Collectives of the data-parallel ranks; without a process group, each of these is what it is for one rank."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def local_rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this rank writes what is written once."""
+    """Whether this is the main rank, 0, which writes what is written once."""
     return rank() == 0
 
 
@@ -67,7 +67,7 @@ def barrier() -> None:
 
 
 def broadcast_from_main(work: Callable[[], T]) -> T:
-    """What the first rank gets from `work`, on every rank; or the SteerError that it raises there."""
+    """What `work` returns on the main rank, on every rank; or the SteerError that it raises there."""
     told: list = [None]
     if is_main():
         try:

@@ -211,20 +211,7 @@ def estimate(
     task = make_task(config.task, policy.tokenizer)
     optimizers = optimizers_of(policy, config, updates, run)
     drawn = sample(policy, task, config, with_signal, progress)
-    record: dict[str, Any] = {
-        "model": config.model.path if run else model,
-        "run": run.path.name if run else None,
-        "config": to_dict(config),
-        "environment": environment(),
-        "sample": {
-            "prompts": len(drawn.rewards_PG),
-            "prompts_sampled": drawn.prompts_sampled,
-            "mean_reward": float(drawn.rewards_PG.mean()),
-            "response_tokens": int(drawn.rollout.response_mask_BT.sum()),
-            "truncated": drawn.rollout.finish_reasons.count("length") / len(drawn.rollout.texts),
-        },
-        "updates": {},
-    }
+    record = _about(config.model.path if run else model, run, config, drawn)
     starts = range(0, len(drawn.rewards_PG), config.optimizer.mini_batch_prompts)
     found = list(progress(attributions(policy, drawn, config, optimizers), f"{len(starts)} mini-batches"))
     results = [result for result in found if result]
@@ -240,3 +227,21 @@ def estimate(
         record["updates"][update] = summary
     record["sample"]["entropy"] = float(tables[update]["entropy"].mean())
     return Estimate(json_ready(record), tables)
+
+
+def _about(model: str, run: RunFolder | None, config: Config, drawn: Sample) -> dict[str, Any]:
+    """The record of an estimate before any update is measured."""
+    return {
+        "model": model,
+        "run": run.path.name if run else None,
+        "config": to_dict(config),
+        "environment": environment(),
+        "sample": {
+            "prompts": len(drawn.rewards_PG),
+            "prompts_sampled": drawn.prompts_sampled,
+            "mean_reward": float(drawn.rewards_PG.mean()),
+            "response_tokens": int(drawn.rollout.response_mask_BT.sum()),
+            "truncated": drawn.rollout.finish_reasons.count("length") / len(drawn.rollout.texts),
+        },
+        "updates": {},
+    }

@@ -105,24 +105,8 @@ def trade_figure(comparison: Comparison) -> Figure:
     figure, axes = panels(1, len(quantities), height=2.9)
     for axis, (column, title, unit) in zip(axes.flat, quantities, strict=True):
         for arm, seed, run in _runs(comparison, curves):
-            colour, marker = look(comparison, arm)
-            trained = run[run.step > 0]
-            axis.plot(run["pass@1"], run[column], color=colour, lw=0.6, alpha=0.3, label=f"_{arm} {seed} path")
-            axis.plot(
-                trained["pass@1"],
-                trained[column],
-                marker,
-                color=colour,
-                ms=3.2,
-                mew=0,
-                alpha=0.6,
-                label=f"_{arm} {seed}",
-            )
-            if ((final.arm == arm) & (final.seed == seed)).any():
-                last = run.iloc[[-1]]
-                axis.plot(
-                    last["pass@1"], last[column], marker, color=colour, ms=6, mec="white", mew=0.7, label="_final"
-                )
+            ended = ((final.arm == arm) & (final.seed == seed)).any()
+            _draw_trade(axis, run, column, look(comparison, arm), f"_{arm} {seed}", ended)
         base = curves[curves.step == 0]
         if len(base):
             at = (base["pass@1"].iloc[0], base[column].iloc[0])
@@ -130,21 +114,22 @@ def trade_figure(comparison: Comparison) -> Figure:
             axis.annotate("base", at, (7, 0), textcoords="offset points", fontsize=7.5, color=MUTED, va="center")
         if np.isfinite(level):
             axis.axvline(level, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1, label="_common level")
-            axis.annotate(
-                f"common level {level:.3f}",
-                (level, 1),
-                (-3, -2),
-                xycoords=axis.get_xaxis_transform(),
-                textcoords="offset points",
-                rotation=90,
-                ha="right",
-                va="top",
-                fontsize=7,
-                color=MUTED,
-            )
+            place = {"ha": "right", "va": "top", "rotation": 90, "fontsize": 7, "color": MUTED}
+            text, at = f"common level {level:.3f}", axis.get_xaxis_transform()
+            axis.annotate(text, (level, 1), (-3, -2), at, "offset points", **place)
         label(axis, title, "pass@1", unit, whole=False)
     _legend(figure, comparison, curves, markers=True)
     return figure
+
+
+def _draw_trade(axis: Axes, run: pd.DataFrame, column: str, looks: tuple[str, str], name: str, ended: bool) -> None:
+    """The evaluations of a run in the order of training; `ended`: with a large point for the last."""
+    colour, marker = looks
+    trained, last = run[run.step > 0], run.iloc[[-1]]
+    axis.plot(run["pass@1"], run[column], color=colour, lw=0.6, alpha=0.3, label=f"{name} path")
+    axis.plot(trained["pass@1"], trained[column], marker, color=colour, ms=3.2, mew=0, alpha=0.6, label=name)
+    if ended:
+        axis.plot(last["pass@1"], last[column], marker, color=colour, ms=6, mec="white", mew=0.7, label="_final")
 
 
 @styled
