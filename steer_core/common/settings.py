@@ -130,7 +130,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def describe(kind: type, prefix: str = "") -> list[tuple[str, Any, str]]:
-    """(dotted key, default, meaning) of every setting, for `--help`."""
+    """(dotted key, default, meaning) of every setting, for `--settings`."""
     rows = []
     hints = get_type_hints(kind)
     for name, field in kind.__pydantic_fields__.items():
