@@ -62,7 +62,8 @@ def train(config: Config) -> Policy:
             planned, news = [None] * len(batch), []
             if active.needs_values(batch):
                 with torch.no_grad():
-                    planned = active.loss_terms([score(model, b.sequences, temperature) for b in batch], batch, count)
+                    values = [score(model, part.sequences, temperature) for part in batch]
+                planned = active.loss_terms(values, batch, count)
 
             for part, terms in zip(batch, planned, strict=True):
                 # 5. lambda x clipped surrogate, and its gradient.

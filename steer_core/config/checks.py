@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from steer_core.common.errors import SteerError
-from steer_core.config.sections import EngineConfig
+from steer_core.config.sections import (
+    AlgorithmConfig,
+    EngineConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    TaskConfig,
+    TrainConfig,
+)
+from steer_core.interventions.base import Intervention
 
-if TYPE_CHECKING:
-    from steer_core.config.config import Config
+
+class Sections(Protocol):
+    """The sections of a `Config`."""
+
+    model: ModelConfig
+    task: TaskConfig
+    rollout: RolloutConfig
+    algorithm: AlgorithmConfig
+    intervention: Intervention
+    optimizer: OptimizerConfig
+    engine: EngineConfig
+    evaluation: EvaluationConfig
+    train: TrainConfig
 
 
-def check(config: Config) -> None:
+def check(config: Sections) -> None:
     """Raise SteerError for the first thing that does not go together."""
     for rule in (_batches, _attention, _engine, _sampler, _evaluation):
         for message in rule(config):
             raise SteerError(message)
 
 
-def _batches(config: Config) -> Iterator[str]:
+def _batches(config: Sections) -> Iterator[str]:
     prompts, mini, problems = config.rollout.prompts, config.optimizer.mini_batch_prompts, config.task.train_problems
     if prompts % mini:
         yield f"optimizer.mini_batch_prompts: {mini} does not divide rollout.prompts ({prompts}); choose a divisor"
@@ -30,7 +51,7 @@ def _batches(config: Config) -> Iterator[str]:
         )
 
 
-def _attention(config: Config) -> Iterator[str]:
+def _attention(config: Sections) -> Iterator[str]:
     device, dtype = config.model.device, config.model.dtype
     if config.model.attention == "flash_attention_2" and (device, dtype) != ("cuda", "bfloat16"):
         yield (
@@ -39,11 +60,11 @@ def _attention(config: Config) -> Iterator[str]:
         )
 
 
-def _engine(config: Config) -> Iterator[str]:
+def _engine(config: Sections) -> Iterator[str]:
     yield from (_local if config.engine.name == "local" else _deepspeed)(config)
 
 
-def _local(config: Config) -> Iterator[str]:
+def _local(config: Sections) -> Iterator[str]:
     plain = EngineConfig()
     for name in ("zero_stage", "offload"):
         value, default = getattr(config.engine, name), getattr(plain, name)
@@ -58,7 +79,7 @@ def _local(config: Config) -> Iterator[str]:
         yield "optimizer.name: cpu-adam is DeepSpeed's; set engine.name=deepspeed, or adamw"
 
 
-def _deepspeed(config: Config) -> Iterator[str]:
+def _deepspeed(config: Sections) -> Iterator[str]:
     stage, probed = config.engine.zero_stage, config.train.probe_sequences
     if config.model.dtype == "float64":
         yield "model.dtype: float64 is not for deepspeed; set float32, or engine.name=local"
@@ -78,7 +99,7 @@ def _deepspeed(config: Config) -> Iterator[str]:
         )
 
 
-def _sampler(config: Config) -> Iterator[str]:
+def _sampler(config: Sections) -> Iterator[str]:
     if config.rollout.engine == "vllm":
         return
     if config.rollout.tensor_parallel > 1:
@@ -89,7 +110,7 @@ def _sampler(config: Config) -> Iterator[str]:
         yield f"algorithm.importance_cap: {cap} needs log-probs of the sampler; set rollout.engine=vllm, or null"
 
 
-def _evaluation(config: Config) -> Iterator[str]:
+def _evaluation(config: Sections) -> Iterator[str]:
     samples = config.evaluation.samples
     for k in config.evaluation.pass_at:
         if not 1 <= k <= samples:

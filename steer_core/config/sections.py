@@ -36,15 +36,15 @@ class CountdownConfig:
 
     name: Literal["countdown"] = "countdown"
     """Which task."""
-    numbers: int = Field(4, ge=2, le=6)
+    numbers: int = Field(default=4, ge=2, le=6)
     """How many numbers a problem gives; each must be used exactly once."""
-    largest_number: int = Field(10, ge=2, le=99)
+    largest_number: int = Field(default=10, ge=2, le=99)
     """Numbers are drawn from 1 to this."""
-    smallest_target: int = Field(10, ge=1)
+    smallest_target: int = Field(default=10, ge=1)
     """Smallest target of a problem."""
-    largest_target: int = Field(99, le=999)
+    largest_target: int = Field(default=99, le=999)
     """Largest target of a problem."""
-    train_problems: int = Field(4096, ge=1)
+    train_problems: int = Field(default=4096, ge=1)
     """How many distinct training problems there are; an epoch visits each once."""
 
     def __post_init__(self) -> None:
@@ -64,9 +64,9 @@ class MathsConfig:
     file: str = Field(min_length=1)
     """Parquet file with the columns `prompt` (chat messages) and `reward_model` (with a `ground_truth`); a bare name
     is looked for here, then in STEER_DATA and ../shared/data."""
-    train_problems: int = Field(1024, ge=1)
+    train_problems: int = Field(default=1024, ge=1)
     """How many distinct training problems, the first of the file's training split; an epoch visits each once."""
-    prompt_tokens: int | None = Field(None, ge=1)
+    prompt_tokens: int | None = Field(default=None, ge=1)
     """Longest prompt in tokens; problems with a longer one are left out. `null`: all stay."""
 
 
@@ -78,11 +78,11 @@ class CodeConfig:
     """Which task; with `code`, the settings below take the place of Countdown's."""
     file: str = Field(min_length=1)
     """Parquet file as for `maths`; a `ground_truth` holds a problem's tests as JSON, as APPS or LiveCodeBench do."""
-    train_problems: int = Field(1024, ge=1)
+    train_problems: int = Field(default=1024, ge=1)
     """How many distinct training problems, the first of the file's training split; an epoch visits each once."""
-    prompt_tokens: int | None = Field(None, ge=1)
+    prompt_tokens: int | None = Field(default=None, ge=1)
     """Longest prompt in tokens; problems with a longer one are left out. `null`: all stay."""
-    tests: int | None = Field(None, ge=1)
+    tests: int | None = Field(default=None, ge=1)
     """Most tests a problem, the first of its own; `null`: all."""
     sandbox: Literal["bubblewrap", "limits"] = "bubblewrap"
     """What a program runs in; `limits` is for machines without bubblewrap and is no wall."""
@@ -100,13 +100,13 @@ class EngineConfig:
 
     name: Literal["local", "deepspeed"] = "local"
     """`local`: plain torch, the whole model on every rank; `deepspeed`: ZeRO."""
-    zero_stage: int = Field(2, ge=0, le=3)
+    zero_stage: int = Field(default=2, ge=0, le=3)
     """With deepspeed, what ranks share out: 1 the optimiser, 2 gradients too, 3 weights too; 0 nothing."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """With deepspeed, what lies in CPU memory: the optimiser (stage 1 to 3), or the weights too (stage 3)."""
     activations: Literal["keep", "recompute"] = "keep"
     """`recompute`: gradient checkpointing, a quarter more work for much less memory."""
-    timeout_minutes: float = Field(30.0, gt=0)
+    timeout_minutes: float = Field(default=30.0, gt=0)
     """How long a rank waits for the others before the run ends with an error."""
 
 
@@ -114,13 +114,13 @@ class EngineConfig:
 class SamplingConfig:
     """How responses are sampled."""
 
-    max_new_tokens: int = Field(40, ge=1)
+    max_new_tokens: int = Field(default=40, ge=1)
     """Longest response in tokens."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature; log-probs and entropies are those of the tempered policy."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus mass; below 1 the sampler is no longer the policy that is trained."""
-    batch_sequences: int = Field(512, ge=1)
+    batch_sequences: int = Field(default=512, ge=1)
     """Sequences generated at once: a memory setting, which also deals out the random numbers."""
 
 
@@ -133,16 +133,16 @@ class RolloutConfig(SamplingConfig):
     draws: Literal["batch", "prompt"] = "batch"
     """What a random number of the Hugging Face sampler belongs to: a batch of sequences, or a prompt; with `prompt`
     (vLLM's way, and the only one for several ranks) neither ranks nor batch_sequences change a response."""
-    tensor_parallel: int = Field(1, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1)
     """vLLM: ranks that share one engine's weights."""
-    gpu_memory: float = Field(0.4, gt=0, lt=1)
+    gpu_memory: float = Field(default=0.4, gt=0, lt=1)
     """vLLM: share of a GPU's memory for its weights and cache."""
-    logprob_tolerance: float = Field(1e-4, gt=0)
+    logprob_tolerance: float = Field(default=1e-4, gt=0)
     """vLLM: after each push of weights, largest |log-prob difference| to the trainer; beyond it the run ends. The
     default is for float32; bfloat16 needs about 0.1."""
-    prompts: int = Field(64, ge=1)
+    prompts: int = Field(default=64, ge=1)
     """Prompts a rollout."""
-    responses: int = Field(8, ge=1)
+    responses: int = Field(default=8, ge=1)
     """Responses a prompt: the group that advantages are taken over."""
 
 
@@ -152,13 +152,13 @@ class AlgorithmConfig:
 
     advantage: Literal["grpo", "dr-grpo", "rloo", "opo", "reinforce++", "reinforce++-baseline"] = "grpo"
     """Advantage estimator."""
-    clip_low: float = Field(0.2, ge=0, le=1)
+    clip_low: float = Field(default=0.2, ge=0, le=1)
     """With A < 0 the gradient stops where the ratio falls below 1 - clip_low."""
-    clip_high: float = Field(0.28, ge=0)
+    clip_high: float = Field(default=0.28, ge=0)
     """With A > 0 the gradient stops where the ratio rises above 1 + clip_high."""
-    dual_clip: float | None = Field(10.0, gt=1)
+    dual_clip: float | None = Field(default=10.0, gt=1)
     """With A < 0 the gradient stops where the ratio exceeds this; `null` switches it off."""
-    importance_cap: float | None = Field(None, gt=0)
+    importance_cap: float | None = Field(default=None, gt=0)
     """Truncated importance correction of a sampler that is not quite the policy: each token's advantage, wherever
     a rule reads it, times min(p_policy / p_sampler, this). It needs rollout.engine=vllm; `null`: none."""
     reduction: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"] = (
@@ -173,30 +173,30 @@ class OptimizerConfig:
 
     name: Literal["adamw", "sgd", "cpu-adam"] = "adamw"
     """Which optimiser of torch.optim, or DeepSpeed's CPUAdam for offloaded ones: faster, and inexact on resume."""
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
     """Constant learning rate."""
-    learning_rate_factor: float = Field(1.0, gt=0)
+    learning_rate_factor: float = Field(default=1.0, gt=0)
     """Multiplies the learning rate; a control that learns more slowly sets this alone."""
     betas: tuple[_Decay, _Decay] = (0.9, 0.999)
     """AdamW's decay rates."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
     """AdamW's epsilon."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay (AdamW) or L2 penalty (SGD)."""
-    momentum: float = Field(0.0, ge=0, lt=1)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
     """SGD's momentum."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
-    mini_batch_prompts: int = Field(4, ge=1)
+    mini_batch_prompts: int = Field(default=4, ge=1)
     """Prompts an optimiser step; prompts / mini_batch_prompts steps are taken a rollout."""
-    micro_batch_sequences: int = Field(32, ge=1)
+    micro_batch_sequences: int = Field(default=32, ge=1)
     """Sequences a forward pass: a memory setting that does not change the step."""
-    micro_batch_tokens: int | None = Field(None, ge=1)
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
     """Instead: most tokens a forward pass, of sequences sorted by length; one longer sequence goes alone."""
     packing: Literal["auto", "none", "packed"] = "auto"
     """With micro_batch_tokens: `packed` puts sequences behind one another without padding; `auto` does so where the
     attention implementation reads their borders without a mask (flash attention)."""
-    skipped_steps: int = Field(3, ge=0)
+    skipped_steps: int = Field(default=3, ge=0)
     """How many optimiser steps running may be skipped for gradients that are not finite, before the run ends."""
 
     @property
@@ -209,13 +209,13 @@ class OptimizerConfig:
 class EvaluationConfig(SamplingConfig):
     """Evaluation on held-out problems during the run."""
 
-    every: int = Field(12, ge=0)
+    every: int = Field(default=12, ge=0)
     """Evaluate after every this many rollouts, and after the last; 0 never evaluates."""
     split: Literal["validation", "test"] = "test"
     """Which held-out problems."""
-    problems: int = Field(150, ge=1)
+    problems: int = Field(default=150, ge=1)
     """How many of them."""
-    samples: int = Field(32, ge=1)
+    samples: int = Field(default=32, ge=1)
     """Samples a problem: the n of the unbiased pass@k."""
     pass_at: tuple[int, ...] = (1, 16, 32)
     """Which k to report; none above `samples`."""
@@ -227,23 +227,23 @@ class BenchmarkConfig(SamplingConfig):
 
     engine: Literal["huggingface", "vllm", "vllm-process"] = "huggingface"
     """What generates: Hugging Face `generate`, or vLLM where it is installed, in this process or one of its own."""
-    max_new_tokens: int = Field(3072, ge=1)
+    max_new_tokens: int = Field(default=3072, ge=1)
     """Longest response in tokens, cut to the room that a benchmark's longest prompt leaves in the model's positions."""
-    top_p: float = Field(0.7, gt=0, le=1)
+    top_p: float = Field(default=0.7, gt=0, le=1)
     """Nucleus mass."""
-    batch_sequences: int = Field(32, ge=1)
+    batch_sequences: int = Field(default=32, ge=1)
     """Responses that are generated, graded and saved together; it also deals out the random numbers."""
-    samples: int | None = Field(None, ge=1)
+    samples: int | None = Field(default=None, ge=1)
     """Samples a problem; null: the paper's for each benchmark (32 for AIME and AMC, 4 for LiveCodeBench, else 1)."""
-    problems: int | None = Field(None, ge=1)
+    problems: int | None = Field(default=None, ge=1)
     """How many problems, the first of each benchmark; null: all."""
     style: str = "shipped"
     """How a problem becomes a prompt: one of the named styles; `steer data list` shows them."""
     sandbox: Literal["bubblewrap", "limits"] = "bubblewrap"
     """What model-written code runs in; `limits` is for machines without bubblewrap and is no wall."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Sets every draw, by (seed, benchmark, batch)."""
-    threads: int = Field(2, ge=1)
+    threads: int = Field(default=2, ge=1)
     """torch's threads."""
 
 
@@ -251,21 +251,21 @@ class BenchmarkConfig(SamplingConfig):
 class TrainConfig:
     """Length, seed and checkpoints of the run."""
 
-    rollouts: int = Field(48, ge=1)
+    rollouts: int = Field(default=48, ge=1)
     """Rollouts of the run."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Sets data order, sampling and nothing else: every draw follows from (seed, purpose, rollout)."""
-    checkpoint_every: int = Field(10, ge=1)
+    checkpoint_every: int = Field(default=10, ge=1)
     """Rollouts between checkpoints; the last is always kept."""
-    checkpoints_kept: int = Field(2, ge=1)
+    checkpoints_kept: int = Field(default=2, ge=1)
     """How many checkpoints stay; older ones go."""
-    best_kept: int = Field(1, ge=0)
+    best_kept: int = Field(default=1, ge=0)
     """How many more stay for their pass@k (the first of evaluation.pass_at), of those evaluated at their rollout."""
-    logged_responses: int = Field(8, ge=0)
+    logged_responses: int = Field(default=8, ge=0)
     """Responses written to the run folder each rollout, one a problem."""
-    probe_sequences: int = Field(16, ge=0)
+    probe_sequences: int = Field(default=16, ge=0)
     """Sequences (of one micro-batch at most) on which a rollout logs predicted and measured entropy change; 0: none."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(default=1, ge=1)
     """torch's threads; on a model this small one is faster than two."""
     tracker: Literal["none", "wandb"] = "none"
     """Where metrics go besides metrics.jsonl and TensorBoard; wandb reads its own WANDB_* variables."""

@@ -21,11 +21,11 @@ class AdaptiveEntropyLoss(Intervention):
     """
 
     name: str = "adaptive-entropy-loss"
-    target: float = Field(0.2, ge=0)
+    target: float = Field(default=0.2, ge=0)
     """Entropy to keep, nats a token."""
-    step: float = Field(0.0001, gt=0)
+    step: float = Field(default=0.0001, gt=0)
     """How much the coefficient moves after an optimiser step."""
-    maximum: float = Field(0.005, ge=0)
+    maximum: float = Field(default=0.005, ge=0)
     """The coefficient stays within 0 and this."""
 
     def extra_loss(self, stats: TokenStats, old: TokenStats) -> Tensor:

@@ -20,7 +20,7 @@ class ClipHigher(Intervention):
     """
 
     name: str = "clip-higher"
-    high: float = Field(0.5, ge=0)
+    high: float = Field(default=0.5, ge=0)
     """In place of algorithm.clip_high."""
 
     def clip_range(self, clip: ClipRange) -> ClipRange:

@@ -31,7 +31,7 @@ class ClipCov(Intervention):
     """
 
     name: str = "clip-cov"
-    share: float = Field(0.0002, ge=0, le=1)
+    share: float = Field(default=0.0002, ge=0, le=1)
     """Share of all tokens that is drawn, at least one where there is a candidate; 0 draws none."""
     low: float = 1.0
     """A candidate's covariance is above this."""
@@ -69,9 +69,9 @@ class KLCov(Intervention):
     """
 
     name: str = "kl-cov"
-    share: float = Field(0.0002, ge=0, le=1)
+    share: float = Field(default=0.0002, ge=0, le=1)
     """Share of the tokens that is penalised, at least one; 0 penalises none."""
-    coefficient: float = Field(1.0, ge=0)
+    coefficient: float = Field(default=1.0, ge=0)
     """Of the penalty."""
 
     @property

@@ -24,13 +24,13 @@ class EntroPIC(Intervention):
     """
 
     name: str = "entropic"
-    target: float = Field(0.3, ge=0)
+    target: float = Field(default=0.3, ge=0)
     """Entropy to keep, nats a token."""
-    kp: float = Field(1.0, ge=0)
+    kp: float = Field(default=1.0, ge=0)
     """Proportional gain, per nat."""
-    ki: float = Field(0.01, ge=0)
+    ki: float = Field(default=0.01, ge=0)
     """Integral gain, per nat and optimiser step."""
-    threshold: float = Field(0.95, ge=0, lt=1)
+    threshold: float = Field(default=0.95, ge=0, lt=1)
     """Tokens above this probability carry the control."""
 
     @property

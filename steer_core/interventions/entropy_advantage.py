@@ -16,9 +16,9 @@ class EntropyAdvantage(Intervention):
     """A + min(alpha H, |A| / kappa), H without gradient (Cheng et al., arXiv 2506.14758, eq. 2)."""
 
     name: str = "entropy-advantage"
-    alpha: float = Field(0.4, ge=0)
+    alpha: float = Field(default=0.4, ge=0)
     """Of the entropy in the bonus."""
-    kappa: float = Field(2.0, gt=1)
+    kappa: float = Field(default=2.0, gt=1)
     """The bonus is at most |A| / kappa, so that it never turns the sign of A."""
 
     def advantages(self, tokens: Tokens) -> Tensor:

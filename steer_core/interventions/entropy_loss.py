@@ -17,7 +17,7 @@ class EntropyLoss(Intervention):
     """Adds -coefficient H to every token's loss (A3C, Mnih et al., arXiv 1602.01783, section 4)."""
 
     name: str = "entropy-loss"
-    coefficient: float = Field(0.001, ge=0)
+    coefficient: float = Field(default=0.001, ge=0)
     """Of the entropy in the loss."""
 
     def extra_loss(self, stats: TokenStats, old: TokenStats) -> Tensor:

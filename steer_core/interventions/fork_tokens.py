@@ -20,7 +20,7 @@ class ForkTokens(Intervention):
     """
 
     name: str = "fork-tokens"
-    share: float = Field(0.2, gt=0, le=1)
+    share: float = Field(default=0.2, gt=0, le=1)
     """Share of the tokens of an optimiser step that count."""
 
     @property

@@ -28,9 +28,9 @@ class Influence(Intervention):
     """
 
     name: str = "influence"
-    strength: float = Field(0.5, ge=0)
+    strength: float = Field(default=0.5, ge=0)
     """Share of the predicted fall that is taken away: 1 plans for no change, above 1 for a rise."""
-    bound: float = Field(1.0, gt=0, le=1)
+    bound: float = Field(default=1.0, gt=0, le=1)
     """Weights stay within 1 - bound and 1 + bound."""
 
     @property

@@ -17,13 +17,13 @@ class Quadrants(Intervention):
     """Factors on the loss by quadrant: sign of A x likely (ln p > -H) or not (STEER, arXiv 2510.10150, figs. 9-17)."""
 
     name: str = "quadrants"
-    positive_likely: float = Field(1.0, ge=0)
+    positive_likely: float = Field(default=1.0, ge=0)
     """Tokens with A > 0 and ln p > -H: the theory says they lower entropy."""
-    positive_unlikely: float = Field(1.0, ge=0)
+    positive_unlikely: float = Field(default=1.0, ge=0)
     """Tokens with A > 0 and ln p <= -H: they raise it."""
-    negative_likely: float = Field(1.0, ge=0)
+    negative_likely: float = Field(default=1.0, ge=0)
     """Tokens with A < 0 and ln p > -H: they raise it."""
-    negative_unlikely: float = Field(1.0, ge=0)
+    negative_unlikely: float = Field(default=1.0, ge=0)
     """Tokens with A < 0 and ln p <= -H: they lower it."""
 
     def weights(self, tokens: Tokens) -> Tensor:

@@ -24,13 +24,13 @@ class Stare(Intervention):
     """
 
     name: str = "stare"
-    target: float = Field(0.3, ge=0)
+    target: float = Field(default=0.3, ge=0)
     """The gate is open while entropy is below this, nats a token."""
-    share: float = Field(0.1, gt=0, le=1)
+    share: float = Field(default=0.1, gt=0, le=1)
     """Share of the tokens of a sign that is reweighted: those of lowest probability."""
-    positive: float = Field(1.1, ge=0)
+    positive: float = Field(default=1.1, ge=0)
     """Weight of such tokens with A > 0."""
-    negative: float = Field(1.0, ge=0)
+    negative: float = Field(default=1.0, ge=0)
     """Weight of such tokens with A < 0 (0.9 in the authors' two-sided variant)."""
 
     @property

@@ -27,17 +27,17 @@ class Steer(Intervention):
     """Estimate of the entropy change."""
     map: Literal["exponential", "linear", "binary"] = "exponential"
     """From the size of the estimate to lambda; linear from 0 on; binary: lambda_min from the normaliser on."""
-    lambda_min: float = Field(0.7, gt=0)
+    lambda_min: float = Field(default=0.7, gt=0)
     """Weight of the token at the normaliser; 1 is plain GRPO bit for bit."""
-    lambda_max: float = Field(1.0, gt=0)
+    lambda_max: float = Field(default=1.0, gt=0)
     """Weight of a token that would change nothing."""
     sides: Literal["both", "lowering"] = "both"
     """`lowering`: only tokens estimated to lower entropy are damped (asymmetric)."""
     normaliser: Literal["max", "quantile"] = "max"
     """What |Omega| is divided by: its maximum (the paper) or a quantile."""
-    quantile: float = Field(0.9, gt=0, le=1)
+    quantile: float = Field(default=0.9, gt=0, le=1)
     """Which quantile of the non-zero |Omega|, where normaliser is `quantile`; tokens above get lambda_min."""
-    smallest_normaliser: float = Field(0.0, ge=0)
+    smallest_normaliser: float = Field(default=0.0, ge=0)
     """The normaliser is at least this (0.02 in the authors' release)."""
     scope: Literal["step", "rollout", "micro"] = "step"
     """Tokens the normaliser is taken over: an optimiser step, a rollout as the old policy saw it, or a micro-batch."""

@@ -19,7 +19,7 @@ class WReinforce(Intervention):
     """
 
     name: str = "w-reinforce"
-    positive: float = Field(0.1, ge=0)
+    positive: float = Field(default=0.1, ge=0)
     """Weight where A > 0; 1 elsewhere."""
 
     def weights(self, tokens: Tokens) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 NO_WIDTH = 1e-9
@@ -36,9 +37,7 @@ class Interval:
         return "lower" if self.high < 0 else "undecided"
 
 
-def bootstrap_over_problems(
-    values_SQ: Sequence[Sequence[float]], draws: int = 2000, seed: int = 0, expanded: bool = False
-) -> Interval:
+def bootstrap_over_problems(values_SQ: ArrayLike, draws: int = 2000, seed: int = 0, expanded: bool = False) -> Interval:
     """Mean over seeds and problems, and its percentile bootstrap interval over problems.
 
     values_SQ: one row a seed, one column a problem. It covers the choice of held-out problems, not
@@ -152,31 +151,31 @@ def _scores(moments: np.ndarray) -> dict[str, np.ndarray]:
         }
 
 
-def _correlation(n, a, b, aa, bb, ab) -> np.ndarray:
+def _correlation(
+    n: np.ndarray, a: np.ndarray, b: np.ndarray, aa: np.ndarray, bb: np.ndarray, ab: np.ndarray
+) -> np.ndarray:
     variance_a, variance_b = aa - a * a / n, bb - b * b / n
     flat = (variance_a <= _ROUNDING * aa) | (variance_b <= _ROUNDING * bb)  # one value throughout
     return np.where(flat, np.nan, (ab - a * b / n) / np.sqrt(variance_a * variance_b))
 
 
-def bootstrap_over_seeds_and_problems(
-    values_SQ: Sequence[Sequence[float]], draws: int = 2000, seed: int = 0
-) -> Interval:
+def bootstrap_over_seeds_and_problems(values_SQ: ArrayLike, draws: int = 2000, seed: int = 0) -> Interval:
     """Mean of (seeds, problems), and its percentile bootstrap interval over both, drawn independently.
 
     It covers the choice of seeds and of problems; with few seeds it is somewhat narrow.
     Raises ValueError where there is no value.
     """
-    values_SQ = np.asarray(values_SQ, dtype=float)
-    if not values_SQ.size:
+    values = np.asarray(values_SQ, dtype=float)
+    if not values.size:
         raise ValueError("values: no seed or no problem to take a mean over")
-    if 1 in values_SQ.shape:  # what there is one of is not drawn
-        return bootstrap_over_problems(values_SQ.reshape(1, -1), draws, seed)
+    if 1 in values.shape:  # what there is one of is not drawn
+        return bootstrap_over_problems(values.reshape(1, -1), draws, seed)
 
     def mean(seeds_DS: np.ndarray, problems_DQ: np.ndarray, axis: int = -1) -> np.ndarray:
-        return values_SQ[seeds_DS[..., :, None], problems_DQ[..., None, :]].mean((-2, -1))
+        return values[seeds_DS[..., :, None], problems_DQ[..., None, :]].mean((-2, -1))
 
-    indices = [np.arange(size) for size in values_SQ.shape]
-    return Interval(float(values_SQ.mean()), *_percentile_bounds(indices, mean, draws, seed))
+    indices = [np.arange(size) for size in values.shape]
+    return Interval(float(values.mean()), *_percentile_bounds(indices, mean, draws, seed))
 
 
 def paired_p_value(differences_S: Sequence[float]) -> float:
@@ -197,17 +196,17 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
     return corrected
 
 
-def at_first_crossing(x: Sequence[float], y: Sequence[Any], level: float) -> Any:
+def at_first_crossing(x: ArrayLike, y: ArrayLike, level: float) -> Any:
     """y where x first reaches `level` along the sequence, by linear interpolation; NaN where it never does.
 
     y: one value, or one array, for each x.
     """
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    reached = np.flatnonzero(x >= level)
+    xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    reached = np.flatnonzero(xs >= level)
     if not len(reached):
-        return np.full(y.shape[1:], np.nan)[()]
+        return np.full(ys.shape[1:], np.nan)[()]
     i = reached[0]
-    if i == 0 or x[i] == x[i - 1]:
-        return y[i]
-    share = (level - x[i - 1]) / (x[i] - x[i - 1])
-    return y[i - 1] + share * (y[i] - y[i - 1])
+    if i == 0 or xs[i] == xs[i - 1]:
+        return ys[i]
+    share = (level - xs[i - 1]) / (xs[i] - xs[i - 1])
+    return ys[i - 1] + share * (ys[i] - ys[i - 1])

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from steer_core.common.errors import SteerError
@@ -21,18 +22,18 @@ POWER = 0.8
 _MAJORITY_DRAWS = 1000
 
 
-def pass_at_k(correct, samples: int, k: int) -> np.ndarray:
+def pass_at_k(correct: ArrayLike, samples: int, k: int) -> np.ndarray:
     """1 - C(n - c, k) / C(n, k) for each problem's c of n = `samples` (Chen et al. 2021, eq. 1).
 
     correct: (..., ) counts. Raises SteerError for k outside 1..n and ValueError for counts outside 0..n.
     """
-    correct = np.asarray(correct)
+    counts = np.asarray(correct)
     if not 1 <= k <= samples:
         raise SteerError(f"pass@{k}: k is not within 1 and the {samples} samples of a problem; sample more or lower k")
-    if correct.size and (correct.min() < 0 or correct.max() > samples):
+    if counts.size and (counts.min() < 0 or counts.max() > samples):
         raise ValueError(f"correct: a count lies outside 0..{samples}")
     drawn = np.arange(k)
-    wrong = (samples - correct)[..., None] - drawn
+    wrong = (samples - counts)[..., None] - drawn
     return 1.0 - np.prod(np.clip(wrong, 0, None) / (samples - drawn), axis=-1)
 
 
