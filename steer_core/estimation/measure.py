@@ -25,6 +25,7 @@ from steer_core.common.settings import to_dict
 from steer_core.config.config import Config
 from steer_core.engines import LocalEngine
 from steer_core.estimation.scores import summarise
+from steer_core.evaluation.respond import respond
 from steer_core.formulas.advantages import ADVANTAGES
 from steer_core.formulas.loss import ClipRange, denominator, token_coefficients
 from steer_core.ladder.attribution import Attribution, UpdateBatch, attribute
@@ -93,18 +94,17 @@ def sample(
     order = torch.randperm(
         len(problems), generator=torch.Generator().manual_seed(derive_seed(config.train.seed, "epoch", 0))
     )
-    engine, kept, rewards, sampled = HuggingFaceSampler(policy), [], [], 0
+    sampler, kept, rewards, sampled = HuggingFaceSampler(policy), [], [], 0
     starts = range(0, len(problems) if with_signal else wanted, wanted)
     for start in progress(starts, "sampling"):
         chosen = [problems[i] for i in order[start : start + wanted]]
         seed = derive_seed(config.train.seed, "estimate", start)
-        rollout = engine.generate([p.prompt for p in chosen], group, config.rollout, seed)
-        verdicts = task.grade([problem for problem in chosen for _ in range(group)], rollout.texts)
-        scores_PG = torch.tensor([float(verdict.correct) for verdict in verdicts]).view(-1, group)
+        answers = respond(sampler, chosen, group, config.rollout, seed, [task.grader])
+        scores_PG = torch.tensor([float(right) for right in answers.correct]).view(-1, group)
         sampled += len(chosen)
         for p, row in enumerate(scores_PG):
             if len(kept) < wanted and (not with_signal or row.min() < row.max()):
-                kept.append(rollout.take(range(p * group, (p + 1) * group)))
+                kept.append(answers.rollout.take(range(p * group, (p + 1) * group)))
                 rewards.append(row)
         if len(kept) == wanted:
             return Sample(join(kept, policy.tokenizer.pad_token_id), torch.stack(rewards), sampled)
