@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 import torch
 from throughput import resident, show
 
+from steer_core import Config, load_config
 from steer_core.common.environment import environment
-from steer_core.config.config import Config, load_config
 from steer_core.planner.machine import CPU, Machine
 from steer_core.planner.memory import memory
 from steer_core.planner.shapes import read_shape

@@ -28,10 +28,9 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from steer_core import Trainer, load_config
 from steer_core.common.environment import environment
-from steer_core.config.config import load_config
 from steer_core.rollout.rollout import Rollout
-from steer_core.training.loop import Trainer
 
 STEER = "intervention.name=steer"
 SPLIT = "optimizer.micro_batch_sequences=8"

@@ -22,15 +22,14 @@ import torch
 from throughput import interval, resident, show
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from steer_core import Config, Trainer, load_config
 from steer_core.common.environment import environment
-from steer_core.config.config import Config, load_config
 from steer_core.planner.machine import CPU, Machine
 from steer_core.planner.memory import memory
 from steer_core.planner.shapes import Shape, shape_of
 from steer_core.policy.model import EMBEDDED
 from steer_core.policy.smoke import byte_tokenizer
 from steer_core.rollout.rollout import Rollout
-from steer_core.training.loop import Trainer
 
 
 def make_model(shape: Shape, folder: Path, dtype: torch.dtype) -> None:

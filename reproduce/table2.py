@@ -23,17 +23,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from steer_core.common.errors import SteerError
+from steer_core import ClipRange, Intervention, Steer, SteerError, TokenStats
 from steer_core.common.settings import read_yaml
-from steer_core.formulas.loss import ClipRange, clip_indicator, importance_ratio
-from steer_core.formulas.token_stats import TokenStats
-from steer_core.interventions.base import Intervention, Tokens
+from steer_core.formulas.loss import clip_indicator, importance_ratio
+from steer_core.interventions.base import Tokens
 from steer_core.interventions.clip_higher import ClipHigher
 from steer_core.interventions.covariance import ClipCov, KLCov
 from steer_core.interventions.entropy_advantage import EntropyAdvantage
 from steer_core.interventions.entropy_loss import EntropyLoss
 from steer_core.interventions.fork_tokens import ForkTokens
-from steer_core.interventions.steer import Steer
 from steer_core.interventions.w_reinforce import WReinforce
 
 DATA = Path(__file__).with_suffix(".yaml")

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from estimators import cases_of, measured_cases, print_table, published_rows
 
+from steer_core import ENTROPY_CHANGE
 from steer_core.estimation.tables import QUESTIONS, label_of, with_interval
-from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 
 COLUMNS = ("case", "update", "against", "estimate", "MSE", "Pearson", "Spearman", "right sign", "factor")
 

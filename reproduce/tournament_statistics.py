@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from steer_core import pass_at_k
 from steer_core.compare.comparison import Comparison
 from steer_core.stats.intervals import (
     Interval,
@@ -22,7 +23,6 @@ from steer_core.stats.intervals import (
     interval_over_seeds,
     paired_p_value,
 )
-from steer_core.stats.measures import pass_at_k
 
 DRAWS = 2000
 

@@ -25,7 +25,7 @@ from tournament_statistics import (
     runs_of,
 )
 
-from steer_core.common.errors import SteerError
+from steer_core import SteerError
 from steer_core.common.files import write_atomically
 from steer_core.compare.comparison import Comparison, load_comparison
 from steer_core.stats.intervals import bootstrap_over_seeds_and_problems, holm, interval_over_seeds

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from steer_core.common import ranks
 from steer_core.config.config import Config
+from steer_core.engines.base import TrainingEngine
 from steer_core.formulas.loss import ClipRange, clipped_surrogate, denominator, token_coefficients
 from steer_core.formulas.token_stats import TokenStats
 from steer_core.interventions.base import Intervention, LossTerms, Memory, PlannedStep, Tokens
@@ -22,11 +23,11 @@ from steer_core.training.batch import MicroBatch, flatten, mean_entropy, spread
 class ActiveIntervention:
     """A method as a run applies it: the method, its clip range, its memory, and the tokens of all ranks.
 
-    model: what is trained, for rules that differentiate. optimizer: of the training engine, likewise.
+    model, engine: what is trained, and what steps; for rules that differentiate.
     """
 
-    def __init__(self, config: Config, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
-        self.config, self.model, self.optimizer = config, model, optimizer
+    def __init__(self, config: Config, model: PreTrainedModel, engine: TrainingEngine) -> None:
+        self.config, self.model, self.engine = config, model, engine
         self.method: Intervention = config.intervention
         algorithm = config.algorithm
         self.clip = self.method.clip_range(ClipRange(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip))
@@ -125,4 +126,4 @@ class _Step:
         """See `PlannedStep.entropy_influence`."""
         model, temperature = self.active.model, self.active.config.rollout.temperature
         lenses = [Lens(model, part.sequences, temperature, micro_batch=len(part.mask_BT)) for part in self.parts]
-        return entropy_influence(lenses, self.active.optimizer, len(self.coefficients))
+        return entropy_influence(lenses, self.active.engine.optimizer, len(self.coefficients))

@@ -34,7 +34,7 @@ class Update:
         self.model, self.engine, self.config = policy.model, engine, config
         self.packed, self.go_on, self.skipped = packed, go_on, 0
         self.token_log = token_log  # a benchmark leaves it out
-        self.active = ActiveIntervention(config, policy.model, engine.optimizer)
+        self.active = ActiveIntervention(config, policy.model, engine)
 
     def step(
         self, batch: list[MicroBatch], rollout_tokens: int, rollout_index: int
