@@ -6,7 +6,7 @@ import pytest
 import torch
 from processes import run_two
 from scenario import ACTING, equip, micro_batches, outcome, sampled, trainer_of
-from two_ranks import ROWS, work
+from two_ranks import LEVELS, ROWS, VALUES, reduced, work
 
 from steer_core.common import ranks
 from steer_core.interventions.steer import Steer
@@ -118,6 +118,17 @@ def test_what_two_ranks_tell_one_another(both):
         assert found["kept"] == [["a"], ["b"]][rank]
         assert found["of first"]["path"].name == "0"
         assert found["refused"].startswith("run folder rank0: holds no config.yaml")
+
+
+@pytest.mark.parametrize("key", ["reduced", "reduced of one alone"])
+def test_reductions_over_ranks_are_those_of_all_values_though_none_is_gathered(both, key):
+    alone = reduced(VALUES)
+    assert alone["torch.float64"] == [float(VALUES.sort().values[round(q * (len(VALUES) - 1))]) for q in LEVELS]
+    for found in (result["ranks"][key] for result in both):
+        assert {name: found[name] for name in ("torch.float32", "torch.float64")} == {
+            name: alone[name] for name in ("torch.float32", "torch.float64")
+        }
+        assert (found["mean"], found["total"]) == pytest.approx((alone["mean"], alone["total"]), rel=1e-12)
 
 
 def test_one_process_has_nothing_to_tell():

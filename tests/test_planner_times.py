@@ -11,7 +11,7 @@ from steer_core.config.config import load_config
 from steer_core.planner import tables as planner_tables
 from steer_core.planner import times as planner_times
 from steer_core.planner.machine import Machine
-from steer_core.planner.memory import memory
+from steer_core.planner.memory import memory, rule_numbers
 
 # time
 
@@ -194,3 +194,23 @@ def test_a_run_on_a_cpu_is_planned_for_one(capsys):
 def test_what_cannot_be_planned_is_told(words, message, capsys):
     assert run(*words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_rule_that_sees_all_ranks_tokens_costs_their_gathering_and_a_log_costs_nothing():
+    """Ten numbers of 4 bytes a token of an optimiser step cross for scope step, six of a rollout's for stare's gate."""
+    config = {name: configured(f"intervention.name={name}", "rollout.max_new_tokens=300") for name in ("none", "steer")}
+    config["stare"] = configured("intervention.name=stare", "rollout.max_new_tokens=300")
+    one = config["steer"]
+    a_step = one.optimizer.mini_batch_prompts * one.rollout.responses * 100
+    assert rule_numbers(config["none"], 100) == (0, 0)
+    assert rule_numbers(one, 100) == (4 * 10 * a_step, 0)
+    a_rollout = one.rollout.prompts * one.rollout.responses * 100
+    assert rule_numbers(config["stare"], 100) == (4 * 10 * a_step, 4 * 6 * a_rollout)
+    wide, alone = Machine(latency=0), Machine(gpus=1, latency=0)
+    steps, sent = one.rollout.prompts // one.optimizer.mini_batch_prompts, rule_numbers(one, 100)[0]
+    expected = steps * sent * 7 / 8 / (planner_times.collective_bandwidth(wide) * 1e9)
+    assert planner_times.rule_time(one, wide) == pytest.approx(expected)
+    assert planner_times.rule_time(one, alone) == planner_times.rule_time(config["none"], wide) == 0
+    parts = memory(one, SEVEN, wide).moments["backward pass"]
+    assert parts["tokens of all ranks"] == 2 * rule_numbers(one, 300)[0]
+    assert "tokens of all ranks" not in memory(one, SEVEN, alone).moments["backward pass"]

@@ -7,13 +7,23 @@ import torch
 import torch.distributed as dist
 from scenario import equip, micro_batches, outcome, trainer_of
 
-from steer_core.common import ranks
+from steer_core.common import ranks, reductions
 from steer_core.common.errors import SteerError
 from steer_core.config.sections import RolloutConfig
 from steer_core.rollout.vllm import _tensor_parallel_group
 from steer_core.runs.folder import RunFolder
 
+LEVELS = (0.0, 0.01, 0.25, 0.5, 0.75, 0.999, 1.0)
+_SPREAD = torch.randn(301, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+VALUES = torch.cat([_SPREAD * 10.0 ** torch.arange(-150, 151).div(20), torch.zeros(20), torch.full((9,), -0.25)])
+"""Of both signs and of all sizes, some of them equal."""
 ROWS = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+
+
+def reduced(values: torch.Tensor) -> dict[str, object]:
+    """Every reduction of values of which this rank holds some."""
+    whole = {"mean": reductions.mean(values), "total": reductions.total(values)}
+    return whole | {str(kind): reductions.quantiles(values.to(kind), LEVELS) for kind in (torch.float32, torch.float64)}
 
 
 def refusal(rank: int) -> str:
@@ -45,6 +55,8 @@ def work(rank: int, folder: Path, cases: list[tuple[str, str, dict, list[list[in
             "gathered": gathered,
             "own": ranks.local_rows(gathered, mine),
             "gathered_none": ranks.all_gather_rows(mine[: rank * 2]),
+            "reduced": reduced(VALUES[:17] if rank == 0 else VALUES[17:]),
+            "reduced of one alone": reduced(VALUES if rank == 1 else VALUES[:0]),
             "of first": ranks.broadcast_from_main(lambda: {"path": folder / str(rank)}),
             "refused": refusal(rank),
             "shared": _tensor_parallel_group(RolloutConfig(engine="vllm", tensor_parallel=2)).share([10 + rank, 20]),

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PARTS = ("clip_range", "advantages", "weights", "mask", "extra_loss")
 """The parts of a step that an intervention can touch."""
+STEP_NUMBERS, ROLLOUT_NUMBERS = 10, 6
+"""What crosses ranks of each token that a rule sees: two statistics of four, advantage and draw; or one and these."""
 _RENAMED = {"next_state": "next_memory", "treat": "loss_terms"}
 Memory = dict[str, float]
 """What a closed loop remembers from one optimiser step to the next; it is logged and part of every checkpoint."""
@@ -98,6 +100,11 @@ class Intervention:
         its own, and what `begin_rollout` kept. `micro`: a micro-batch, so the method changes with it.
         """
         return "token"
+
+    @property
+    def sees_rollouts(self) -> bool:
+        """Whether the method looks at a whole rollout before its steps: it overrides `begin_rollout`."""
+        return type(self).begin_rollout is not Intervention.begin_rollout
 
     @property
     def touches(self) -> tuple[str, ...]:

@@ -54,6 +54,11 @@ class Steer(Intervention):
                 "use step"
             )
 
+    @property
+    def sees_rollouts(self) -> bool:
+        """With scope `rollout` alone."""
+        return self.scope == "rollout"
+
     def weights(self, tokens: Tokens) -> Tensor:
         """lambda of every token."""
         change = self.change(tokens.new, tokens.old, tokens.advantages, tokens.clip)
@@ -67,7 +72,7 @@ class Steer(Intervention):
 
     def begin_rollout(self, memory: Memory, tokens: Tokens) -> Memory:
         """With scope `rollout`, keeps the normaliser of the whole rollout."""
-        if self.scope != "rollout":
+        if not self.sees_rollouts:
             return memory
         change = self.change(tokens.new, tokens.old, tokens.advantages, tokens.clip)
         return {**memory, "normaliser": float(self.scale(change))}

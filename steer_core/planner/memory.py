@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from steer_core.common.errors import SteerError
 from steer_core.config.config import Config
 from steer_core.formulas.token_stats import CHUNK_ELEMENTS
+from steer_core.interventions.base import ROLLOUT_NUMBERS, STEP_NUMBERS
 from steer_core.planner.machine import GIB, Machine
 from steer_core.planner.shapes import Shape
 from steer_core.planner.states import BACKWARD, BYTES, ROLLOUT, STEP, host_states, states
@@ -85,6 +86,7 @@ def memory(config: Config, shape: Shape, machine: Machine) -> Memory:
     stays = asleep if config.rollout.engine == "vllm" else {}
     tokens, rows = micro_batch(config, shape)
     backward = {
+        **({"tokens of all ranks": rule_bytes(config, shape)} if ranks > 1 and rule_bytes(config, shape) else {}),
         "activations": activations(config, shape, tokens, rows),
         "logits statistics": token_stats_bytes(config, shape, tokens),
     }
@@ -95,6 +97,23 @@ def memory(config: Config, shape: Shape, machine: Machine) -> Memory:
     }
     longest = min(longest_prompt(config) + config.rollout.max_new_tokens, shape.positions)
     return Memory(moments, host(config, shape, machine), cache, longest, limit, machine.host_memory * GIB)
+
+
+def rule_bytes(config: Config, shape: Shape) -> float:
+    """Bytes of the tokens of all ranks that a rule sees on each of them, twice while they are gathered, in float32.
+
+    A rule of scope `step` sees an optimiser step, one that looks at rollouts a rollout, at full length. The log needs
+    none: its means and quantiles are reduced.
+    """
+    longest = min(longest_prompt(config) + config.rollout.max_new_tokens, shape.positions)
+    return 2 * max(rule_numbers(config, float(min(config.rollout.max_new_tokens, longest))))
+
+
+def rule_numbers(config: Config, tokens: float) -> tuple[float, float]:
+    """Bytes that cross ranks for the rules, (a step, a rollout), where responses have so many tokens."""
+    rule, group = config.intervention, config.rollout.responses * tokens
+    step = 4.0 * STEP_NUMBERS * config.optimizer.mini_batch_prompts * group if rule.scope == "step" else 0.0
+    return step, 4.0 * ROLLOUT_NUMBERS * config.rollout.prompts * group if rule.sees_rollouts else 0.0
 
 
 def check_gpus(config: Config, ranks: int) -> None:

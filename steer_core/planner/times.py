@@ -11,7 +11,7 @@ from math import ceil, log2
 
 from steer_core.config.config import Config
 from steer_core.planner.machine import GIB, Machine
-from steer_core.planner.memory import micro_batch, sampler_memory
+from steer_core.planner.memory import micro_batch, rule_numbers, sampler_memory
 from steer_core.planner.shapes import Shape
 from steer_core.planner.states import BYTES, moment_bytes
 
@@ -80,7 +80,7 @@ def step_time(config: Config, shape: Shape, machine: Machine) -> Step:
         "rollout": rollout,
         "scoring": scoring_time(config, shape, machine),
         "update": update,
-        "communication": steps * communication_time(config, shape, machine),
+        "communication": steps * communication_time(config, shape, machine) + rule_time(config, machine),
         "optimiser": steps * optimiser_time(config, shape, machine),
         "weight sync": weight_sync_time(config, shape, machine),
     }
@@ -242,6 +242,13 @@ def communication_time(config: Config, shape: Shape, machine: Machine) -> float:
         gathers = 2 + values_pass(config, machine, shape)
         return count * (gathers * gather_time(config, shape, machine) + sums)
     return 2 * sums * (count if stage == 2 else 1) + (weights if stage else 0.0)
+
+
+def rule_time(config: Config, machine: Machine) -> float:
+    """Seconds to gather the tokens that rules see of all ranks, in a rollout and its optimiser steps."""
+    steps = config.rollout.prompts // config.optimizer.mini_batch_prompts
+    step, rollout = rule_numbers(config, lengths(config, machine).response)
+    return (steps * ring(machine, step) if step else 0.0) + (ring(machine, rollout) if rollout else 0.0)
 
 
 def optimiser_time(config: Config, shape: Shape, machine: Machine) -> float:

@@ -40,12 +40,12 @@ class ActiveIntervention:
 
     def begin_rollout(self, batches: list[list[MicroBatch]]) -> None:
         """Let a closed loop look at the rollout as the policy that sampled saw it; others are shown nothing."""
-        if type(self.method).begin_rollout is Intervention.begin_rollout:
+        if not self.method.sees_rollouts:
             return
         parts = [part for batch in batches for part in batch]
         seen = self.tokens([part.old for part in parts], parts, of_all_ranks=False)
         columns = ranks.all_gather_rows(torch.stack([*vars(seen.old).values(), seen.advantages, seen.draws], -1))
-        *values, advantages, draws = columns.unbind(-1)  # six numbers a token: new is old
+        *values, advantages, draws = columns.unbind(-1)  # ROLLOUT_NUMBERS a token: new is old
         old = TokenStats(*values)
         seen = replace(seen, new=old, old=old, advantages=advantages, draws=draws)
         self.memory = self.method.begin_rollout(self.memory, seen)
@@ -96,7 +96,7 @@ class ActiveIntervention:
         step: PlannedStep | None = None,
         of_all_ranks: bool = True,
     ) -> Tokens:
-        """The response tokens of some micro-batches as a rule sees them; of all ranks, ten numbers a token cross."""
+        """The response tokens of some micro-batches as a rule sees them; those of all ranks are gathered (STEP_NUMBERS)."""
         new, old, advantages = flatten(stats, parts)
         draws = torch.cat([part.draws_BT[part.mask_BT] for part in parts])
         if of_all_ranks and ranks.world_size() > 1:
