@@ -44,7 +44,7 @@ def run(name: str, folder: Path) -> dict:
         "optimiser_steps": len(metrics) * config.rollout.prompts // config.optimizer.mini_batch_prompts,
         "entropy": metrics[-1]["entropy/policy"],
         "logprob_gap": max(row["rollout/logprob_gap/max"] for row in metrics),
-        "checkpoints": len(finished.checkpoints()),
+        "checkpoints": len(finished.checkpoints.saved()),
     }
 
 

@@ -60,7 +60,7 @@ def departure(method: Intervention, new: TokenStats, old: TokenStats, advantages
     loss term's derivative by the logit of the sampled token, (1 - p) d/d ln p - p (ln p + H) d/dH.
     """
     clip = method.clip_range(CLIP)
-    treated = method.loss_terms(Tokens(new, old, advantages, clip, draws=torch.zeros_like(advantages), state={}))
+    treated = method.loss_terms(Tokens(new, old, advantages, clip, draws=torch.zeros_like(advantages), memory={}))
     ratio = importance_ratio(new.logprob, old.logprob)
     passes = clip_indicator(ratio, advantages, clip) - clip_indicator(ratio, advantages, CLIP)
     extra = torch.zeros_like(advantages)
