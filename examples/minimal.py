@@ -59,17 +59,17 @@ def train(config: Config) -> Policy:
         for batch in batches:
             # 4. lambda from Omega: before any gradient, where the rule must see the whole step.
             count = active.denominator(batch)
-            planned, news = [None] * len(batch), []
+            planned, news = [], []
             if active.needs_values(batch):
                 with torch.no_grad():
                     values = [score(model, part.sequences, temperature) for part in batch]
                 planned = active.loss_terms(values, batch, count)
 
-            for part, terms in zip(batch, planned, strict=True):
+            for i, part in enumerate(batch):
                 # 5. lambda x clipped surrogate, and its gradient.
                 stats = score(model, part.sequences, temperature)
                 news.append(stats.detach())
-                terms = terms or active.loss_terms(news[-1:], [part], count)[0]
+                terms = planned[i] if planned else active.loss_terms(news[-1:], [part], count)[0]
                 loss_BT = active.token_losses(stats, part, terms)
                 loss = reduce_loss(loss_BT, part.mask_BT, config.algorithm.reduction, count)
                 engine.backward(loss, last=part is batch[-1])

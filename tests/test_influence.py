@@ -6,14 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hand import tokens_of
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scenario import equip, micro_batches, sampled, trainer_of
 
+from steer_core.common.errors import SteerError
 from steer_core.engines import make_optimizer
 from steer_core.formulas.entropy_change import surrogate_slope
 from steer_core.formulas.loss import token_coefficients
-from steer_core.interventions.influence import planned_weights
+from steer_core.interventions.influence import Influence, planned_weights
 from steer_core.ladder.influence import entropy_influence
 from steer_core.ladder.passes import Lens, gradient, length, lens_stats
 from steer_core.training.batch import flatten
@@ -47,6 +49,11 @@ def planned(values, strength=0.5, bound=1.0):
 )
 def test_planned_weights_by_hand(values, strength, bound, weights):
     assert planned(values, strength, bound)[1].tolist() == pytest.approx(weights, abs=1e-12)
+
+
+def test_influence_without_a_step_to_differentiate_is_refused_with_a_remedy():
+    with pytest.raises(SteerError, match=r"intervention\.name: influence .* take another method"):
+        Influence().loss_terms(tokens_of([-1.0, -2.0], [1.0, -1.0]))
 
 
 @given(shares, strengths, bounds)

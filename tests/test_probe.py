@@ -141,7 +141,7 @@ def test_metrics_of_a_watch_by_hand():
     watch = Watch(
         torch.tensor([1.0, -2.0, 0.0, 4.0]), torch.tensor([2.0, -4.0, 1.0, 8.0]), update_norm=0.5, seconds=0.25
     )
-    told = watch.metrics({"paper": torch.tensor([1.0, 1.0, -1.0, 0.0]), "exact": torch.zeros(4)})
+    told = watch.metrics({"paper": torch.tensor([1.0, 1.0, -1.0, 0.0, 9.0]), "exact": torch.zeros(5)})  # 4 are its own
     expected = {
         "probe/change/measured": 0.75,
         "probe/update_norm": 0.5,
@@ -208,3 +208,5 @@ def test_a_step_that_fails_is_not_swallowed_by_the_watch(tmp_path):
     with pytest.raises(ZeroDivisionError), watched_step(lens) as watch:
         raise ZeroDivisionError
     assert watch.measured is None
+    with pytest.raises(ValueError, match="the watched step is not over"):
+        watch.metrics({})

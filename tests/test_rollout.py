@@ -246,5 +246,8 @@ def test_the_samplers_log_probs_go_with_their_rows_and_are_none_where_a_part_has
         assert torch.equal(row[: len(own)], own)
         assert not row[len(own) :].any()
     assert torch.equal(joined.take([4, 0, 8]).logprobs_BT, joined.logprobs_BT[[4, 0, 8]])
+    assert joined.sampler_logprobs() is joined.logprobs_BT
     assert rollouts[0].take([0]).logprobs_BT is None
+    with pytest.raises(SteerError, match=r"set rollout\.engine=vllm"):
+        rollouts[0].sampler_logprobs()
     assert join([*told[:2], rollouts[2]], policy.tokenizer.pad_token_id).logprobs_BT is None

@@ -104,6 +104,13 @@ def test_only_logprob_and_entropy_carry_gradient():
     assert not any(getattr(stats.detach(), f.name).requires_grad for f in fields(stats))
 
 
+def test_statistics_are_picked_by_mask_by_rows_and_by_rows_and_columns():
+    stats = TokenStats(*torch.arange(24.0).view(4, 2, 3))
+    mask = torch.tensor([[True, False, True], [False, True, False]])
+    for places in (mask, [1, 0], slice(1), ([1, 0], slice(2))):
+        assert all(torch.equal(getattr(stats[places], f.name), getattr(stats, f.name)[places]) for f in fields(stats))
+
+
 @given(st.integers(1, 6), st.integers(1, 60), st.integers(0, 10**6), st.sampled_from([0.01, 1.0, 30.0, 1000.0]))
 def test_statistics_stay_within_their_bounds(rows, size, seed, scale):
     logits, labels = random_case(rows, size, seed, scale)

@@ -76,7 +76,7 @@ def json_text(data: Any, indent: int = 2) -> str:
 
 def json_ready(value: Any) -> Any:
     """Plain data: records as objects, tuples as lists, numpy numbers as Python's, NaN and infinity as None."""
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, dict):
         return {str(key): json_ready(part) for key, part in value.items()}

@@ -12,6 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 Data = ParamSpec("Data")
@@ -71,11 +72,12 @@ def plain(text: str) -> str:
     return f"\u200a{text}" if text.startswith("_") else text
 
 
-def panels(rows: int, columns: int, height: float, width: float = 7.0, **share: bool) -> tuple[Figure, np.ndarray]:
+def panels(
+    rows: int, columns: int, height: float, width: float = 7.0, sharex: bool = False, sharey: bool = False
+) -> tuple[Figure, np.ndarray]:
     """A figure `width` inches wide, each row of panels `height` high, and its axes (rows, columns)."""
-    figure = Figure(figsize=(width, rows * height + 0.45), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.08)
-    return figure, figure.subplots(rows, columns, squeeze=False, **share)
+    figure = Figure(figsize=(width, rows * height + 0.45), layout=ConstrainedLayoutEngine(h_pad=0.08))
+    return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
 
 
 def hide(axes: np.ndarray, used: int) -> None:

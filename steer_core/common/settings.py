@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, ge
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from steer_core.common.errors import SteerError, nearest
 
@@ -133,36 +134,41 @@ def describe(kind: type, prefix: str = "") -> list[tuple[str, Any, str]]:
     """(dotted key, default, meaning) of every setting, for `--settings`."""
     rows = []
     hints = get_type_hints(kind)
-    for name, field in kind.__pydantic_fields__.items():
+    for name, field in _fields(kind).items():
         sections = _sections(hints[name])
         for section in sections:
             rows += describe(section, f"{prefix}{name}.")
         if not sections:
             own = next(k for k in reversed(kind.__mro__) if name in vars(k).get("__annotations__", {}))
             default = None if field.is_required() else field.default
-            rows.append((prefix + name, default, own.__pydantic_fields__[name].description or ""))
+            rows.append((prefix + name, default, _fields(own)[name].description or ""))
     return rows
 
 
+def _fields(kind: Any) -> dict[str, FieldInfo]:
+    """The fields of a settings dataclass, which pydantic puts on it without telling the type checker."""
+    return kind.__pydantic_fields__
+
+
 class _Entry(NamedTuple):
-    """One value of some data: its dotted name, its type (None for an unknown key), the dataclass that it lies in."""
+    """One value of some data: its dotted name, its type (None for an unknown key), the keys known beside it."""
 
     name: str
     value: Any
     hint: Any
-    section: type | None
+    known: list[str]
 
 
 def _entries(hint: Any, data: Any, name: str) -> Iterator[_Entry]:
     """Everything that data of a type holds, from the outside in."""
     section = _section(hint, data)
     known = get_type_hints(section, include_extras=True) if section else {}
-    fields = {field.name for field in dataclasses.fields(section)} if section else set()
+    fields = [field.name for field in dataclasses.fields(section)] if section else []
     element = [Any, *(part for part in get_args(_bare(hint)) if part is not ...)][-1]
     items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list | tuple) else ()
     for key, value in items:
         inner = element if section is None else known[key] if key in fields else None
-        entry = _Entry(f"{name}.{key}" if name else str(key), value, inner, section)
+        entry = _Entry(f"{name}.{key}" if name else str(key), value, inner, fields)
         yield entry
         if inner is not None:
             yield from _entries(inner, value, entry.name)
@@ -200,7 +206,7 @@ def _unknown(kind: type, entry: _Entry) -> SteerError:
     others = {other: None for other, *_ in describe(kind) if leaf and _key(other) == key and other != entry.name}
     if others and key != "name":
         return SteerError(f"{entry.name}: unknown key; did you mean {' or '.join(others)}?")
-    return SteerError(f"{entry.name}: unknown key; {nearest(key, [f.name for f in dataclasses.fields(entry.section)])}")
+    return SteerError(f"{entry.name}: unknown key; {nearest(key, entry.known)}")
 
 
 def _key(name: str) -> str:
@@ -215,11 +221,11 @@ def _sections(hint: Any) -> list[Any]:
 def _path(kind: Any, location: tuple[str | int, ...]) -> list[str]:
     """The keys that lead to an error: its location without the tags of union members."""
     path = []
-    for part in location:
+    for part in map(str, location):
         if len(_sections(kind)) > 1:
             kind = next(member for member in _sections(kind) if member.name == part)
             continue
-        path.append(str(part))
+        path.append(part)
         kind = get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else next(iter(_sections(kind)), None)
     return path
 

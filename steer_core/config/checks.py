@@ -22,15 +22,32 @@ from steer_core.interventions.base import Intervention
 class Sections(Protocol):
     """The sections of a `Config`."""
 
-    model: ModelConfig
-    task: TaskConfig
-    rollout: RolloutConfig
-    algorithm: AlgorithmConfig
-    intervention: Intervention
-    optimizer: OptimizerConfig
-    engine: EngineConfig
-    evaluation: EvaluationConfig
-    train: TrainConfig
+    @property
+    def model(self) -> ModelConfig: ...
+
+    @property
+    def task(self) -> TaskConfig: ...
+
+    @property
+    def rollout(self) -> RolloutConfig: ...
+
+    @property
+    def algorithm(self) -> AlgorithmConfig: ...
+
+    @property
+    def intervention(self) -> Intervention: ...
+
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+
+    @property
+    def engine(self) -> EngineConfig: ...
+
+    @property
+    def evaluation(self) -> EvaluationConfig: ...
+
+    @property
+    def train(self) -> TrainConfig: ...
 
 
 def check(config: Sections) -> None:

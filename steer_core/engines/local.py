@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from steer_core.common import ranks
 from steer_core.common.errors import SteerError
@@ -20,7 +21,7 @@ _FILE = "optimizer.safetensors"
 class LocalEngine:
     """See `TrainingEngine`; several ranks add up their gradients."""
 
-    def __init__(self, model: torch.nn.Module, config: OptimizerConfig) -> None:
+    def __init__(self, model: PreTrainedModel, config: OptimizerConfig) -> None:
         self.model, self.config = model, config
         self.optimizer = make_optimizer(model, config)
 
@@ -74,12 +75,12 @@ class LocalEngine:
 
 def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The configured optimiser of torch.optim, or DeepSpeed's CPUAdam, over all of the model's parameters."""
-    common = {"lr": config.step_size, "weight_decay": config.weight_decay}
+    parameters, rate, decay = model.parameters(), config.step_size, config.weight_decay
+    betas, eps = config.betas, config.eps
     if config.name == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=config.momentum, **common)
-    common |= {"betas": config.betas, "eps": config.eps}
+        return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay)
     if config.name == "adamw":
-        return torch.optim.AdamW(model.parameters(), foreach=True, **common)
+        return torch.optim.AdamW(parameters, lr=rate, betas=betas, eps=eps, weight_decay=decay, foreach=True)
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-    return DeepSpeedCPUAdam(model.parameters(), adamw_mode=True, **common)
+    return DeepSpeedCPUAdam(parameters, lr=rate, betas=betas, eps=eps, weight_decay=decay, adamw_mode=True)

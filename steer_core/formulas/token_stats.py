@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 IGNORED_LABEL = -100
 CHUNK_ELEMENTS = 1 << 22
 """Most elements of logits that are reduced at a time in float32."""
+Places = Tensor | slice | list[int] | tuple[slice | list[int], slice]
+"""What picks some of the states."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class TokenStats:
     def map(self, function: Callable[[Tensor], Tensor]) -> TokenStats:
         """The statistics with `function` applied to each tensor."""
         return TokenStats(*(function(getattr(self, field.name)) for field in fields(self)))
+
+    def __getitem__(self, places: Places) -> TokenStats:
+        """The statistics at some places: each tensor indexed by a mask, by rows, or by rows and columns."""
+        return self.map(lambda values: values[places])
 
     def detach(self) -> TokenStats:
         """The statistics cut from the graph."""

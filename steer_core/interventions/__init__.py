@@ -70,7 +70,7 @@ def method(name: str) -> type[Intervention]:
 def catalogue() -> list[tuple[str, str, tuple[str, ...]]]:
     """(name, what it does in a sentence, the parts of the step it touches) of every method here."""
     return [
-        (name, kind.__doc__.strip().split("\n")[0], kind().touches)
+        (name, (kind.__doc__ or "").strip().split("\n")[0], kind().touches)
         for name, kind in ((name, method(name)) for name in METHODS if name != "none")
     ]
 

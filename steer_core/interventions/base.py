@@ -15,6 +15,8 @@ from steer_core.common.errors import SteerError
 from steer_core.common.settings import STRICT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from steer_core.formulas.loss import ClipRange
@@ -35,7 +37,8 @@ class PlannedStep(Protocol):
     coefficients: factor (N,) of each token's loss in the mini-batch's loss (`loss.token_coefficients`).
     """
 
-    coefficients: Tensor
+    @property
+    def coefficients(self) -> Tensor: ...
 
     def entropy_influence(self) -> Tensor:
         """D (N,): the change of the mean entropy, in nats, per unit of each token's log-prob in the loss.
@@ -74,6 +77,11 @@ class LossTerms:
     advantages: Tensor
     weights: Tensor
     extra: Tensor | None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> LossTerms:
+        """The terms with `function` applied to each tensor."""
+        extra = None if self.extra is None else function(self.extra)
+        return LossTerms(function(self.advantages), function(self.weights), extra)
 
 
 @settings(config=STRICT, kw_only=True, frozen=True)

@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from steer_core.common.errors import SteerError
 from steer_core.common.settings import STRICT
 from steer_core.formulas.entropy_change import surrogate_slope
 from steer_core.interventions.base import Intervention, Tokens
@@ -39,9 +40,15 @@ class Influence(Intervention):
         return "step"
 
     def weights(self, tokens: Tokens) -> Tensor:
-        """The planned weights; all 1 where no fall is predicted."""
-        slope = tokens.step.coefficients * surrogate_slope(tokens.new, tokens.old, tokens.advantages, tokens.clip)
-        return planned_weights(slope * tokens.step.entropy_influence(), self.strength, self.bound)
+        """The planned weights; all 1 where no fall is predicted. Raises SteerError without a step to differentiate."""
+        step = tokens.step
+        if step is None:
+            raise SteerError(
+                "intervention.name: influence differentiates an optimiser step, and none is given here; "
+                "train with steer_core's own trainer, or take another method"
+            )
+        slope = step.coefficients * surrogate_slope(tokens.new, tokens.old, tokens.advantages, tokens.clip)
+        return planned_weights(slope * step.entropy_influence(), self.strength, self.bound)
 
 
 def planned_weights(influence: Tensor, strength: float, bound: float) -> Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ParamSpec, TypeVar
 
 import pandas as pd
 import torch
@@ -27,6 +28,8 @@ from steer_core.formulas.token_stats import TokenStats
 from steer_core.ladder.passes import Direction, Lens, derivative, gradient, length, lens_stats, require_finite
 from steer_core.ladder.real_step import RealStep, taken_step
 
+Given = ParamSpec("Given")
+T = TypeVar("T")
 RUNGS = (*ENTROPY_CHANGE, "output_layer", "first_order")
 """Every estimate of the change at a state, from cheap to exact; columns of the token table."""
 RUNG_TITLES = {
@@ -91,23 +94,20 @@ def attribute(batch: UpdateBatch, optimizers: dict[str, torch.optim.Optimizer]) 
     slope_N = batch.coefficient_N * surrogate_slope(new, old, batch.advantages_N, batch.clip)
     if not slope_N.any():
         raise SteerError("advantages: 0 at every token that the clip lets through; nothing is learnt from this batch")
-    ascent = clock("backward", lambda: gradient(lens, slope_N))
+    ascent = clock("backward", gradient, lens, slope_N)
     scale = _clip_scale(ascent, batch.max_grad_norm)
     ascent, slope_N = {name: scale * g for name, g in ascent.items()}, scale * slope_N
-    entropy_gradient = clock("entropy_gradient", lambda: mean_entropy_gradient(lens))
-    head_ascent = clock("output_layer_backward", lambda: gradient(head, slope_N))
+    entropy_gradient = clock("entropy_gradient", mean_entropy_gradient, lens)
+    head_ascent = clock("output_layer_backward", gradient, head, slope_N)
     head_entropy_gradient = mean_entropy_gradient(head)
-    forms = {
-        name: clock(name, lambda form=form: form(new, old, batch.advantages_N, batch.clip))
-        for name, form in ENTROPY_CHANGE.items()
-    }
+    forms = {name: clock(name, form, new, old, batch.advantages_N, batch.clip) for name, form in ENTROPY_CHANGE.items()}
     results = {}
     for label, optimizer in optimizers.items():
         own = _Clock(clock.seconds)
         began = time.perf_counter()
         with taken_step(lens.model, optimizer, ascent) as step:
             own.seconds["step"] = _seconds_since(began)
-            after = own("measured", lambda: lens_stats(lens))
+            after = own("measured", lens_stats, lens)
         if not after.entropy.isfinite().all():
             raise SteerError(f"update {label}: its step leads to NaN or infinite logits; take a smaller step size")
         head_step = step_of_output_layer(head, step, head_ascent)
@@ -115,10 +115,10 @@ def attribute(batch: UpdateBatch, optimizers: dict[str, torch.optim.Optimizer]) 
         columns = {
             **_places(batch, new),
             **{name: rate * values for name, values in forms.items()},
-            "output_layer": own("output_layer", lambda s=head_step: derivative(head, s.update)[1]),
-            "first_order": own("first_order", lambda s=step: derivative(lens, s.update)[1]),
+            "output_layer": own("output_layer", derivative, head, head_step.update)[1],
+            "first_order": own("first_order", derivative, lens, step.update)[1],
             "measured": after.entropy - new.entropy,
-            "influence": own("influence", lambda s=step: influence(lens, slope_N, s, entropy_gradient)),
+            "influence": own("influence", influence, lens, slope_N, step, entropy_gradient),
             "output_layer_influence": influence(head, slope_N, head_step, head_entropy_gradient),
         }
         tokens = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
@@ -209,9 +209,9 @@ class _Clock:
     def __init__(self, seconds: dict[str, float] | None = None) -> None:
         self.seconds = dict(seconds or {})
 
-    def __call__(self, name: str, work: Callable):
+    def __call__(self, name: str, work: Callable[Given, T], *given: Given.args, **named: Given.kwargs) -> T:
         began = time.perf_counter()
-        result = work()
+        result = work(*given, **named)
         self.seconds[name] = _seconds_since(began)
         return result
 

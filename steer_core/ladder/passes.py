@@ -14,8 +14,9 @@ exist for a chunk of rows at a time, hidden states for a micro-batch of sequence
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -178,8 +179,8 @@ def derivative(lens: Lens, direction: Direction, at: Direction | None = None) ->
                     "(a mixture of experts with experts_implementation='eager'), or train with train.probe_sequences=0"
                 ) from error
             for rows in lens.chunks(len(hidden)):
-                logits = functional_call(head, dual, (hidden[rows],))
-                out.append(_tangents(*forward_ad.unpack_dual(logits), labels_N[tokens][rows], lens.temperature))
+                logits = forward_ad.unpack_dual(functional_call(head, dual, (hidden[rows],)))
+                out.append(_tangents(logits.primal, logits.tangent, labels_N[tokens][rows], lens.temperature))
     return torch.cat([part[0] for part in out]), torch.cat([part[1] for part in out])
 
 
@@ -199,9 +200,9 @@ def _tangents(logits: Tensor, tangent: Tensor | None, labels: Tensor, temperatur
 class _Half(torch.nn.Module):
     """One half of a model's forward as a module, so that `functional_call` can swap its parameters."""
 
-    def __init__(self, model: PreTrainedModel, function) -> None:
+    def __init__(self, model: PreTrainedModel, function: Callable[[PreTrainedModel, Any], Tensor]) -> None:
         super().__init__()
         self.model, self.function = model, function
 
-    def forward(self, argument):
+    def forward(self, argument: Any) -> Tensor:
         return self.function(self.model, argument)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +65,7 @@ def score(model: PreTrainedModel, sequences: Sequences, temperature: float, pack
         with full_precision(model):
             logits = model(**_model_inputs(sequences), logits_to_keep=width + 1).logits
         labels = torch.nn.functional.pad(_labels(sequences), (0, 1), value=IGNORED_LABEL)  # the last predicts nothing
-        return token_stats(logits, labels, temperature).map(lambda x: x[:, :width])
+        return token_stats(logits, labels, temperature)[:, :width]
     mask = sequences.response_mask_BT.bool()
     hidden_ND = packed_states(model, sequences) if packed else hidden_states(model, sequences)
     flat = _stats_by_rows(model, hidden_ND, sequences.response_ids_BT[mask], temperature)
@@ -121,7 +123,7 @@ def logits_of(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
     """
     body, asked = model.base_model, []
 
-    def forward(*args, **kwargs) -> _Hidden:
+    def forward(*args: Any, **kwargs: Any) -> _Hidden:
         asked.append(True)
         return _Hidden(last_hidden_state=hidden_ND[None])
 
@@ -152,7 +154,13 @@ class _Hidden(BaseModelOutputWithPast):
 class _Float64(TorchFunctionMode):
     """Gives float64 where model code asks for float32, as norms, softmaxes and rotary angles do."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         if func is Tensor.float:
             func = Tensor.double
         args = tuple(torch.float64 if a is torch.float32 else a for a in args)

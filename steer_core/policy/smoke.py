@@ -10,8 +10,12 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from steer_core.common.errors import SteerError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SMOKE = "smoke"
 """The `model.path` that names this model."""
@@ -84,7 +88,7 @@ def _make(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def byte_tokenizer():  # noqa: ANN201 - transformers is imported where it is needed
+def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, then Qwen's three special tokens; a response ends with <|im_end|>."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

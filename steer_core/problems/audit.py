@@ -151,7 +151,7 @@ def differing(first: str, second: str) -> list[str]:
 
 def _around(pattern: re.Pattern[str], text: str) -> str:
     """A few characters on either side of the first match, escaped."""
-    match = pattern.search(text)
+    match = next(pattern.finditer(text))
     return ascii(text[max(match.start() - 20, 0) : match.end() + 20])[1:-1]
 
 

@@ -11,13 +11,14 @@ import warnings
 from functools import cached_property
 
 from steer_core.common.errors import SteerError
+from steer_core.config.sections import CodeConfig
 from steer_core.problems.files import FileTask
 from steer_core.problems.problem import Row
 from steer_core.problems.rows import code_tests
 from steer_core.rewards.code import CodeGrader, parse_tests
 
 
-class Code(FileTask):
+class Code(FileTask[CodeConfig]):
     """The problems of one file; see `FileTask`. Programs run in `task.sandbox`, several at a time."""
 
     name = "code"

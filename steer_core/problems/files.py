@@ -7,7 +7,7 @@ The policy gets the messages through its tokenizer's chat template.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from steer_core.common.errors import SteerError
 from steer_core.config.sections import CodeConfig, MathsConfig
@@ -20,11 +20,13 @@ from steer_core.problems.task import Split, Task, split_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Settings = TypeVar("Settings", bound=MathsConfig | CodeConfig)
 
-class FileTask(Task):
+
+class FileTask(Task, Generic[Settings]):
     """The problems of one file. Raises SteerError where the file is missing or not in this format."""
 
-    def __init__(self, config: MathsConfig | CodeConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, config: Settings, tokenizer: PreTrainedTokenizerBase) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.rows = self.usable(distinct(read_rows(find_file(config.file)), config.file))
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from steer_core.config.sections import MathsConfig
 from steer_core.problems.files import FileTask
 from steer_core.rewards.maths import MathsGrader
 
 
-class Maths(FileTask):
+class Maths(FileTask[MathsConfig]):
     """The problems of one file; see `FileTask`."""
 
     name = "maths"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
@@ -66,7 +66,8 @@ class Pair:
     def found(self, of: str) -> tuple[set[int], set[int]]:
         """(problems of one of the two sets that the other has exactly, those that it has only nearly)."""
         sides = [side for side, name in enumerate((self.first, self.second)) if name == of]
-        exact, near = ({match[side] for match in matches for side in sides} for matches in (self.exact, self.near))
+        exact = {pair[side] for pair in self.exact for side in sides}
+        near = {(i, j)[side] for i, j, _ in self.near for side in sides}
         return exact, near - exact
 
 
@@ -76,7 +77,7 @@ def tokens(text: str) -> list[str]:
     return _TOKEN.findall(text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
 
 
-def overlaps(sets: dict[str, Sequence[str]]) -> Iterator[Pair]:
+def overlaps(sets: Mapping[str, Sequence[str]]) -> Iterator[Pair]:
     """Every pair of sets of distinct problems, given by their identities, and every set with itself; see RULE."""
     words = {name: [tokens(text) for text in texts] for name, texts in sets.items()}
     numbers = {name: [Counter(filter(str.isdigit, said)) for said in words[name]] for name in sets}

@@ -157,15 +157,16 @@ def read_release(name: str, folder: Path | None = None, accept_changed: bool = F
     if file is None or not file.exists():
         return _from_hub(name, facts, folder)
     rows = read_rows(file, f"data {name}")
-    digest, state = content_hash(rows), "unverified"
+    digest = content_hash(rows)
+    state: State = "unverified"
     if facts.sha256 is not None:
         same = sha256(file) == facts.sha256
         state = "verified" if same else "other encoding" if digest == facts.content else "changed"
     if state == "changed" and not accept_changed:
         raise SteerError(
             f"data {name}: {file} holds other content than the manifest says ({len(rows)} rows, {digest[:12]}, "
-            f"where {facts.rows} rows, {facts.content[:12]} are expected); put the released file there, or accept "
-            "this one (accept_changed=True, --accept-changed)"
+            f"where {facts.rows} rows, {(facts.content or 'unknown')[:12]} are expected); put the released file there, "
+            "or accept this one (accept_changed=True, --accept-changed)"
         )
     if state in ("changed", "unverified"):
         why = "differs from the manifest" if state == "changed" else "has no hash in the manifest"

@@ -17,7 +17,11 @@ class Task(ABC):
     """A verifiable task: where its problems come from, and who grades responses to them."""
 
     name: str
-    grader: Grader
+
+    @property
+    @abstractmethod
+    def grader(self) -> Grader:
+        """Who grades responses."""
 
     @abstractmethod
     def problems(self, split: Split, count: int) -> list[Problem]:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from steer_core.common.errors import SteerError
 from steer_core.config.sections import SamplingConfig
 from steer_core.policy.score import Sequences
 
@@ -28,10 +29,23 @@ class Rollout(Sequences):
     def take(self, rows: Sequence[int]) -> Rollout:
         """Some of the responses, padding and the sampler's log-probs kept."""
         rows = list(rows)
-        tensors = (self.prompt_ids_BP, self.prompt_mask_BP, self.response_ids_BT, self.response_mask_BT)
-        texts, reasons = ([values[i] for i in rows] for values in (self.texts, self.finish_reasons))
-        logprobs_BT = None if self.logprobs_BT is None else self.logprobs_BT[rows]
-        return Rollout(*(tensor[rows] for tensor in tensors), texts, reasons, logprobs_BT)
+        return Rollout(
+            self.prompt_ids_BP[rows],
+            self.prompt_mask_BP[rows],
+            self.response_ids_BT[rows],
+            self.response_mask_BT[rows],
+            [self.texts[i] for i in rows],
+            [self.finish_reasons[i] for i in rows],
+            None if self.logprobs_BT is None else self.logprobs_BT[rows],
+        )
+
+    def sampler_logprobs(self) -> Tensor:
+        """`logprobs_BT`. Raises SteerError where the sampler does not say them."""
+        if self.logprobs_BT is None:
+            raise SteerError(
+                "rollout.engine: this sampler does not say which log-probs it sampled with; set rollout.engine=vllm"
+            )
+        return self.logprobs_BT
 
 
 def join(parts: Sequence[Rollout], pad_token_id: int) -> Rollout:

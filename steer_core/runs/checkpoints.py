@@ -87,9 +87,9 @@ class Checkpoints:
         """Checkpoints that are neither among the last nor among the best, oldest first."""
         *older, _ = saved = self.saved()
         last = set(saved[-self.config.train.checkpoints_kept :])
-        scores = {path: self._examine(path, sums=False)[0].get("score") for path in saved}
-        scored = [path for path in saved if scores[path] is not None]
-        best = sorted(scored, key=lambda path: (-scores[path], path))[: self.config.train.best_kept]
+        told = {path: self._examine(path, sums=False)[0].get("score") for path in saved}
+        scores = {path: score for path, score in told.items() if score is not None}
+        best = sorted(scores, key=lambda path: (-scores[path], path))[: self.config.train.best_kept]
         return [path for path in older if path not in last and path not in best]
 
     def rewind(self, rollout_index: int) -> None:

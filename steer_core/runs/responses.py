@@ -7,10 +7,10 @@ This is the one home of the format. Any reader of Parquet opens such a file (`pa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -55,10 +55,10 @@ class Response:
 
 
 _KINDS = {
-    "str": pa.string(), "int": pa.int32(), "float": pa.float64(),
-    "list[str]": pa.list_(pa.string()), "list[int]": pa.list_(pa.int32()), "list[float]": pa.list_(pa.float32()),
+    str: pa.string(), int: pa.int32(), float: pa.float64(),
+    list[str]: pa.list_(pa.string()), list[int]: pa.list_(pa.int32()), list[float]: pa.list_(pa.float32()),
 }  # fmt: skip
-COLUMNS = {field.name.rstrip("_"): _KINDS[field.type] for field in fields(Response)}
+COLUMNS = {name.rstrip("_"): _KINDS[kind] for name, kind in get_type_hints(Response).items()}
 """The columns and their types, in the order of `Response`."""
 TOKEN_COLUMNS = [name for name, kind in COLUMNS.items() if pa.types.is_list(kind)]
 _VERSION = {b"steer.rollouts": b"1"}
@@ -141,7 +141,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int], ended: bool)
     return [*texts, tokenizer.convert_ids_to_tokens(ids[-1])] if ended else texts
 
 
-def _in_windows(decode, ids: list[int], whole: str) -> list[str]:
+def _in_windows(decode: Callable[[list[int]], str], ids: list[int], whole: str) -> list[str]:
     """Each token's text beside the tokens just before it; waits for the end of a character."""
     texts, start, told = [], 0, 0
     for end in range(1, len(ids) + 1):
@@ -154,7 +154,7 @@ def _in_windows(decode, ids: list[int], whole: str) -> list[str]:
     return texts
 
 
-def _in_prefixes(decode, ids: list[int], whole: str) -> list[str]:
+def _in_prefixes(decode: Callable[[list[int]], str], ids: list[int], whole: str) -> list[str]:
     """Each token's share of the whole: how much further the text of the tokens up to it agrees with it."""
     texts, told = [], 0
     for end in range(1, len(ids) + 1):

@@ -82,12 +82,13 @@ class ActiveIntervention:
         """
         everyone, coefficients = self.method.scope == "step", self.coefficients(parts, count)
         step = _Step(self, parts, ranks.all_gather_rows(coefficients) if everyone else coefficients)
-        terms = vars(self.method.loss_terms(self.tokens(stats, parts, step, everyone)))
+        terms = self.method.loss_terms(self.tokens(stats, parts, step, everyone))
         if everyone:
-            terms = {k: v if v is None else ranks.local_rows(v, coefficients) for k, v in terms.items()}
+            terms = terms.map(lambda values: ranks.local_rows(values, coefficients))
         counts = [int(part.mask_BT.sum()) for part in parts]
-        split = {k: [None] * len(parts) if v is None else v.split(counts) for k, v in terms.items()}
-        return [LossTerms(**{k: v[i] for k, v in split.items()}) for i in range(len(parts))]
+        extra = [None] * len(parts) if terms.extra is None else terms.extra.split(counts)
+        split = zip(terms.advantages.split(counts), terms.weights.split(counts), extra, strict=True)
+        return [LossTerms(*own) for own in split]
 
     def tokens(
         self,

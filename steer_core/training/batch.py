@@ -62,7 +62,7 @@ def score_rollout(model: PreTrainedModel, rollout: Rollout, config: Config, pack
         parts.append(stats.map(lambda x: torch.nn.functional.pad(x, (0, width - x.shape[1]))))
         order += rows
     places = torch.tensor(order).argsort()
-    return concatenate(parts).map(lambda x: x[places])
+    return concatenate(parts)[places]
 
 
 def mini_batches(
@@ -93,7 +93,7 @@ def mini_batches(
         for own in micro_batch_rows(inside, rollout, config, packed):
             sequences = rollout.rows(own)
             width = sequences.response_ids_BT.shape[1]
-            part_old = old.map(lambda x, own=own, width=width: x[own, :width])
+            part_old = old[own, :width]
             batch.append(MicroBatch(sequences, part_old, advantages_BT[own, :width], draws_BT[own, :width], own))
         yield batch
 
@@ -107,7 +107,7 @@ def importance_corrected(advantages_B: Tensor, rollout: Rollout, old: TokenStats
     advantages_BT = advantages_B[:, None].expand_as(old.logprob)
     if cap is None:
         return advantages_BT
-    return advantages_BT * importance_ratio(old.logprob, rollout.logprobs_BT).clamp_max(cap)
+    return advantages_BT * importance_ratio(old.logprob, rollout.sampler_logprobs()).clamp_max(cap)
 
 
 def padding(batches: list[list[MicroBatch]], packed: bool) -> float:
@@ -122,8 +122,8 @@ def padding(batches: list[list[MicroBatch]], packed: bool) -> float:
 
 def flatten(stats: list[TokenStats], parts: list[MicroBatch]) -> tuple[TokenStats, TokenStats, Tensor]:
     """(new, old, advantages) of the response tokens of some micro-batches, flat: what a form takes."""
-    new = [values.map(lambda x, part=part: x[part.mask_BT]) for values, part in zip(stats, parts, strict=True)]
-    old = [part.old.map(lambda x, part=part: x[part.mask_BT]) for part in parts]
+    new = [values[part.mask_BT] for values, part in zip(stats, parts, strict=True)]
+    old = [part.old[part.mask_BT] for part in parts]
     advantages = torch.cat([part.advantages_BT[part.mask_BT] for part in parts])
     return concatenate(new), concatenate(old), advantages
 

@@ -81,7 +81,7 @@ def check_sync(
     probe = sampler.generate(prompts, 1, sampling, derive_seed(config.train.seed, "push", rollout_index))
     mask = probe.response_mask_BT.bool()
     own = score_rollout(model, probe, config, packed).logprob[mask]
-    gap = float((probe.logprobs_BT[mask].to(own) - own).abs().max())
+    gap = float((probe.sampler_logprobs()[mask].to(own) - own).abs().max())
     if not gap <= config.rollout.logprob_tolerance:
         raise SteerError(
             f"rollout {rollout_index}: after the sync of weights, log-probs of vllm and trainer differ by {gap:.2g} "

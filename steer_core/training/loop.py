@@ -170,9 +170,8 @@ class Trainer:
             watched = self.config.train.probe_sequences and i == (n - 1) % len(batches) and ranks.is_main()
             with watched_step(self.lens_on(batch)) if watched else nullcontext() as watch:
                 norm, log = self.update.step(batch, tokens, n)
-            if watch is not None:  # the probe's tokens are the first of the mini-batch's
-                seen = len(watch.measured)
-                probed = watch.metrics({form: tokens * log[form][:seen] for form in ENTROPY_CHANGE})
+            if watch is not None:
+                probed = watch.metrics({form: tokens * log[form] for form in ENTROPY_CHANGE})
             norms.append(norm)
             logs.append(log)
         return Steps({name: torch.cat([log[name] for log in logs]) for name in logs[0]}, norms, probed)

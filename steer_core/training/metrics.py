@@ -51,6 +51,7 @@ from steer_core.common import ranks, reductions
 from steer_core.formulas.entropy_change import (
     ENTROPY_CHANGE,
     QUADRANTS,
+    EntropyChange,
     covariance_entropy_change,
     quadrant_index,
 )
@@ -152,7 +153,7 @@ def token_log(
     advantages = torch.cat([part.advantages for part in terms])
     weights = torch.cat([part.weights for part in terms])
     means = [reductions.mean(values) for values in (new.logprob, advantages)] if ranks.world_size() > 1 else None
-    forms = {**ENTROPY_CHANGE, "covariance": partial(covariance_entropy_change, means=means)}
+    forms: dict[str, EntropyChange] = {**ENTROPY_CHANGE, "covariance": partial(covariance_entropy_change, means=means)}
     changes = {name: estimate(new, old, advantages, active.clip) for name, estimate in forms.items()}
     scale = active.config.optimizer.step_size * share * weights / rollout_tokens
     return {

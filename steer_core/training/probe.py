@@ -35,14 +35,19 @@ class Watch:
     def metrics(self, predicted: dict[str, Tensor]) -> dict[str, float]:
         """The mean change, predicted and measured, and per-token agreement of every estimate with the measured one.
 
-        predicted: by form, the change of each probe token. Agreements that are undefined (a constant
-        estimate, as in groups without signal) are left out.
+        predicted: by form, the change of each token of the mini-batch, of which the probe's are the first.
+        Agreements that are undefined (a constant estimate, as in groups without signal) are left out.
+        Raises ValueError before the step is over.
         """
-        result = {"probe/change/measured": float(self.measured.mean()), "probe/update_norm": self.update_norm}
+        measured, first_order = self.measured, self.first_order
+        if measured is None or first_order is None:
+            raise ValueError("metrics: the watched step is not over; ask after the `with` block")
+        result = {"probe/change/measured": float(measured.mean()), "probe/update_norm": self.update_norm}
         result["time/probe_seconds"] = self.seconds
-        for name, values in {**predicted, "first_order": self.first_order}.items():
+        own = {name: values[: len(measured)] for name, values in predicted.items()}
+        for name, values in {**own, "first_order": first_order}.items():
             result[f"probe/change/{name}"] = float(values.mean())
-            scores = agreement(values.double().cpu().numpy(), self.measured.double().cpu().numpy())
+            scores = agreement(values.double().cpu().numpy(), measured.double().cpu().numpy())
             for score in ("pearson", "sign"):
                 if scores[score] == scores[score]:
                     result[f"probe/{score}/{name}"] = scores[score]

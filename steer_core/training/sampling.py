@@ -59,14 +59,14 @@ def sample_rollout(
             f"rollout {rollout_index}: the sampler returned a response without a token; check the model's end token "
             f"and rollout.max_new_tokens ({config.rollout.max_new_tokens}), then {how_to_go_on}"
         )
-    real = {"device": mask_BT.device, "dtype": torch.float64 if config.model.dtype == "float64" else torch.float32}
+    device, dtype = mask_BT.device, torch.float64 if config.model.dtype == "float64" else torch.float32
     columns = (
         [float(right) for right in graded.correct],
         mask_BT.sum(-1).tolist(),
         [reason == "length" for reason in graded.rollout.finish_reasons],
         [verdict.status in UNJUDGED for verdict in graded.verdicts],
     )
-    own_BK = torch.stack([torch.tensor(column, **real) for column in columns], -1)
+    own_BK = torch.stack([torch.tensor(column, device=device, dtype=dtype) for column in columns], -1)
     groups = (column.view(-1, group) for column in ranks.all_gather_rows(own_BK).unbind(-1))
     return SampledRollout(graded, own, places, own_BK[:, 0], *groups)
 
