@@ -1,6 +1,6 @@
 """Short runs of every method, advantage, reduction, engine and number of ranks, as plain numbers.
 
-    python tests/record_runs.py FILE.json     # all of them, minutes; `--only local` leaves engines and several ranks out
+    python tests/record_runs.py FILE.json     # all of them; `--only local` leaves engines and several ranks out
 
 `tests/test_recorded_runs.py` compares a fresh recording with the kept one, `tests/fixtures/recorded_runs.json`.
 """

@@ -97,7 +97,7 @@ class ActiveIntervention:
         step: PlannedStep | None = None,
         of_all_ranks: bool = True,
     ) -> Tokens:
-        """The response tokens of some micro-batches as a rule sees them; those of all ranks are gathered (STEP_NUMBERS)."""
+        """The response tokens of some micro-batches as a rule sees them; of all ranks, they are gathered."""
         new, old, advantages = flatten(stats, parts)
         draws = torch.cat([part.draws_BT[part.mask_BT] for part in parts])
         if of_all_ranks and ranks.world_size() > 1:
