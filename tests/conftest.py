@@ -1,4 +1,17 @@
-"""For every test: the same hypothesis examples on every run, and the shapes in the signatures of `formulas` checked."""
+"""For every test: one thread a process, the same hypothesis examples each time, the shapes of `formulas` checked."""
+
+import os
+
+# Threads that wait by spinning slow down whatever runs beside them, fifty-fold at the worst. Set before torch is
+# imported, and inherited by every process that a test starts.
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}
 
 import jaxtyping
 import pytest

@@ -1,8 +1,11 @@
 """A run small enough for tests: the real model and task, few prompts."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 from steer_core.config.config import Config, load_config
+from steer_core.rewards.base import Verdict
 from steer_core.runs.folder import RunFolder
 from steer_core.training.loop import Trainer
 
@@ -34,6 +37,15 @@ def small_trainer(folder: Path, *overrides: str) -> Trainer:
 def trainer_in(run: RunFolder) -> Trainer:
     """The trainer of the run in a folder."""
     return Trainer(run.config, run)
+
+
+def grade_by(trainer: Trainer, is_right: Callable[[str], bool]) -> None:
+    """Let a function of the response decide, in place of the task's grader."""
+
+    def grade(references: list[str], texts: list[str]) -> list[Verdict]:
+        return [Verdict("right" if is_right(text) else "wrong") for text in texts]
+
+    trainer.task.grader = SimpleNamespace(name="scripted", grade=grade)
 
 
 def without_time(rows: list[dict]) -> list[dict]:

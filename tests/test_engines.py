@@ -11,7 +11,7 @@ import torch
 from processes import free_port, run_two
 from rank_runs import IN_PARTS, work
 from safetensors.torch import load_file
-from small import small_config, small_trainer, trainer_in
+from small import grade_by, small_config, small_trainer, trainer_in
 
 from steer_core.common.errors import SteerError
 from steer_core.runs.folder import RunFolder
@@ -146,7 +146,7 @@ def test_gradients_that_are_not_finite_are_skipped_by_deepspeed_too(tmp_path, st
         backward(loss * (float("nan") if len(calls) in (1, 4) else 1.0), last)
 
     trainer.engine.backward = spoilt
-    trainer.task.verify = lambda problem, response: len(response) % 2 == 0
+    grade_by(trainer, lambda response: len(response) % 2 == 0)
     trainer.fit()
     assert calls == [False, True] * 2
     assert rows_of(tmp_path / "run")[0]["steps/skipped"] == 2

@@ -10,7 +10,7 @@ import torch
 from hand import stats_of, tokens_of
 from outside_method import Halved
 from scenario import ACTING, equip, micro_batches, outcome, sampled, trainer_of
-from small import small_config, small_trainer, trainer_in, without_time
+from small import grade_by, small_config, small_trainer, trainer_in, without_time
 
 from steer_core.common.errors import SteerError
 from steer_core.common.settings import build, to_dict
@@ -228,7 +228,7 @@ def test_an_intervention_of_another_package_trains_and_goes_on(tmp_path):
     overrides = ("intervention.name=outside_method:Halved", "intervention.factor=0.25", "rollout.prompts=2")
     trainer = small_trainer(tmp_path / "a", *overrides, "train.rollouts=2", "evaluation.every=0")
     verdicts = itertools.cycle([True, False, False])
-    trainer.task.verify = lambda problem, response: next(verdicts)
+    grade_by(trainer, lambda response: next(verdicts))
     assert trainer.fit()
     rows = trainer.run.read()
     assert [row["intervention/rollouts"] for row in rows] == [1, 2]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from small import small_trainer, without_time
+from small import grade_by, small_trainer, without_time
 
 from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 from steer_core.ladder.passes import Lens, derivative
@@ -129,7 +129,7 @@ def test_the_probe_names_every_form_and_the_first_order(tmp_path):
 
 def test_where_all_advantages_are_zero_undefined_agreements_are_left_out(tmp_path):
     trainer = small_trainer(tmp_path / "a", "train.rollouts=2", "intervention.name=steer")
-    trainer.task.verify = lambda problem, response: False
+    grade_by(trainer, lambda response: False)
     trainer.fit()
     for row in trainer.run.read():
         assert {name.split("/")[1] for name in probe_of(row)} == {"change", "update_norm"}
