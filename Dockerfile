@@ -17,7 +17,8 @@ WORKDIR /home/steer/steer-core
 ARG PIP_EXTRA_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1
 COPY --chown=steer:steer Makefile pyproject.toml constraints.txt README.md LICENSE ./
-RUN mkdir steer_core && touch steer_core/__init__.py && make .venv/dev.stamp
+COPY --chown=steer:steer steer_core/__init__.py steer_core/
+RUN make .venv/dev.stamp
 COPY --chown=steer:steer . .
 
 VOLUME /home/steer/steer-core/runs

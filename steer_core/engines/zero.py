@@ -51,7 +51,7 @@ class ZeroEngine:
         if hasattr(self.engine.optimizer, "check_grad_overflow"):  # stage 1 and 2 look in bf16 alone
             self.engine.optimizer.check_grad_overflow = True
         self.engine.checkpoint_engine.load = _load_without_code
-        self.engine.checkpoint_engine.save = _telling_of_the_disk(self.engine.checkpoint_engine.save)
+        self.engine.checkpoint_engine.save = _keeping_disk_errors(self.engine.checkpoint_engine.save)
         self.optimizer = self.engine.basic_optimizer
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -158,7 +158,7 @@ def _meet(config: Config) -> None:
     torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
-def _telling_of_the_disk(save: Callable[..., None]) -> Callable[..., None]:
+def _keeping_disk_errors(save: Callable[..., None]) -> Callable[..., None]:
     """DeepSpeed's saving of a file, with the OSError that torch makes a RuntimeError of."""
 
     def saved(state_dict: dict[str, Any], path: str) -> None:
