@@ -47,7 +47,7 @@ test: lint .venv/parity.stamp .venv/engines.stamp ## lint, then run the tests (w
 		echo "test: no notebooks to replay"; \
 	fi
 
-lint: .venv/dev.stamp ## check style, formatting, which room imports which, and types
+lint: .venv/dev.stamp ## check style, formatting, which folder imports which, and types
 	@echo "lint: ruff"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
