@@ -123,7 +123,7 @@ class Trainer:
         # 3. ln p and H at every token under theta_old
         old = self.score_rollout(sampled.rollout)
         clock.tick()
-        # for every mini-batch (`Update.step`): 4. lambda from Omega; 5. lambda x clipped surrogate, its gradient; 6. a step
+        # every mini-batch (`Update.step`): 4. lambda from Omega; 5. lambda x clipped surrogate, its gradient; 6. a step
         batches = list(self.batches(sampled.rollout, old, advantages_B, n, sampled.places))
         steps = self.optimizer_steps(batches, n)
         # 7. sample from the new policy from now on
