@@ -21,15 +21,20 @@ endif
 
 COMPARE += $(if $(METHODS),--methods $(METHODS))
 
+# A process a core, up to four; the tests of a file, and the cells of a notebook, stay in one.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+FAST := token_stats entropy_change formula_shapes weights loss advantages tabular interventions intervention_rules \
+	quadrant_interventions influence statistics measures config config_keys training_log minimal house public_api
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test lint notebooks gpu clean
+.PHONY: help run test test-fast lint notebooks gpu clean
 
 # Models and data are shipped or made here: nothing is fetched from a hub.
-run test notebooks: export HF_HUB_OFFLINE := 1
+run test test-fast notebooks: export HF_HUB_OFFLINE := 1
 
 help: ## show this list
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: .venv/base.stamp ## install, then run or resume the comparison in runs/compare (QUICK=1: a short one; OUT=another folder; METHODS="stare kl-cov": GRPO against any)
 	@echo "run: steer compare $(COMPARE) --resume"
@@ -37,15 +42,11 @@ run: .venv/base.stamp ## install, then run or resume the comparison in runs/comp
 
 test: lint .venv/parity.stamp .venv/engines.stamp ## lint, then run the tests (with TRL, verl, DeepSpeed and vLLM really running) and replay the notebooks
 	@command -v bwrap >/dev/null || echo "test: bubblewrap is missing, so the sandbox's tests are skipped (apt-get install bubblewrap)"
-	@echo "test: pytest"
-	@$(BIN)/python -m pytest
-	@set -- notebooks/*.ipynb; \
-	if [ -e "$$1" ]; then \
-		echo "test: replay of the notebooks"; \
-		$(BIN)/python -m pytest --nbval --nbval-current-env "$$@"; \
-	else \
-		echo "test: no notebooks to replay"; \
-	fi
+	@echo "test: pytest, with a replay of the notebooks"
+	@$(BIN)/python -m pytest $(PARALLEL) --nbval --nbval-current-env
+
+test-fast: .venv/dev.stamp ## the formulas, the methods, the configuration and one training run: at most 2 minutes
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(FAST:%=tests/test_%.py)
 
 lint: .venv/dev.stamp ## check style, formatting, which folder imports which, and types
 	@echo "lint: ruff"

@@ -23,6 +23,11 @@ settings.load_profile("repeatable")
 jaxtyping.install_import_hook("steer_core.formulas", "beartype.beartype")
 
 
+def pytest_collection_modifyitems(items):
+    """What takes longest goes first, so that no core is left waiting for it at the end."""
+    items.sort(key=lambda item: item.path.suffix != ".ipynb" and item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture
 def unchecked_shapes():
     """For tests of what a user meets, who has no such checks."""

@@ -11,9 +11,10 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["steer_core.training.loop"])
 
 
-def start(output: Path, *arguments) -> multiprocessing.Process:
-    """`steer` with these arguments, its output added to a file."""
-    process = SERVER.Process(target=_steer, args=(output, [str(argument) for argument in arguments]), daemon=True)
+def start(output: Path, *arguments, folder: Path | None = None) -> multiprocessing.Process:
+    """`steer` with these arguments, in `folder` or here, its output added to a file."""
+    words = [str(argument) for argument in arguments]
+    process = SERVER.Process(target=_steer, args=(output, words, {}, folder), daemon=True)
     process.start()
     return process
 
@@ -39,8 +40,7 @@ def free_port() -> int:
 
 def run_two(target: Callable[..., None], *arguments, seconds: float) -> None:
     """`target(rank, *arguments)` for ranks 0 and 1, each in a new process; both must end well and in time."""
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=target, args=(rank, *arguments), daemon=True) for rank in range(2)]
+    workers = [SERVER.Process(target=target, args=(rank, *arguments), daemon=True) for rank in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -61,8 +61,10 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 120)
         time.sleep(0.002)
 
 
-def _steer(output: Path, arguments: list[str], places: dict[str, str] | None = None) -> None:
-    os.environ |= {"CI": "1", **(places or {})}
+def _steer(output: Path, arguments: list[str], places: dict[str, str], folder: Path | None = None) -> None:
+    os.environ |= {"CI": "1", **places}
+    if folder is not None:
+        os.chdir(folder)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)

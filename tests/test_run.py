@@ -256,7 +256,7 @@ def test_an_error_that_is_not_of_writing_is_told_as_it_is(tmp_path):
 def test_a_full_disk_stops_the_run_with_one_line_and_keeps_the_finished_checkpoints(tmp_path):
     """The limit on file size makes writing a checkpoint's optimiser state fail as a full disk does."""
     folder = tmp_path / "run"
-    arguments = [sys.executable, "-c", SCRIPT, "train", "--resume", str(folder)]
+    arguments = [sys.executable, "-c", SCRIPT, "train", "--resume", str(folder), "--no-report"]
     whole = small_trainer(folder)
     whole.fit()
     last, names = folder / "checkpoints" / "step_000004", ("model.safetensors", "optimizer.safetensors")

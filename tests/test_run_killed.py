@@ -14,7 +14,7 @@ from steer_core.common.environment import environment, versions
 from steer_core.common.errors import SteerError
 from steer_core.engines import local
 from steer_core.policy.model import EMBEDDED
-from steer_core.runs import folder as run_module
+from steer_core.runs import checkpoints
 from steer_core.runs.folder import RunFolder
 from steer_core.training.loop import Trainer
 
@@ -55,8 +55,8 @@ STAGES = [
     (local, "save_file", 1, cut_short),
     (Path, "write_text", 1, nothing_done),
     (Path, "write_text", 1, cut_short),
-    (run_module, "_sync", 1, nothing_done),
-    (run_module, "_sync", 8, all_done),
+    (checkpoints, "fsync", 1, nothing_done),
+    (checkpoints, "fsync", 8, all_done),
     (Path, "rename", 1, nothing_done),
     (Path, "rename", 1, all_done),
     (Path, "rename", 2, nothing_done),
