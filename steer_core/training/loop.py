@@ -185,6 +185,10 @@ class Trainer:
     def sync_weights(self, n: int) -> None:
         """Let the sampler sample from the weights in training, and check that it does."""
         self.sampler.sync_weights(self.engine.weights())
+        self.check_sync(n)
+
+    def check_sync(self, n: int) -> None:
+        """Raise SteerError, naming rollout n, where the sampler's log-probs are not the trainer's."""
         check_sync(self.model, self.sampler, self.problems, self.config, n, self.packed)
 
     def evaluate(self, n: int) -> dict[str, float]:
