@@ -48,7 +48,7 @@ test: lint .venv/parity.stamp .venv/engines.stamp ## lint, then run the tests (w
 test-fast: .venv/dev.stamp ## the formulas, the methods, the configuration and one training run: at most 2 minutes
 	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(FAST:%=tests/test_%.py)
 
-lint: .venv/dev.stamp ## check style, formatting, which room imports which, and types
+lint: .venv/dev.stamp ## check style, formatting, which folder imports which, and types
 	@echo "lint: ruff"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .

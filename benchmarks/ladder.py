@@ -27,10 +27,10 @@ from rich.progress import track
 from throughput import interval, show
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
-from steer_core import ENTROPY_CHANGE, ClipRange, load_policy, score
+from steer_core import ENTROPY_CHANGE, ClipRange, Lens, load_policy, score
 from steer_core.common.environment import environment
 from steer_core.ladder.attribution import influence, mean_entropy_gradient, step_of_output_layer
-from steer_core.ladder.passes import Lens, derivative, gradient, lens_stats
+from steer_core.ladder.passes import derivative, gradient, lens_stats
 from steer_core.ladder.real_step import taken_step
 from steer_core.policy.score import Sequences
 

@@ -1,10 +1,11 @@
 """STEER on the embedded task: the paper's algorithm on one screen, made of public functions.
 
     python examples/minimal.py                                            # STEER, 12 rollouts, under a minute
-    python examples/minimal.py intervention.name=kl-cov train.seed=1      # any method and setting of `steer train`
+    python examples/minimal.py intervention.name=kl-cov train.seed=1      # any method, and most settings
 
-Left out on purpose: several ranks, logs, evaluations, checkpoints. `steer_core.Trainer` adds these around the same
-calls and arrives at the same weights, bit for bit (`tests/test_minimal.py`).
+Left out on purpose: several ranks, packing, recomputed activations, checks of finite values, logs, the probe,
+evaluations, checkpoints. `steer_core.Trainer` adds these around the same calls and arrives at the same weights, bit
+for bit (`tests/test_minimal.py`).
 
 Axes: B responses, P prompts, G responses a prompt, T response tokens.
 """
@@ -25,27 +26,28 @@ from steer_core import (
     make_task,
     mini_batches,
     reduce_loss,
-    respond,
     rollout_problems,
     rollout_seed,
+    sample_and_grade,
     score,
     score_rollout,
 )
 
 
 def train(config: Config) -> Policy:
-    """Algorithm 1 of STEER (arXiv 2510.10150), for any method of `steer_core.interventions`."""
+    """The algorithm of STEER (arXiv 2510.10150), for any method of `steer_core.interventions`."""
     policy = load_policy(**vars(config.model))
     model, temperature, group = policy.model, config.rollout.temperature, config.rollout.responses
     sampler, engine = make_sampler(policy, config), make_engine(policy, config)
     task, active = make_task(config.task, policy.tokenizer), ActiveIntervention(config, model, engine)
     problems = task.problems("train", config.task.train_problems)
+    real = torch.promote_types(model.dtype, torch.float32)
 
     for n in range(1, config.train.rollouts + 1):
         # 1. Sample a group of responses to each prompt with the policy theta_old, and grade them.
         chosen = rollout_problems(problems, n, config)
-        answers = respond(sampler, chosen, group, config.rollout, rollout_seed(config, n), [task.grader])
-        rewards_PG = torch.tensor(answers.correct, dtype=torch.float32).view(-1, group)
+        answers = sample_and_grade(sampler, chosen, group, config.rollout, rollout_seed(config, n), [task.grader])
+        rewards_PG = torch.tensor(answers.correct, dtype=real, device=model.device).view(-1, group)
         mask_BT = answers.rollout.response_mask_BT.bool()
 
         # 2. Advantages from the rewards of each group.
@@ -58,26 +60,27 @@ def train(config: Config) -> Policy:
 
         for batch in batches:
             # 4. lambda from Omega: before any gradient, where the rule must see the whole step.
-            count = active.denominator(batch)
-            planned, news = [], []
+            denominator = active.denominator(batch)
+            planned, new_stats = [], []
             if active.needs_values(batch):
                 with torch.no_grad():
                     values = [score(model, part.sequences, temperature) for part in batch]
-                planned = active.loss_terms(values, batch, count)
+                planned = active.loss_terms(values, batch, denominator)
 
             for i, part in enumerate(batch):
                 # 5. lambda x clipped surrogate, and its gradient.
                 stats = score(model, part.sequences, temperature)
-                news.append(stats.detach())
-                terms = planned[i] if planned else active.loss_terms(news[-1:], [part], count)[0]
+                new_stats.append(stats.detach())
+                terms = planned[i] if planned else active.loss_terms(new_stats[-1:], [part], denominator)[0]
                 loss_BT = active.token_losses(stats, part, terms)
-                loss = reduce_loss(loss_BT, part.mask_BT, config.algorithm.reduction, count)
+                loss = reduce_loss(loss_BT, part.mask_BT, config.algorithm.reduction, denominator)
                 engine.backward(loss, last=part is batch[-1])
 
             # 6. The optimiser's step; a method with a memory sees the entropy that the policy had in it.
             engine.step()
-            active.end_step(news, batch)
+            active.end_step(new_stats, batch)
 
+        # 7. Sample from the new policy from now on.
         sampler.sync_weights(engine.weights())
         print(f"rollout {n}: reward {rewards_PG.mean():.3f}, entropy {old.entropy[mask_BT].mean():.3f} nats")
     return policy

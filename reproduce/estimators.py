@@ -23,14 +23,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from steer_core import ENTROPY_CHANGE, SteerError, estimate, load_config
+from steer_core import ENTROPY_CHANGE, RunFolder, SteerError, estimate, load_config
 from steer_core.common.environment import environment
 from steer_core.common.files import write_atomically
-from steer_core.estimation.measure import Update
+from steer_core.estimation.estimate import Update
 from steer_core.estimation.scores import accuracy
 from steer_core.estimation.tables import write_estimate
 from steer_core.formulas.tabular import tabular_tokens
-from steer_core.runs.folder import RunFolder
 
 HERE = Path(__file__).parent
 CASES: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "estimators.yaml").read_text(encoding="utf-8"))

@@ -19,10 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from steer_core import RunFolder
 from steer_core.common.environment import environment
 from steer_core.config.config import shipped
 from steer_core.problems.sets import data_folder
-from steer_core.runs.folder import RunFolder
 
 
 def run(name: str, folder: Path) -> dict:

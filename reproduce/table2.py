@@ -23,10 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from steer_core import ClipRange, Intervention, Steer, SteerError, TokenStats
+from steer_core import ClipRange, Intervention, Steer, SteerError, Tokens, TokenStats, clip_indicator, importance_ratio
 from steer_core.common.settings import read_yaml
-from steer_core.formulas.loss import clip_indicator, importance_ratio
-from steer_core.interventions.base import Tokens
 from steer_core.interventions.clip_higher import ClipHigher
 from steer_core.interventions.covariance import ClipCov, KLCov
 from steer_core.interventions.entropy_advantage import EntropyAdvantage

@@ -29,11 +29,11 @@ from pydantic.dataclasses import dataclass
 from rich.console import Console
 from tournament_tables import read_results, stage_results, write_results
 
-from steer_core import SteerError
+from steer_core import STRICT, SteerError
 from steer_core.common.environment import cores
 from steer_core.common.errors import INTERRUPTED
 from steer_core.common.files import write_atomically
-from steer_core.common.settings import STRICT, build, read_yaml
+from steer_core.common.settings import build, read_yaml
 from steer_core.compare.comparison import Comparison, load_comparison
 from steer_core.compare.plan import Arm, Plan
 from steer_core.compare.runner import run_comparison, start_comparison

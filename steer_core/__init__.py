@@ -1,7 +1,8 @@
 """Entropy dynamics in RLVR: entropy change, STEER's weights, and the training loop they act in.
 
-The names below are the public API; everything else may change. Importing the package loads none of them: each is
-imported at its first use, and torch with it.
+The names below are the public API. Public too are the modules of `formulas`, `ladder`, `stats`, `interventions` and
+`integrations`, whose functions carry their source in the docstring; everything else may change. Importing the package
+loads none of them: each name is imported at its first use, and torch with it.
 """
 
 from importlib import import_module
@@ -9,29 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steer_core.common.errors import SteerError
+    from steer_core.common.settings import STRICT
     from steer_core.config.config import Config, load_config
+    from steer_core.config.sections import RolloutConfig
     from steer_core.engines import make_engine
-    from steer_core.estimation.measure import estimate
+    from steer_core.estimation.estimate import estimate
     from steer_core.evaluation.held_out import evaluate
-    from steer_core.evaluation.respond import respond
+    from steer_core.evaluation.sample_and_grade import sample_and_grade
     from steer_core.formulas.advantages import ADVANTAGES
-    from steer_core.formulas.entropy_change import ENTROPY_CHANGE
-    from steer_core.formulas.loss import ClipRange, clipped_surrogate, reduce_loss
+    from steer_core.formulas.entropy_change import ENTROPY_CHANGE, quadrants
+    from steer_core.formulas.loss import ClipRange, clip_indicator, clipped_surrogate, importance_ratio, reduce_loss
     from steer_core.formulas.token_stats import TokenStats, token_stats
     from steer_core.formulas.weights import normaliser, steer_weights
     from steer_core.interventions import INTERVENTIONS
-    from steer_core.interventions.base import Intervention
+    from steer_core.interventions.base import Intervention, LossTerms, Tokens
     from steer_core.interventions.steer import Steer
     from steer_core.ladder.attribution import attribute
+    from steer_core.ladder.passes import Lens
     from steer_core.policy.model import Policy, load_policy
     from steer_core.policy.score import score
     from steer_core.problems import make_task
     from steer_core.rollout.samplers import make_sampler
-    from steer_core.stats.measures import pass_at_k
-    from steer_core.training.active import ActiveIntervention
+    from steer_core.runs.folder import RunFolder
+    from steer_core.stats.agreement import agreement
+    from steer_core.stats.pass_at_k import pass_at_k
     from steer_core.training.batch import mini_batches, score_rollout
     from steer_core.training.data_order import rollout_problems, rollout_seed
     from steer_core.training.loop import Trainer, train
+    from steer_core.training.loss_terms import ActiveIntervention
 
 __version__ = "0.1.0"
 
@@ -42,7 +48,9 @@ _PLACES = {
     "Trainer": "training.loop:Trainer",
     "train": "training.loop:train",
     "evaluate": "evaluation.held_out:evaluate",
-    "estimate": "estimation.measure:estimate",
+    "estimate": "estimation.estimate:estimate",
+    "RolloutConfig": "config.sections:RolloutConfig",
+    "RunFolder": "runs.folder:RunFolder",
     # the parts of a step
     "load_policy": "policy.model:load_policy",
     "score": "policy.score:score",
@@ -55,23 +63,31 @@ _PLACES = {
     "ClipRange": "formulas.loss:ClipRange",
     "clipped_surrogate": "formulas.loss:clipped_surrogate",
     "reduce_loss": "formulas.loss:reduce_loss",
+    "importance_ratio": "formulas.loss:importance_ratio",
+    "clip_indicator": "formulas.loss:clip_indicator",
+    "quadrants": "formulas.entropy_change:quadrants",
     # the loop's parts, as `examples/minimal.py` puts them together
     "Policy": "policy.model:Policy",
     "make_engine": "engines:make_engine",
     "make_sampler": "rollout.samplers:make_sampler",
     "make_task": "problems:make_task",
-    "respond": "evaluation.respond:respond",
+    "sample_and_grade": "evaluation.sample_and_grade:sample_and_grade",
     "rollout_problems": "training.data_order:rollout_problems",
     "rollout_seed": "training.data_order:rollout_seed",
     "score_rollout": "training.batch:score_rollout",
     "mini_batches": "training.batch:mini_batches",
-    "ActiveIntervention": "training.active:ActiveIntervention",
+    "ActiveIntervention": "training.loss_terms:ActiveIntervention",
     # methods, and what they are judged by
     "Intervention": "interventions.base:Intervention",
     "Steer": "interventions.steer:Steer",
     "INTERVENTIONS": "interventions:INTERVENTIONS",
+    "Tokens": "interventions.base:Tokens",
+    "LossTerms": "interventions.base:LossTerms",
+    "STRICT": "common.settings:STRICT",
+    "Lens": "ladder.passes:Lens",
     "attribute": "ladder.attribution:attribute",
-    "pass_at_k": "stats.measures:pass_at_k",
+    "agreement": "stats.agreement:agreement",
+    "pass_at_k": "stats.pass_at_k:pass_at_k",
     "SteerError": "common.errors:SteerError",
 }
 """Public name to `module:name` in this package; type checkers read the imports above instead."""
@@ -80,20 +96,29 @@ __all__ = [
     "ADVANTAGES",
     "ENTROPY_CHANGE",
     "INTERVENTIONS",
+    "STRICT",
     "ActiveIntervention",
     "ClipRange",
     "Config",
     "Intervention",
+    "Lens",
+    "LossTerms",
     "Policy",
+    "RolloutConfig",
+    "RunFolder",
     "Steer",
     "SteerError",
     "TokenStats",
+    "Tokens",
     "Trainer",
     "__version__",
+    "agreement",
     "attribute",
+    "clip_indicator",
     "clipped_surrogate",
     "estimate",
     "evaluate",
+    "importance_ratio",
     "load_config",
     "load_policy",
     "make_engine",
@@ -102,10 +127,11 @@ __all__ = [
     "mini_batches",
     "normaliser",
     "pass_at_k",
+    "quadrants",
     "reduce_loss",
-    "respond",
     "rollout_problems",
     "rollout_seed",
+    "sample_and_grade",
     "score",
     "score_rollout",
     "steer_weights",

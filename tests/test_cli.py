@@ -259,7 +259,7 @@ def _weights(run: Path) -> bytes:
 
 
 def test_estimate_takes_settings_behind_its_updates_as_the_help_shows(tmp_path, monkeypatch):
-    import steer_core.estimation.measure as estimate
+    import steer_core.estimation.estimate as estimate
 
     seen = {}
 

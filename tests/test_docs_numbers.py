@@ -188,6 +188,8 @@ def test_the_readmes_table_of_findings_is_that_of_the_results():
     own = read("reproduce/results/estimators/smollm2-gsm8k.json")["updates"]["sgd:0.001"]
     mean, low, high = own["target"]["paper"]["pearson"]
     assert interval({"mean": mean, "low": low, "high": high}, digits=2) in rows[3]
-    assert f"right for {own['source']['paper']['sign'][0]:.0%} of SmolLM2's" in README
+    mean, low, high = own["source"]["paper"]["sign"]
+    assert f"right for {interval({'mean': mean, 'low': low, 'high': high}, digits=2)} of" in README
+    assert f"alone has {own['source']['baseline']['sign'][0]:.2f}" in README
     days = {MAIN_JOB["environment"]["date"][:10], TOURNAMENT["stages"]["test"]["environment"]["date"][:10]}
     assert days == {"2026-11-23"}

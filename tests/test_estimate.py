@@ -9,8 +9,8 @@ import torch
 from small import small_config, small_trainer
 
 from steer_core.common.errors import SteerError
-from steer_core.estimation import measure as module
-from steer_core.estimation.measure import Sample, Update, attributions, estimate, optimizers_of, sample
+from steer_core.estimation import estimate as module
+from steer_core.estimation.estimate import Sample, Update, attributions, estimate, optimizers_of, sample
 from steer_core.policy.model import load_policy
 from steer_core.problems import Countdown
 from steer_core.rewards import Verdict

@@ -12,15 +12,15 @@ from rich.console import Console
 from small import small_config
 
 from steer_core.common.errors import SteerError
+from steer_core.estimation.estimate import Update, estimate
 from steer_core.estimation.figure import estimate_figure
-from steer_core.estimation.measure import Update, estimate
 from steer_core.estimation.scores import SOURCE_ESTIMATES, accuracy, answers
 from steer_core.estimation.tables import ESTIMATE_COLUMNS, estimate_table, write_estimate
 from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 from steer_core.formulas.tabular import tabular_tokens
 from steer_core.ladder.attribution import RUNGS
 from steer_core.policy.model import load_policy
-from steer_core.stats.intervals import agreement, agreement_intervals
+from steer_core.stats.agreement import agreement, agreement_intervals
 
 DOUBLE = ("model.dtype=float64", "rollout.max_new_tokens=20")
 PLACES = ["group", "sequence", "position", "token", "text", "advantage", "logprob", "entropy", "quadrant"]

@@ -6,7 +6,7 @@ import torch
 from steer_core.common import ranks
 from steer_core.config.sections import SamplingConfig
 from steer_core.evaluation.held_out import Evaluation, padded_share
-from steer_core.evaluation.respond import respond
+from steer_core.evaluation.sample_and_grade import sample_and_grade
 from steer_core.evaluation.tables import evaluation_table
 from steer_core.problems import Problem
 from steer_core.rewards import Verdict
@@ -38,7 +38,7 @@ class Grader:
 
 def test_each_response_is_graded_by_the_reference_of_its_problem():
     sampler, grader, sampling = Sampler(), Grader("exact", "a1", "b0"), SamplingConfig()
-    found = respond(sampler, PROBLEMS, 2, sampling, 7, [grader], [4, 9])
+    found = sample_and_grade(sampler, PROBLEMS, 2, sampling, 7, [grader], [4, 9])
     assert sampler.asked == (["ask a", "ask b"], 2, sampling, 7, [4, 9])
     assert found.rollout.texts == ["a0", "a1", "b0", "b1"]
     assert [problem.id for problem in found.problems] == ["a", "a", "b", "b"]
@@ -47,7 +47,9 @@ def test_each_response_is_graded_by_the_reference_of_its_problem():
 
 
 def test_the_first_of_several_graders_is_the_one_to_go_by():
-    found = respond(Sampler(), PROBLEMS, 1, SamplingConfig(), 0, [Grader("strict"), Grader("loose", "a0", "b0")])
+    found = sample_and_grade(
+        Sampler(), PROBLEMS, 1, SamplingConfig(), 0, [Grader("strict"), Grader("loose", "a0", "b0")]
+    )
     assert {name: [one.correct for one in verdicts] for name, verdicts in found.graded.items()} == {
         "strict": [False, False],
         "loose": [True, True],

@@ -10,7 +10,7 @@ from scipy import stats
 
 from steer_core.common.errors import SteerError
 from steer_core.stats.intervals import bootstrap_over_problems
-from steer_core.stats.measures import POWER, average, maj_at_k, paired, pass_at_k, pass_interval, what_would_decide
+from steer_core.stats.pass_at_k import POWER, average, maj_at_k, paired, pass_at_k, pass_interval, what_would_decide
 
 
 @pytest.mark.parametrize("samples", range(1, 8))

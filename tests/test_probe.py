@@ -9,7 +9,7 @@ from small import grade_by, small_trainer, without_time
 from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 from steer_core.ladder.passes import Lens, derivative
 from steer_core.policy.score import score
-from steer_core.stats.intervals import agreement
+from steer_core.stats.agreement import agreement
 from steer_core.training.probe import Watch, watched_step
 
 

@@ -27,7 +27,7 @@ from steer_core.problems import Countdown, Problem
 from steer_core.problems.sets import ProblemSet
 from steer_core.rewards import graders_of
 from steer_core.rollout.rollout import Rollout
-from steer_core.stats.measures import average, pass_at_k
+from steer_core.stats.pass_at_k import average, pass_at_k
 
 SETTINGS = ("benchmark.problems=6", "benchmark.samples=4", "benchmark.batch_sequences=8", "benchmark.threads=1")
 

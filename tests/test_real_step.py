@@ -10,7 +10,7 @@ from steer_core.common.errors import SteerError
 from steer_core.ladder.attribution import influence, mean_entropy_gradient
 from steer_core.ladder.passes import derivative, gradient, lens_stats
 from steer_core.ladder.real_step import taken_step
-from steer_core.stats.intervals import agreement
+from steer_core.stats.agreement import agreement
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=1e-3),

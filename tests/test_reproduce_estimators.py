@@ -11,7 +11,7 @@ import pytest
 
 from steer_core.common.errors import SteerError
 from steer_core.config.config import load_config
-from steer_core.estimation.measure import Update
+from steer_core.estimation.estimate import Update
 from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 
 ROOT = Path(__file__).parent.parent

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from synthetic import comparison
 
+from steer_core.stats.agreement import agreement
 from steer_core.stats.intervals import (
     Interval,
-    agreement,
     at_first_crossing,
     bootstrap_over_problems,
     bootstrap_over_seeds_and_problems,

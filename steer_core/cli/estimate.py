@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
     from steer_core.common.progress import is_live
     from steer_core.config.config import load_config
-    from steer_core.estimation.measure import DEFAULT_UPDATES, Update, estimate
+    from steer_core.estimation.estimate import DEFAULT_UPDATES, Update, estimate
     from steer_core.estimation.tables import ESTIMATE_COLUMNS, estimate_table, write_estimate
 
     folder, run = trained(args.model)

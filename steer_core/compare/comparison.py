@@ -15,7 +15,7 @@ from steer_core.common.settings import build, read_yaml, to_dict
 from steer_core.compare.plan import Arm, Plan, arm_name, run_path
 from steer_core.runs.folder import RunFolder
 from steer_core.stats.intervals import Interval, at_first_crossing, bootstrap_over_problems, interval_over_seeds
-from steer_core.stats.measures import pass_at_k
+from steer_core.stats.pass_at_k import pass_at_k
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 from steer_core.ladder.attribution import RUNGS, Attribution, contributions
-from steer_core.stats.intervals import agreement_intervals
+from steer_core.stats.agreement import agreement_intervals
 
 SOURCE_ESTIMATES = (*ENTROPY_CHANGE, "output_layer_influence", "baseline")
 SHOWN = 8

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from steer_core.common.errors import SteerError
 from steer_core.common.files import json_text, write_atomically
+from steer_core.estimation.estimate import Estimate
 from steer_core.estimation.figure import estimate_figure
-from steer_core.estimation.measure import Estimate
 
 QUESTIONS = {"target": "state", "source": "influence", "size": "size"}
 """The three questions, and what a table calls them."""

@@ -9,13 +9,13 @@ import torch
 
 from steer_core.common import ranks
 from steer_core.config.sections import EvaluationConfig
-from steer_core.evaluation.respond import respond
+from steer_core.evaluation.sample_and_grade import sample_and_grade
 from steer_core.policy.micro_batches import forward_passes
 from steer_core.policy.model import Policy
 from steer_core.policy.score import score
 from steer_core.problems import Problem, Task
 from steer_core.rollout.rollout import Sampler
-from steer_core.stats.measures import pass_at_k
+from steer_core.stats.pass_at_k import pass_at_k
 
 _SCORED_SAMPLES = 4
 _SCORED_AT_ONCE = 64
@@ -60,7 +60,9 @@ def evaluate(
     budget, packed: most tokens of a scoring pass, and whether it goes without padding; by default 64 padded sequences.
     """
     places = padded_share(len(problems))
-    found = respond(sampler, [problems[i] for i in places], config.samples, config, seed, [task.grader], places)
+    found = sample_and_grade(
+        sampler, [problems[i] for i in places], config.samples, config, seed, [task.grader], places
+    )
     rollout = found.rollout
     scored = [row for row in range(len(rollout.texts)) if row % config.samples < _SCORED_SAMPLES]
     sums_PK = torch.zeros(len(places), 5, dtype=torch.float64)  # correct, entropy, its tokens, cut off, tokens

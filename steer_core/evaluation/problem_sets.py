@@ -30,7 +30,7 @@ from steer_core.common.seeding import derive_seed
 from steer_core.common.settings import to_dict
 from steer_core.config.config import BenchmarksConfig
 from steer_core.config.sections import BenchmarkConfig, CountdownConfig
-from steer_core.evaluation.respond import respond
+from steer_core.evaluation.sample_and_grade import sample_and_grade
 from steer_core.evaluation.tables import RESPONSES
 from steer_core.policy.model import base_digest, load_policy, load_tokenizer, model_folder
 from steer_core.policy.tokenizer import check_prompt
@@ -215,7 +215,7 @@ def sample(part: Part, sampler: Sampler, graders: Sequence[Grader], config: Benc
     """Sample a part and grade it: one row a response."""
     name, began = part.problem_set.name, time.time()
     seed = derive_seed(config.seed, f"benchmark/{name}", part.index)
-    found = respond(sampler, part.problems, part.samples, config, seed, graders)
+    found = sample_and_grade(sampler, part.problems, part.samples, config, seed, graders)
     problems, rollout = found.problems, found.rollout
     count = len(problems)
     tokens = [

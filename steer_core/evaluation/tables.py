@@ -15,7 +15,7 @@ from steer_core.common.places import CHECKOUT
 from steer_core.common.tables import markdown_table
 from steer_core.rewards.base import UNJUDGED
 from steer_core.stats.intervals import bootstrap_over_problems
-from steer_core.stats.measures import Decision, average, maj_at_k, paired, pass_at_k, pass_interval
+from steer_core.stats.pass_at_k import Decision, average, maj_at_k, paired, pass_at_k, pass_interval
 
 if TYPE_CHECKING:
     from rich.table import Table

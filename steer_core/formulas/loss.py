@@ -1,4 +1,7 @@
-"""The clipped policy-gradient surrogate, where its gradient passes, and the reductions."""
+"""The clipped policy-gradient surrogate, where its gradient passes, and the reductions.
+
+A token's whole loss, weight and extra term included, is put together in `training/loss_terms.py`.
+"""
 
 from __future__ import annotations
 

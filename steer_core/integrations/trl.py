@@ -90,8 +90,8 @@ class SteerGRPOTrainer(GRPOTrainer):
         self._passes: list[TokenStats] = []
         self._scored: tuple | None = None
         self._planned: dict[int, Tensor] = {}
-        self._memory: Memory = {}
-        self._logs: list[dict[str, Tensor]] = []
+        self._rollout_memory: Memory = {}
+        self._token_logs: list[dict[str, Tensor]] = []
         super().__init__(model, reward_funcs, args, *others, **named)
         check_settings(self.args, self.steer)
         self.clip = self.steer.clip_range(ClipRange(self.epsilon_low, self.epsilon_high, self.args.delta))
@@ -162,7 +162,7 @@ class SteerGRPOTrainer(GRPOTrainer):
                 with torch.no_grad():
                     _, old = self._score(self.model, batch, self.args.per_device_train_batch_size)
             tokens = self._tokens([old], [self._part(batch, old)])
-            self._memory = self.steer.begin_rollout({}, tokens)
+            self._rollout_memory = self.steer.begin_rollout({}, tokens)
         return batch
 
     def _score(self, model: PreTrainedModel, inputs: Inputs, batch_size: int | None = None) -> tuple[tuple, TokenStats]:
@@ -199,7 +199,7 @@ class SteerGRPOTrainer(GRPOTrainer):
             columns = ranks.all_gather_rows(columns)
         *both, advantages = columns.unbind(-1)
         draws = torch.zeros_like(advantages)  # STEER draws none
-        return Tokens(TokenStats(*both[:4]), TokenStats(*both[4:]), advantages, self.clip, draws, self._memory)
+        return Tokens(TokenStats(*both[:4]), TokenStats(*both[4:]), advantages, self.clip, draws, self._rollout_memory)
 
     def _weights(self, stats: list[TokenStats], parts: list[MicroBatch]) -> list[Tensor]:
         """lambda (B, T) of each micro-batch, given all of them; 1 at padding."""
@@ -244,7 +244,7 @@ class SteerGRPOTrainer(GRPOTrainer):
     def _log_weights(self, stats: TokenStats, part: MicroBatch, weights_BT: Tensor) -> None:
         """Keep a micro-batch's log; at the last one of an optimiser step, log the step's, of all ranks."""
         new, old, advantages = flatten([stats], [part])
-        self._logs.append(
+        self._token_logs.append(
             {
                 "lambda": weights_BT[part.mask_BT],
                 "probability": new.logprob.exp(),
@@ -257,8 +257,8 @@ class SteerGRPOTrainer(GRPOTrainer):
         )
         if not self.accelerator.sync_gradients:
             return
-        step = {name: torch.cat([each[name] for each in self._logs]) for name in self._logs[0]}
-        self._logs.clear()
+        step = {name: torch.cat([each[name] for each in self._token_logs]) for name in self._token_logs[0]}
+        self._token_logs.clear()
         if not ranks.all_reduce_sum(len(step["lambda"]), stats.logprob.device):
             return
         step["most_damped"] = most_damped(step["lambda"])

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 PARTS = ("clip_range", "advantages", "weights", "mask", "extra_loss")
 """The parts of a step that an intervention can touch."""
 STEP_NUMBERS, ROLLOUT_NUMBERS = 10, 6
-"""What crosses ranks of each token that a rule sees: two statistics of four, advantage and draw; or one and these."""
+"""Numbers that cross ranks for each token that a rule sees: two `TokenStats` of four, the advantage and the draw; of a
+rollout, which the policy that sampled sees, one `TokenStats` and these."""
 _RENAMED = {"next_state": "next_memory", "treat": "loss_terms"}
 Memory = dict[str, float]
 """What a closed loop remembers from one optimiser step to the next; it is logged and part of every checkpoint."""
@@ -108,6 +109,11 @@ class Intervention:
         its own, and what `begin_rollout` kept. `micro`: a micro-batch, so the method changes with it.
         """
         return "token"
+
+    @property
+    def logged_form(self) -> str:
+        """The estimate of the entropy change whose values are logged as `omega` and by quadrant."""
+        return "paper"
 
     @property
     def sees_rollouts(self) -> bool:

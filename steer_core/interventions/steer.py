@@ -55,6 +55,11 @@ class Steer(Intervention):
             )
 
     @property
+    def logged_form(self) -> str:
+        """The form that sets its weights."""
+        return self.form
+
+    @property
     def sees_rollouts(self) -> bool:
         """With scope `rollout` alone."""
         return self.scope == "rollout"

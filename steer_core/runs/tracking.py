@@ -15,7 +15,7 @@ from steer_core.common.errors import SteerError, one_line
 from steer_core.common.settings import to_dict
 from steer_core.runs.checkpoints import writing
 from steer_core.runs.folder import RunFolder
-from steer_core.runs.memory import MemoryRun
+from steer_core.runs.unsaved import MemoryRun
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The training loop: the paper's algorithm (STEER, arXiv 2510.10150, section 4), for any method of `interventions/`.
+"""The training loop: the paper's algorithm (STEER, arXiv 2510.10150), for any method of `interventions/`.
 
 `Trainer.rollout_and_update` is the algorithm. It is made of the functions that `examples/minimal.py` calls one by one.
 """
@@ -29,14 +29,14 @@ from steer_core.problems.problem import Problem
 from steer_core.rollout.rollout import Rollout
 from steer_core.rollout.samplers import make_sampler
 from steer_core.runs.folder import RunFolder
-from steer_core.runs.memory import MemoryRun
 from steer_core.runs.tracking import track
+from steer_core.runs.unsaved import MemoryRun
 from steer_core.training.batch import MicroBatch, mini_batches, score_rollout
 from steer_core.training.checks import check_ranks, check_room_for_prompts, check_sync, packs
 from steer_core.training.data_order import rollout_problems
+from steer_core.training.kept_responses import first_responses
 from steer_core.training.metrics import Clock, Steps, metrics_of
 from steer_core.training.probe import watched_step
-from steer_core.training.samples import first_responses
 from steer_core.training.sampling import SampledRollout, note_of_unjudged, sample_rollout
 from steer_core.training.update import Update
 
@@ -123,10 +123,10 @@ class Trainer:
         # 3. ln p and H at every token under theta_old
         old = self.score_rollout(sampled.rollout)
         clock.tick()
-        # 4. for every mini-batch: lambda from Omega, lambda x clipped surrogate, its gradient, an optimiser step
+        # every mini-batch (`Update.step`): 4. lambda from Omega; 5. lambda x clipped surrogate, its gradient; 6. a step
         batches = list(self.batches(sampled.rollout, old, advantages_B, n, sampled.places))
         steps = self.optimizer_steps(batches, n)
-        # 5. sample from the new policy from now on
+        # 7. sample from the new policy from now on
         self.sync_weights(n)
         clock.tick()
         self.keep_responses(n, sampled, advantages_B, old, batches, steps)

@@ -61,7 +61,7 @@ from steer_core.training.batch import MicroBatch, flatten, padding
 
 if TYPE_CHECKING:
     from steer_core.interventions.base import LossTerms
-    from steer_core.training.active import ActiveIntervention
+    from steer_core.training.loss_terms import ActiveIntervention
     from steer_core.training.sampling import SampledRollout
 
 LAMBDA_QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -78,7 +78,7 @@ class Steps(NamedTuple):
 
 
 class Clock:
-    """When a rollout began, had been scored and had updated the policy."""
+    """The times at which a rollout began, had been scored, and had updated the policy."""
 
     def __init__(self) -> None:
         self.times = [time.perf_counter()]
@@ -115,6 +115,7 @@ def metrics_of(
     packed: whether micro-batches go without padding.
     """
     mask_BT, sampler_BT = sampled.rollout.response_mask_BT.bool(), sampled.rollout.logprobs_BT
+    # stacked, because the order in which float32 sums round depends on the strides
     entropy_N, logprob_N = torch.stack([old.entropy[mask_BT], old.logprob[mask_BT]], -1).unbind(-1)
     zero_variance_P = (advantages_PG == 0).all(-1)
     responses = (sampled.lengths_PG, sampled.truncated_PG, sampled.rewards_PG)
@@ -123,7 +124,7 @@ def metrics_of(
         **rollout_metrics(entropy_N, logprob_N, *responses, zero_variance_P),
         "reward/unjudged": float(sampled.unjudged_PG.mean()),
         **({} if sampler_BT is None else gap_metrics(sampler_BT[mask_BT], logprob_N)),
-        **update_metrics(steps.log, active.clip, list(ENTROPY_CHANGE), active.form),
+        **update_metrics(steps.log, active.clip, list(ENTROPY_CHANGE), active.method.logged_form),
         **steps.probed,
         **{f"intervention/{name}": value for name, value in active.memory.items()},
         **({"grad_norm/mean": sum(taken) / len(taken), "grad_norm/max": max(taken)} if taken else {}),
@@ -159,7 +160,7 @@ def token_log(
     return {
         **{name: scale * change for name, change in changes.items()},
         **({} if losses_N is None else {"loss": share * losses_N}),
-        "omega": changes[active.form],
+        "omega": changes[active.method.logged_form],
         "ratio": importance_ratio(new.logprob, old.logprob),
         "advantage": advantages,
         "probability": new.logprob.exp(),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from steer_core.ladder.passes import Lens, derivative, length, lens_stats
-from steer_core.stats.intervals import agreement
+from steer_core.stats.agreement import agreement
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import Tensor
 from steer_core.common import ranks
 from steer_core.common.errors import SteerError
 from steer_core.config.config import Config
-from steer_core.evaluation.respond import GradedRollout, respond
+from steer_core.evaluation.sample_and_grade import GradedRollout, sample_and_grade
 from steer_core.problems.problem import Problem
 from steer_core.problems.task import Task
 from steer_core.rewards.base import UNJUDGED
@@ -52,7 +52,9 @@ def sample_rollout(
     """
     group, places = config.rollout.responses, local_places(config)
     own = [problems[place] for place in places]
-    graded = respond(sampler, own, group, config.rollout, rollout_seed(config, rollout_index), [task.grader], places)
+    graded = sample_and_grade(
+        sampler, own, group, config.rollout, rollout_seed(config, rollout_index), [task.grader], places
+    )
     mask_BT = graded.rollout.response_mask_BT.bool()
     if not mask_BT.any(-1).all():
         raise SteerError(

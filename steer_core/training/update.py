@@ -16,8 +16,8 @@ from steer_core.formulas.token_stats import TokenStats
 from steer_core.interventions.base import LossTerms
 from steer_core.policy.model import Policy
 from steer_core.policy.score import score
-from steer_core.training.active import ActiveIntervention
 from steer_core.training.batch import MicroBatch
+from steer_core.training.loss_terms import ActiveIntervention
 from steer_core.training.metrics import token_log
 
 
@@ -45,27 +45,27 @@ class Update:
         tokens of the whole rollout, over which the log takes means. rollout_index: named in errors.
         """
         active, reduction = self.active, self.config.algorithm.reduction
-        count = active.denominator(batch)
-        news: list[TokenStats] = []
+        denominator = active.denominator(batch)
+        new_stats: list[TokenStats] = []
         terms: list[LossTerms] = []
         losses: list[Tensor] = []
-        for part, planned in zip(batch, self.plan(batch, count, rollout_index), strict=True):
-            # ln p and H at every token, with gradient
+        for part, planned in zip(batch, self.plan(batch, denominator, rollout_index), strict=True):
+            # 4. ln p and H at every token, with gradient; lambda from Omega, unless the whole step was planned
             with self.differentiating():
                 stats = self.score(part)
             new = stats.detach()
             self.require_finite(new, rollout_index)
-            # lambda from Omega, unless the whole step was planned
-            terms.append(planned or active.loss_terms([new], [part], count)[0])
-            # lambda x clipped surrogate, and its gradient
+            terms.append(planned or active.loss_terms([new], [part], denominator)[0])
+            # 5. lambda x clipped surrogate, and its gradient
             loss_BT = active.token_losses(stats, part, terms[-1])
-            self.engine.backward(reduce_loss(loss_BT, part.mask_BT, reduction, count), last=part is batch[-1])
-            news.append(new)
+            self.engine.backward(reduce_loss(loss_BT, part.mask_BT, reduction, denominator), last=part is batch[-1])
+            new_stats.append(new)
             losses.append(loss_BT.detach()[part.mask_BT])
+        # 6. the optimiser's step
         norm = self.engine.step()
         self.count_skipped(norm is None, rollout_index)
-        active.end_step(news, batch)
-        return norm, self.token_log(active, news, batch, terms, count, rollout_tokens, torch.cat(losses))
+        active.end_step(new_stats, batch)
+        return norm, self.token_log(active, new_stats, batch, terms, denominator, rollout_tokens, torch.cat(losses))
 
     def plan(self, batch: list[MicroBatch], count: int, rollout_index: int) -> list[LossTerms | None]:
         """The loss terms of every micro-batch before any gradient is made; None each where no rule needs that."""

@@ -15,7 +15,7 @@ from steer_core.compare.report import wording as say
 from steer_core.compare.report.figures import quadrant_form
 from steer_core.compare.report.probes import ESTIMATES, quality
 from steer_core.stats.intervals import Interval, bootstrap_over_problems, interval_over_seeds
-from steer_core.stats.measures import pass_at_k
+from steer_core.stats.pass_at_k import pass_at_k
 
 FIGURES = ("training", "heldout", "quadrants", "estimates", "weights")
 """The figures of one run."""

@@ -25,7 +25,7 @@ from steer_core.common.settings import to_dict
 from steer_core.config.config import Config
 from steer_core.engines import LocalEngine
 from steer_core.estimation.scores import summarise
-from steer_core.evaluation.respond import respond
+from steer_core.evaluation.sample_and_grade import sample_and_grade
 from steer_core.formulas.advantages import ADVANTAGES
 from steer_core.formulas.loss import ClipRange, denominator, token_coefficients
 from steer_core.ladder.attribution import Attribution, UpdateBatch, attribute
@@ -99,7 +99,7 @@ def sample(
     for start in progress(starts, "sampling"):
         chosen = [problems[i] for i in order[start : start + wanted]]
         seed = derive_seed(config.train.seed, "estimate", start)
-        answers = respond(sampler, chosen, group, config.rollout, seed, [task.grader])
+        answers = sample_and_grade(sampler, chosen, group, config.rollout, seed, [task.grader])
         scores_PG = torch.tensor([float(right) for right in answers.correct]).view(-1, group)
         sampled += len(chosen)
         for p, row in enumerate(scores_PG):

@@ -36,7 +36,7 @@ class GradedRollout:
         return [verdict.correct for verdict in self.verdicts]
 
 
-def respond(
+def sample_and_grade(
     sampler: Sampler,
     problems: Sequence[Problem],
     group: int,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,11 +33,6 @@ class ActiveIntervention:
         algorithm = config.algorithm
         self.clip = self.method.clip_range(ClipRange(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip))
         self.memory: Memory = {}
-
-    @property
-    def form(self) -> str:
-        """The estimate that sets STEER's weights; for other methods, the paper's, for the log."""
-        return getattr(self.method, "form", "paper")
 
     def begin_rollout(self, batches: list[list[MicroBatch]]) -> None:
         """Let a closed loop look at the rollout as the policy that sampled saw it; others are shown nothing."""
@@ -81,7 +77,7 @@ class ActiveIntervention:
         stats: of the current policy, (B, T) each. count: the loss's denominator.
         """
         everyone, coefficients = self.method.scope == "step", self.coefficients(parts, count)
-        step = _Step(self, parts, ranks.all_gather_rows(coefficients) if everyone else coefficients)
+        step = _Step(self, parts, coefficients, everyone)
         terms = self.method.loss_terms(self.tokens(stats, parts, step, everyone))
         if everyone:
             terms = terms.map(lambda values: ranks.local_rows(values, coefficients))
@@ -121,7 +117,13 @@ class _Step:
 
     active: ActiveIntervention
     parts: Sequence[MicroBatch]
-    coefficients: Tensor
+    own_coefficients: Tensor
+    of_all_ranks: bool
+
+    @cached_property
+    def coefficients(self) -> Tensor:
+        """See `PlannedStep`; they cross ranks for a rule that reads them."""
+        return ranks.all_gather_rows(self.own_coefficients) if self.of_all_ranks else self.own_coefficients
 
     def entropy_influence(self) -> Tensor:
         """See `PlannedStep.entropy_influence`."""
