@@ -23,9 +23,20 @@ settings.load_profile("repeatable")
 jaxtyping.install_import_hook("steer_core.formulas", "beartype.beartype")
 
 
+SLOW = """engines kill kill_ranks smoke_runs vllm_engine vllm_training problem_sets readme run_killed run cli
+cli_compare integration_trl integration_verl code_rewards workers sandbox_limits invariance reproduce_estimators
+estimate tournament paper_configs report report_run ladder real_step ladder_models attribution parity_trl parity_verl"""
+"""Files, longest first, that start engines or processes, train many runs, draw reports or load many models."""
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What takes longest goes first, so that no core is left waiting for it at the end."""
-    items.sort(key=lambda item: item.path.suffix != ".ipynb" and item.get_closest_marker("slow") is None)
+    """Mark what is slow, and let the longest go first, so that no core is left waiting for it at the end."""
+    order = {f"test_{name}": place for place, name in enumerate(SLOW.split())}
+    for item in items:
+        if item.path.stem in order or item.path.suffix == ".ipynb":
+            item.add_marker("slow")
+    items.sort(key=lambda item: order.get(item.path.stem, 0 if item.path.suffix == ".ipynb" else len(order)))
 
 
 @pytest.fixture

@@ -44,6 +44,11 @@ def test_weights_by_hand():
     torch.testing.assert_close(weights, torch.tensor([1.0, 0.5**0.25, 0.5**0.5, 0.5]))
 
 
+@pytest.mark.parametrize("quantile", [0.07, 0.14, 0.28, 0.29])
+def test_a_quantile_of_100_changes_is_not_rounded_up_by_floating_point(quantile):
+    assert normaliser(torch.arange(1.0, 101.0), torch.ones(100), quantile) == round(100 * quantile)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_all_zero_changes_give_ones_not_nan(dtype):
     assert weigh(torch.zeros(3, 4, dtype=dtype)).eq(1).all()
