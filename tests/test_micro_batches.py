@@ -166,7 +166,7 @@ def test_scoring_keeps_to_the_token_budget_and_says_the_same(tmp_path, monkeypat
         asked.append((held if packed else sizes, packed))
         return score(model, sequences, temperature, packed)
 
-    monkeypatch.setattr("steer_core.training.update.score", spy)
+    monkeypatch.setattr("steer_core.training.batch.score", spy)
     monkeypatch.setattr("steer_core.evaluation.held_out.score", spy)
     budget = ("optimizer.micro_batch_tokens=128", f"optimizer.packing={packing}")
     trainer = small_trainer(tmp_path / "budget", *budget)
