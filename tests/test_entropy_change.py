@@ -369,3 +369,9 @@ def test_a_form_is_found_by_its_name(name):
 def test_an_unknown_form_is_refused_with_the_nearest_name(name, hint):
     with pytest.raises(SteerError, match=f"'{name}' is no estimate.*{hint}"):
         entropy_change_form(name)
+
+
+def test_a_token_of_a_uniform_state_is_unlikely_for_its_log_prob_is_not_above_minus_the_entropy():
+    uniform = TokenStats(*(torch.tensor([value], dtype=torch.float64) for value in (-1.0, 1.0, 0.5, -0.5)))
+    masks = quadrants(uniform, torch.ones(1, dtype=torch.float64))
+    assert [name for name, mask in masks.items() if mask.any()] == ["positive_unlikely"]

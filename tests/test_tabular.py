@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from steer_core.common.errors import SteerError
 from steer_core.formulas.entropy_change import exact_entropy_change, paper_entropy_change
 from steer_core.formulas.loss import ClipRange, clip_indicator, clipped_surrogate, importance_ratio
-from steer_core.formulas.tabular import rival_logits
+from steer_core.formulas.tabular import measured_change, rival_logits
 from steer_core.formulas.token_stats import TokenStats, token_stats
 
 CLIP = ClipRange()
@@ -213,3 +213,13 @@ def test_a_rival_has_its_share_of_what_the_token_leaves_and_the_others_the_remai
     assert rival_logits(torch.tensor([0.5]), 0.0, 3)[0, 1] == -math.inf
     with pytest.raises(SteerError, match="vocabulary: 2 is below 3"):
         rival_logits(torch.tensor([0.5]), 0.5, 2)
+
+
+def test_a_step_along_a_token_raises_its_log_prob_and_so_lowers_entropy_at_a_likely_one():
+    logits = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    change = measured_change(logits, torch.tensor([0, 1]), torch.ones(2, dtype=torch.float64), 0.1)
+    before = token_stats(logits, torch.tensor([0, 1])).entropy
+    moved = torch.stack([logits[0] + 0.1 * (torch.tensor([1.0, 0.0]) - logits[0].softmax(-1)),
+                         logits[1] + 0.1 * (torch.tensor([0.0, 1.0]) - logits[1].softmax(-1))])  # fmt: skip
+    torch.testing.assert_close(change, token_stats(moved, torch.tensor([0, 1])).entropy - before)
+    assert change[0] < 0 < change[1]

@@ -273,3 +273,9 @@ def test_quantile_outside_its_range_raises(quantile):
 def test_unmasked_change_that_is_not_finite_raises(bad):
     with pytest.raises(ValueError, match="not finite"):
         steer_weights(torch.tensor([1.0, bad]), torch.ones(2), 0.7, torch.tensor(1.0))
+
+
+def test_a_share_that_floating_point_makes_a_little_more_takes_no_further_value():
+    """0.07 x 100 is 7.000000000000001, and the smallest value with 7% at or below it is the seventh."""
+    change = torch.arange(1.0, 101.0, dtype=torch.float64)
+    assert normaliser(change, torch.ones(100), 0.07) == 7
