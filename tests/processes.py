@@ -1,34 +1,39 @@
-"""Real processes: `steer` commands to kill, forked from a server that has imported torch once; and two ranks."""
+"""Real processes: `steer` commands, forked from a server that has imported torch once; and two ranks."""
 
 import multiprocessing
 import os
+import resource
 import socket
+import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["steer_core.training.loop"])
 
 
-def start(output: Path, *arguments, folder: Path | None = None) -> multiprocessing.Process:
-    """`steer` with these arguments, in `folder` or here, its output added to a file."""
-    words = [str(argument) for argument in arguments]
-    process = SERVER.Process(target=_steer, args=(output, words, {}, folder), daemon=True)
-    process.start()
-    return process
+def start(output: Path, *arguments) -> multiprocessing.Process:
+    """`steer` with these arguments, its output added to a file."""
+    return _started((output, output), arguments)
+
+
+def steer(*arguments, cwd: Path | None = None, largest_file: int | None = None) -> subprocess.CompletedProcess:
+    """What came of `steer` with these arguments, in a folder; it cannot write files of more bytes than given."""
+    with tempfile.TemporaryDirectory() as folder:
+        told = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = _started(told, arguments, cwd=cwd, largest_file=largest_file)
+        process.join()
+        texts = [file.read_text() if file.exists() else "" for file in told]
+    return subprocess.CompletedProcess(arguments, process.exitcode, *texts)
 
 
 def start_ranks(output: Path, count: int, *arguments) -> list[multiprocessing.Process]:
     """The same command as so many ranks of one run, as `torchrun` would start them."""
     places = {"WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
-    words = [str(argument) for argument in arguments]
-    processes = []
-    for rank in range(count):
-        own = {name: str(value) for name, value in {**places, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        processes.append(SERVER.Process(target=_steer, args=(output, words, own), daemon=True))
-        processes[-1].start()
-    return processes
+    own = ({**places, "RANK": rank, "LOCAL_RANK": rank} for rank in range(count))
+    return [_started((output, output), arguments, environment=places) for places in own]
 
 
 def free_port() -> int:
@@ -61,13 +66,26 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 120)
         time.sleep(0.002)
 
 
-def _steer(output: Path, arguments: list[str], places: dict[str, str], folder: Path | None = None) -> None:
-    os.environ |= {"CI": "1", **places}
-    if folder is not None:
-        os.chdir(folder)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
+def _started(streams: Sequence[Path], arguments: Iterable[object], **place) -> multiprocessing.Process:
+    process = SERVER.Process(target=_steer, args=(streams, list(map(str, arguments))), kwargs=place, daemon=True)
+    process.start()
+    return process
+
+
+def _steer(
+    streams: Sequence[Path],
+    arguments: list[str],
+    environment: dict[str, object] | None = None,
+    cwd: Path | None = None,
+    largest_file: int | None = None,
+) -> None:
+    """What the process does; streams: the files of its output and of its errors."""
+    os.environ |= {"CI": "1", **{name: str(value) for name, value in (environment or {}).items()}}
+    os.chdir(cwd or ".")
+    for number, file in enumerate(streams, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     from steer_core.cli.main import main
 
     main(arguments)

@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import start, steer, wait_until
 from safetensors.torch import load_file, save_file
 from small import SMALL
 from transformers import AutoTokenizer
@@ -18,12 +18,7 @@ from steer_core.common.errors import SteerError
 from steer_core.policy.model import EMBEDDED
 from steer_core.policy.tokenizer import character_tokenizer
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}
-
-
-def steer(*arguments, **options):
-    command = [sys.executable, "-m", "steer_core", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False, **options)
+ENVIRONMENT = {**os.environ, "CI": "1"}
 
 
 def error_of(capsys, *arguments) -> str:
@@ -46,7 +41,8 @@ def model_copy(tmp_path):
 
 def test_train_evaluate_and_report_by_subprocess(tmp_path):
     run = tmp_path / "run"
-    trained = steer("train", "steer", *SMALL, "--out", run)
+    command = [sys.executable, "-m", "steer_core", "train", "steer", *SMALL, "--out", str(run)]
+    trained = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert trained.returncode == 0, trained.stderr
     assert "rollout 4/4" in trained.stdout
     evaluated = steer("evaluate", run, "evaluation.samples=8", "--out", tmp_path / "evaluation.json")
@@ -62,7 +58,7 @@ def test_train_evaluate_and_report_by_subprocess(tmp_path):
 
 def test_interrupt_leaves_a_resumable_run(tmp_path):
     run = tmp_path / "run"
-    arguments = ["train", *SMALL, "train.rollouts=30", "train.checkpoint_every=30", "--out", str(run)]
+    arguments = ["train", *SMALL, "train.rollouts=15", "train.checkpoint_every=15", "--no-report", "--out", str(run)]
     command = [sys.executable, "-m", "steer_core", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     for line in process.stdout:
@@ -74,10 +70,10 @@ def test_interrupt_leaves_a_resumable_run(tmp_path):
     assert process.returncode == 130
     assert f"steer train --resume {run}" in output
     steps = [int(path.name[5:]) for path in (run / "checkpoints").iterdir()]
-    assert 2 <= steps[0] < 30
-    resumed = steer("train", "--resume", run)
+    assert 2 <= steps[0] < 15
+    resumed = steer("train", "--resume", run, "--no-report")
     assert resumed.returncode == 0, resumed.stderr
-    assert f"rollouts {steps[0] + 1} to 30" in resumed.stdout
+    assert f"rollouts {steps[0] + 1} to 15" in resumed.stdout
 
 
 def test_unknown_key_names_the_nearest_known_one(capsys, tmp_path):
@@ -154,22 +150,21 @@ def test_compare_runs_every_arm_and_seed_stops_on_interrupt_and_resumes(tmp_path
         "  steer: {label: STEER, overrides: [intervention.name=steer, intervention.lambda_min=0.3]}\n"
     )
     out = tmp_path / "compare"
-    arguments = ["compare", plan, *SMALL, "train.rollouts=20", "--out", out, "--jobs", "2"]
-    command = [sys.executable, "-m", "steer_core", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    while not list(out.glob("runs/*/*/metrics.jsonl")) and process.poll() is None:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate()
-    assert process.returncode == 130, errors
+    arguments = ["compare", plan, *SMALL, "train.rollouts=10", "--out", out, "--jobs", "2"]
+    process = start(tmp_path / "output", *arguments)
+    wait_until(lambda: list(out.glob("runs/*/*/metrics.jsonl")) or not process.is_alive(), "the first rollout")
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    output = (tmp_path / "output").read_text()
+    assert process.exitcode == 130, output
     assert "steer compare --resume" in output
     assert (out / "report.html").exists()
     resumed = steer(*arguments, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    finals = sorted(str(path.relative_to(out)) for path in out.glob("runs/*/*/checkpoints/step_000020"))
-    expected = [f"runs/{arm}/seed_{seed}/checkpoints/step_000020" for arm in ("grpo", "steer") for seed in (0, 1)]
+    finals = sorted(str(path.relative_to(out)) for path in out.glob("runs/*/*/checkpoints/step_000010"))
+    expected = [f"runs/{arm}/seed_{seed}/checkpoints/step_000010" for arm in ("grpo", "steer") for seed in (0, 1)]
     assert finals == expected
-    alone = steer("train", *SMALL, "train.rollouts=20", "train.seed=1", "--out", tmp_path / "alone")
+    alone = steer("train", *SMALL, "train.rollouts=10", "train.seed=1", "--no-report", "--out", tmp_path / "alone")
     assert alone.returncode == 0, alone.stderr
     assert _weights(tmp_path / "alone") == _weights(out / "runs/grpo/seed_1")
     refused = steer(*arguments)
@@ -255,7 +250,7 @@ def test_help_lists_estimate_and_its_own_help_every_option(capsys):
 
 
 def _weights(run: Path) -> bytes:
-    return (run / "checkpoints" / "step_000020" / "model.safetensors").read_bytes()
+    return (run / "checkpoints" / "step_000010" / "model.safetensors").read_bytes()
 
 
 def test_estimate_takes_settings_behind_its_updates_as_the_help_shows(tmp_path, monkeypatch):

@@ -1,14 +1,11 @@
 """Local and DeepSpeed engines: one run by any of them, on one rank or two, up to rounding; and what each refuses."""
 
 import os
-import resource
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from processes import free_port, run_two
+from processes import free_port, run_two, steer
 from rank_runs import IN_PARTS, work
 from safetensors.torch import load_file
 from small import grade_by, small_config, small_trainer, trainer_in
@@ -195,9 +192,6 @@ def test_cpu_adam_resumes_to_rounding_for_its_powers_of_beta_are_made_anew(tmp_p
         torch.testing.assert_close(value, expected[key], rtol=0, atol=5e-5, msg=key)
 
 
-SCRIPT = "import sys; from steer_core.cli.main import main; main(sys.argv[1:])"
-
-
 def test_a_full_disk_stops_a_deepspeed_run_with_one_line_and_keeps_the_finished_checkpoints(tmp_path):
     """The limit on file size lets the weights be written and cuts the optimiser's state short."""
     settings = [*COMMON, "train.checkpoint_every=1", "evaluation.every=0", *deepspeed, "engine.zero_stage=1"]
@@ -208,16 +202,12 @@ def test_a_full_disk_stops_a_deepspeed_run_with_one_line_and_keeps_the_finished_
     assert max(path.stat().st_size for path in (first / "deepspeed").iterdir()) > limit
     shutil.rmtree(last)
 
-    def small_disk():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    command = [sys.executable, "-c", SCRIPT, "train", "--resume", str(tmp_path / "run"), "--no-report"]
-    full = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=small_disk)
+    full = steer("train", "--resume", tmp_path / "run", "--no-report", largest_file=limit)
     assert full.returncode == 2
     assert f"error: run folder {tmp_path / 'run'}: cannot be written (" in full.stderr
     assert "Traceback" not in full.stderr
     assert trainer.run.checkpoints.saved() == [first]
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    again = steer("train", "--resume", tmp_path / "run", "--no-report")
     assert again.returncode == 0, again.stderr
     assert trainer.run.checkpoints.saved() == [first, last]
 

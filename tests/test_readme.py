@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from processes import start
+from processes import steer
 from small import SMALL
 
 import steer_core
@@ -85,10 +85,8 @@ def test_every_steer_command_of_the_docs_runs_in_order(tmp_path):
     if data_folder() is None:  # an audit needs the files
         told = [words for words in told if words[1:3] != ["data", "audit"]]
     for words in told:
-        output = tmp_path / "output"
-        process = start(output, *shortened(words)[1:], folder=tmp_path)
-        process.join()
-        assert process.exitcode == 0, f"{' '.join(words)}: {output.read_text()[-1000:]}"
+        done = steer(*shortened(words)[1:], cwd=tmp_path)
+        assert done.returncode == 0, f"{' '.join(words)}: {done.stdout[-500:]}{done.stderr[-500:]}"
     assert (tmp_path / "runs" / "mine" / "report.html").exists()
 
 

@@ -4,14 +4,13 @@ import errno
 import fcntl
 import hashlib
 import json
-import resource
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from processes import steer
 from safetensors.torch import load_file, save_file
 from small import small_config, small_trainer, trainer_in, without_time
 
@@ -20,8 +19,6 @@ from steer_core.common.files import lock, sha256
 from steer_core.runs.folder import RunFolder, last_line
 from steer_core.runs.responses import read, rollout_path
 from steer_core.training.loop import Trainer
-
-SCRIPT = "import sys; from steer_core.cli.main import main; main(sys.argv[1:])"
 
 
 @pytest.fixture(scope="module")
@@ -215,12 +212,7 @@ def test_a_checkpoint_that_a_rank_does_not_find_is_told(tmp_path):
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
     run = RunFolder(tmp_path / "a", small_config()).start()
     with lock(run.path):
-        other = subprocess.run(
-            [sys.executable, "-c", SCRIPT, "train", "--resume", str(run.path)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        other = steer("train", "--resume", run.path)
     assert other.returncode == 2
     assert "another process works in it" in other.stderr
 
@@ -256,24 +248,19 @@ def test_an_error_that_is_not_of_writing_is_told_as_it_is(tmp_path):
 def test_a_full_disk_stops_the_run_with_one_line_and_keeps_the_finished_checkpoints(tmp_path):
     """The limit on file size makes writing a checkpoint's optimiser state fail as a full disk does."""
     folder = tmp_path / "run"
-    arguments = [sys.executable, "-c", SCRIPT, "train", "--resume", str(folder), "--no-report"]
     whole = small_trainer(folder)
     whole.fit()
     last, names = folder / "checkpoints" / "step_000004", ("model.safetensors", "optimizer.safetensors")
     saved = {name: sha256(last / name) for name in names}
     subprocess.run(["rm", "-r", last], check=True)
     limit = (folder / "checkpoints" / "step_000002" / "optimizer.safetensors").stat().st_size // 2
-
-    def small_disk():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    out = subprocess.run(arguments, capture_output=True, text=True, check=False, preexec_fn=small_disk)
+    out = steer("train", "--resume", folder, "--no-report", largest_file=limit)
     assert out.returncode == 2
     assert out.stderr.count("\n") == 1
     assert out.stderr.startswith(f"error: run folder {folder}: cannot be written (")
     assert "--resume" in out.stderr
     assert [path.name for path in RunFolder.open(folder).checkpoints.saved()] == ["step_000002"]
-    again = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    again = steer("train", "--resume", folder, "--no-report")
     assert again.returncode == 0, again.stderr
     assert {name: sha256(last / name) for name in names} == saved
     assert [row["step"] for row in RunFolder.open(folder).read()] == [1, 2, 3, 4]
