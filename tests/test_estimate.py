@@ -81,7 +81,7 @@ def scripted(monkeypatch):
         def __init__(self, policy):
             pass
 
-        def generate(self, prompts, responses, sampling, seed):
+        def generate(self, prompts, responses, sampling, seed, places=None):
             texts = []
             for prompt in prompts:
                 solved = len(asked) % 5
