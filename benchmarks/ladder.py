@@ -28,6 +28,8 @@ from throughput import interval, show
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from steer_core import ENTROPY_CHANGE, ClipRange, Lens, load_policy, score
+from steer_core.cli.ending import end
+from steer_core.cli.shared import at_least
 from steer_core.common.environment import environment
 from steer_core.ladder.attribution import influence, mean_entropy_gradient, step_of_output_layer
 from steer_core.ladder.passes import derivative, gradient, lens_stats
@@ -148,11 +150,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded", help=f"a model folder or {', '.join(SHAPES)} (%(default)s)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where it runs (%(default)s)")
-    parser.add_argument("--sequences", type=int, default=32, help="sequences of the step (%(default)s)")
-    parser.add_argument("--prompt", type=int, default=16, help="prompt tokens of each (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=24, help="response tokens of each (%(default)s)")
-    parser.add_argument("--micro-batch", type=int, default=8, help="sequences a forward pass (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=20, help="measurements of each (%(default)s)")
+    parser.add_argument("--sequences", type=at_least(1), default=32, help="sequences of the step (%(default)s)")
+    parser.add_argument("--prompt", type=at_least(1), default=16, help="prompt tokens of each (%(default)s)")
+    parser.add_argument("--tokens", type=at_least(1), default=24, help="response tokens of each (%(default)s)")
+    parser.add_argument("--micro-batch", type=at_least(1), default=8, help="sequences a forward pass (%(default)s)")
+    parser.add_argument("--repeats", type=at_least(1), default=20, help="measurements of each (%(default)s)")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
     args = parser.parse_args()
     model = model_of(args.model, args.device)
@@ -187,4 +189,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

@@ -29,6 +29,7 @@ import torch
 from throughput import resident, show
 
 from steer_core import Config, load_config
+from steer_core.cli.ending import end
 from steer_core.common.environment import environment
 from steer_core.planner.machine import CPU, Machine
 from steer_core.planner.memory import memory
@@ -182,4 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from steer_core.cli.ending import end
+from steer_core.cli.shared import at_least
 from steer_core.common.environment import cores, environment
 from steer_core.rewards.code import CodeGrader
 from steer_core.rewards.sandbox import Mode, Sandbox
@@ -81,7 +83,7 @@ def timed(arm: Callable[[], object]) -> float:
 def main() -> None:
     """Measure and print; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=60, help="rounds (default %(default)s)")
+    parser.add_argument("--repeats", type=at_least(1), default=60, help="rounds (default %(default)s)")
     parser.add_argument("--note", help="a word on the machine, kept with the figures")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
     args = parser.parse_args()
@@ -114,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

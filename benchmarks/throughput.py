@@ -29,6 +29,8 @@ import torch
 from rich.progress import track
 
 from steer_core import Trainer, load_config
+from steer_core.cli.ending import end
+from steer_core.cli.shared import at_least
 from steer_core.common.environment import environment
 from steer_core.rollout.rollout import Rollout
 
@@ -119,7 +121,7 @@ def show(result: dict, out: Path | None) -> None:
 def main() -> None:
     """Measure and print; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=30, help="measurements of each (default %(default)s)")
+    parser.add_argument("--repeats", type=at_least(1), default=30, help="measurements of each (default %(default)s)")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
     parser.add_argument("--memory-of", choices=ARMS, help="only print the MiB that one arm's updates add")
     args = parser.parse_args()
@@ -161,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

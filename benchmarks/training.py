@@ -23,6 +23,8 @@ from throughput import interval, resident, show
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from steer_core import Config, Trainer, load_config
+from steer_core.cli.ending import end
+from steer_core.cli.shared import at_least
 from steer_core.common.environment import environment
 from steer_core.planner.machine import CPU, Machine
 from steer_core.planner.memory import memory
@@ -114,13 +116,17 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--engine", choices=("local", "deepspeed"), default="deepspeed")
-    parser.add_argument("--sequences", type=int, default=8, help="responses an update (default %(default)s)")
-    parser.add_argument("--micro-batch", type=int, default=4, help="sequences a forward pass (default %(default)s)")
-    parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt (default %(default)s)")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens of a response (default %(default)s)")
+    parser.add_argument("--sequences", type=at_least(1), default=8, help="responses an update (default %(default)s)")
+    parser.add_argument(
+        "--micro-batch", type=at_least(1), default=4, help="sequences a forward pass (default %(default)s)"
+    )
+    parser.add_argument("--prompt", type=at_least(1), default=32, help="tokens of a prompt (default %(default)s)")
+    parser.add_argument("--tokens", type=at_least(1), default=64, help="tokens of a response (default %(default)s)")
     parser.add_argument("--recompute", type=int, choices=(0, 1), default=0, help="gradient checkpointing")
-    parser.add_argument("--repeats", type=int, default=8, help="counted updates (default %(default)s)")
-    parser.add_argument("--peak-tflops", type=float, default=989.0, help="dense bf16 peak (default: H100's)")
+    parser.add_argument("--repeats", type=at_least(1), default=8, help="counted updates (default %(default)s)")
+    parser.add_argument(
+        "--peak-tflops", type=at_least(0, float), default=989.0, help="dense bf16 peak (default: H100's)"
+    )
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
     args = parser.parse_args()
     shape = shape_of(args.shape)
@@ -157,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

@@ -19,6 +19,7 @@ from steer_core import (
     ActiveIntervention,
     Config,
     Policy,
+    SteerError,
     load_config,
     load_policy,
     make_engine,
@@ -88,4 +89,7 @@ def train(config: Config) -> Policy:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train(load_config(None, ["intervention.name=steer", "train.rollouts=12", *sys.argv[1:]]))
+    try:
+        train(load_config(None, ["intervention.name=steer", "train.rollouts=12", *sys.argv[1:]]))
+    except SteerError as error:
+        sys.exit(f"error: {error}")

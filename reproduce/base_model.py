@@ -18,6 +18,9 @@ import torch
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
+from steer_core.cli.ending import end
+from steer_core.cli.shared import at_least
+from steer_core.common.settings import build
 from steer_core.config.sections import CountdownConfig
 from steer_core.policy.tokenizer import character_tokenizer
 from steer_core.problems import Countdown, split_of
@@ -71,14 +74,17 @@ def main() -> None:
     """Train and save; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model and tokenizer to")
-    parser.add_argument("--steps", type=int, default=3600, help="optimiser steps (default %(default)s)")
-    parser.add_argument("--batch", type=int, default=64, help="pairs a step (default %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak, then cosine (default %(default)s)")
-    parser.add_argument("--numbers", type=int, default=4, help="numbers a problem gives (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="torch's threads (default %(default)s)")
+    parser.add_argument("--steps", type=at_least(1), default=3600, help="optimiser steps (default %(default)s)")
+    parser.add_argument("--batch", type=at_least(1), default=64, help="pairs a step (default %(default)s)")
+    parser.add_argument(
+        "--learning-rate", type=at_least(0, float), default=3e-3, help="peak, then cosine (default %(default)s)"
+    )
+    parser.add_argument("--numbers", type=at_least(1), default=4, help="numbers a problem gives (default %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="(default %(default)s)")
+    parser.add_argument("--threads", type=at_least(1), default=2, help="torch's threads (default %(default)s)")
     args = parser.parse_args()
-
+    task = Countdown(build(CountdownConfig, {"numbers": args.numbers}))
+    args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     tokenizer = character_tokenizer(CHARACTERS)
@@ -86,7 +92,7 @@ def main() -> None:
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
-    stream = batches(Countdown(CountdownConfig(numbers=args.numbers)), tokenizer, args.batch, args.seed)
+    stream = batches(task, tokenizer, args.batch, args.seed)
     for step in track(range(args.steps), description="training"):
         ids, mask, labels = next(stream)
         loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
@@ -103,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

@@ -19,6 +19,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from steer_core.cli.ending import end
+from steer_core.cli.shared import at_least
 from steer_core.common.environment import environment
 from steer_core.common.plot_style import ARM_COLOURS, STYLE
 
@@ -102,14 +104,14 @@ def draw(runs: dict[str, pd.DataFrame], path: Path) -> None:
 def main() -> None:
     """Train what is not trained yet, compare, write; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20, help="rollouts (default %(default)s)")
+    parser.add_argument("--steps", type=at_least(1), default=20, help="rollouts (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/engines"), help="folder of the runs")
     results = Path(__file__).parent / "results" / "engines"
     parser.add_argument("--results", type=Path, default=results, help="folder of the page (default: beside this file)")
     args = parser.parse_args()
+    args.results.mkdir(parents=True, exist_ok=True)
     runs = {name: train(name, args.out, args.steps) for name in ENGINES}
     about = environment() | {"command": shlex.join(["python", *sys.argv])}
-    args.results.mkdir(parents=True, exist_ok=True)
     record = {
         "environment": about,
         "settings": SETTINGS,
@@ -126,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

@@ -78,7 +78,8 @@ def _model(name: str, case: dict[str, Any]) -> dict[str, Any]:
         print(f"{name}: {case['make']}", flush=True)
         words = shlex.split(case["make"])
         head = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "steer_core"]
-        subprocess.run([*head, *words[1:]], check=True)
+        if subprocess.run([*head, *words[1:]], check=False).returncode:
+            raise SteerError(f"case {name}: `{case['make']}` failed as told above; mend that, then run it again")
     run = RunFolder.open(model) if (Path(model) / "config.yaml").exists() else None
     folder = str(run.checkpoints.saved()[-1]) if run else model
     settings = [_located(word) for word in case["settings"]]
@@ -108,11 +109,8 @@ def cases_of(description: str) -> list[str]:
     )
     parser.add_argument("--again", action="store_true", help="measure the named cases even if they are measured")
     args = parser.parse_args()
-    try:
-        for name in args.cases or EMBEDDED_CASES:
-            measure(name, args.again)
-    except (SteerError, subprocess.CalledProcessError) as error:
-        parser.exit(2, f"error: {error}\n")
+    for name in args.cases or EMBEDDED_CASES:
+        measure(name, args.again)
     return [name for name in CASES if (RESULTS / f"{name}.json").exists()]
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from wrong_answers import KINDS, boxed, core, neighbour, wrong_answer
 
+from steer_core.cli.ending import end
 from steer_core.common.environment import environment
 from steer_core.common.files import write_atomically
 from steer_core.problems.sets import data_folder, facts_of, names, read_release
@@ -214,4 +215,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

@@ -32,6 +32,8 @@ from rich.console import Console
 from rich.table import Table
 
 from steer_core import SteerError
+from steer_core.cli.ending import end
+from steer_core.cli.shared import at_least
 from steer_core.common.environment import cores
 from steer_core.common.errors import INTERRUPTED
 from steer_core.common.files import write_atomically
@@ -239,7 +241,7 @@ def report(folder: Path, out: Path, command: str) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
+def main() -> int:
     """Train what is not trained yet, then report; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -249,26 +251,23 @@ def main() -> None:
         "--results", type=Path, help="folder of the results (default: reproduce/results/quadrants; with --quick: OUT)"
     )
     parser.add_argument("--quick", action="store_true", help="2 seeds x 6 rollouts in place of 3 x 32; decides nothing")
-    parser.add_argument("--jobs", type=int, default=cores(), help="runs at a time (default: the cores, %(default)s)")
+    parser.add_argument(
+        "--jobs", type=at_least(1), default=cores(), help="runs at a time (default: the cores, %(default)s)"
+    )
     args = parser.parse_args()
-    if args.jobs < 1:
-        parser.error(f"--jobs: {args.jobs} is below 1; give the number of runs to train at a time")
     folder = args.out or Path("runs/quadrants-quick" if args.quick else "runs/quadrants")
     out = args.results or (folder if args.quick else ROOT / "reproduce" / "results" / "quadrants")
     console = Console()
-    try:
-        plan = load_plan(PLAN, QUICK, seeds=[0, 1]) if args.quick else load_plan(PLAN)
-        start_comparison(plan, folder, resume=True)
-        if not run_comparison(plan, folder, args.jobs, console):
-            print("stopped; the same command goes on", file=sys.stderr)
-            sys.exit(INTERRUPTED)
-        found = report(folder, out, f"python reproduce/quadrants.py{' --quick' * args.quick}")
-    except SteerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    plan = load_plan(PLAN, QUICK, seeds=[0, 1]) if args.quick else load_plan(PLAN)
+    start_comparison(plan, folder, resume=True)
+    if not run_comparison(plan, folder, args.jobs, console):
+        print("stopped; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    found = report(folder, out, f"python reproduce/quadrants.py{' --quick' * args.quick}")
     console.print(table(found))
     console.print(f"wrote {out / 'results.json'} and {out / 'entropy.png'}", highlight=False, soft_wrap=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

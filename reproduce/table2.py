@@ -24,6 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 from steer_core import ClipRange, Intervention, Steer, SteerError, Tokens, TokenStats, clip_indicator, importance_ratio
+from steer_core.cli.ending import end
 from steer_core.common.settings import read_yaml
 from steer_core.interventions.clip_higher import ClipHigher
 from steer_core.interventions.covariance import ClipCov, KLCov
@@ -169,16 +170,12 @@ def remarks(row: dict[str, Any]) -> str:
     return "\n  ".join(line for line in lines if line)
 
 
-def main() -> None:
+def main() -> int:
     """Print the table and what the check says; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA, help="the table (default: table2.yaml beside this file)")
     args = parser.parse_args()
-    try:
-        data = load(args.data)
-    except SteerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    data = load(args.data)
     found = check(data)
     Console().print(table(data, found))
     for row in data["methods"].values():
@@ -188,8 +185,8 @@ def main() -> None:
         print(f"error: {line}", file=sys.stderr)
     cells = sum(map(len, found.values()))
     print(f"{cells - len(wrong)} of {cells} checked cells hold")
-    sys.exit(1 if wrong else 0)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

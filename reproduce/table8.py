@@ -15,6 +15,7 @@ from __future__ import annotations
 from estimators import cases_of, measured_cases, print_table, published_rows
 
 from steer_core import ENTROPY_CHANGE
+from steer_core.cli.ending import end
 from steer_core.estimation.tables import QUESTIONS, label_of, with_interval
 
 COLUMNS = ("case", "update", "against", "estimate", "MSE", "Pearson", "Spearman", "right sign", "factor")
@@ -46,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

@@ -30,6 +30,8 @@ from rich.console import Console
 from tournament_tables import read_results, stage_results, write_results
 
 from steer_core import STRICT, SteerError
+from steer_core.cli.ending import end
+from steer_core.cli.shared import at_least
 from steer_core.common.environment import cores
 from steer_core.common.errors import INTERRUPTED
 from steer_core.common.files import write_atomically
@@ -330,7 +332,7 @@ def run_stages(
         run(stage_plan(plan, stage, chosen, best), folder / name, jobs, console)
 
 
-def main() -> None:
+def main() -> int:
     """Run what is not finished yet, then report; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder of the runs (default: runs/tournament, or -quick)")
@@ -338,10 +340,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="3 methods, 2 seeds, short runs; decides nothing")
     parser.add_argument("--report", action="store_true", help="train nothing; report what has run")
     parser.add_argument("--stages", nargs="+", metavar="STAGE", help="run these alone, tuned as the results say")
-    parser.add_argument("--jobs", type=int, default=cores(), help="runs at a time (default: the cores, %(default)s)")
+    parser.add_argument(
+        "--jobs", type=at_least(1), default=cores(), help="runs at a time (default: the cores, %(default)s)"
+    )
     args = parser.parse_args()
-    if args.jobs < 1:
-        parser.error(f"--jobs: {args.jobs} is below 1; give the number of runs to train at a time")
     folder = args.out or ROOT / "runs" / ("tournament-quick" if args.quick else "tournament")
     out = args.results or (folder if args.quick else ROOT / "reproduce" / "results" / "tournament")
     console = Console()
@@ -360,11 +362,9 @@ def main() -> None:
         write_results(plan, folder, out, command, console, earlier)
     except Stopped:
         print("stopped; the same command goes on", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except SteerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return INTERRUPTED
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

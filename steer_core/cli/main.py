@@ -5,34 +5,31 @@ from __future__ import annotations
 import argparse
 import sys
 from textwrap import fill
+from typing import NoReturn
 
 from steer_core.cli import compare, data, doctor, estimate, evaluate, paired, plan, report, show, train
+from steer_core.cli.ending import end
 from steer_core.cli.shared import parse
-from steer_core.common.errors import INTERRUPTED, SteerError
 
 _MODULES = (compare, train, plan, evaluate, paired, estimate, report, show, data, doctor)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 """A command has `options(parser)`, which states its options, and `run(arguments)`, whose docstring is its help."""
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command; exit 0 when it came to its end, 2 on bad input, 130 when it was stopped."""
-    words = sys.argv[1:] if arguments is None else arguments
+    end(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(words: list[str]) -> int | None:
     command = COMMANDS[_named(words[:1])]
     parser = argparse.ArgumentParser(
         prog=f"steer {words[0]}",
         description=fill(command.run.__doc__, 78),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    try:
-        command.options(parser)
-        sys.exit(command.run(parse(parser, words[1:])))
-    except SteerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    command.options(parser)
+    return command.run(parse(parser, words[1:]))
 
 
 def _named(word: list[str]) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf, nan
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
@@ -33,6 +34,21 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     args = parser.parse_intermixed_args(others)
     args.settings += settings
     return args
+
+
+def at_least(least: float, number: type[int] | type[float] = int) -> Callable[[str], float]:
+    """The `type` of an option that takes a number from `least` on; argparse names the option and the value."""
+
+    def read(word: str) -> float:
+        try:
+            value = number(word)
+        except ValueError:
+            value = nan
+        if not (least <= value < inf):
+            raise argparse.ArgumentTypeError(f"{word} is no {'whole ' * (number is int)}number from {least:g} on")
+        return value
+
+    return read
 
 
 def take_settings(parser: argparse.ArgumentParser, benchmarks: bool = False) -> None:

@@ -66,6 +66,15 @@ class Job:
                 preexec_fn=_die_with_parent if _LIBC else None,
             )
 
+    def reason(self) -> str:
+        """Why the process failed: the signal that killed it, or the last line of its log."""
+        status = self.process.returncode
+        if status < 0:
+            memory = " (out of memory?)" if -status == signal.SIGKILL else ""
+            return f"killed by signal {-status}{memory}"
+        lines = [line for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        return lines[-1] if lines else f"ended with status {status}; see {self.log}"
+
     def progress(self) -> tuple[int, str]:
         """(finished rollouts, what the last one looked like)."""
         row = last_line(self.result) if self.rollouts else None
@@ -143,7 +152,7 @@ def run_comparison(plan: Plan, folder: Path, jobs: int, console: Console) -> boo
     if len(comparison.metrics):
         console.print(f"report: {write_report(comparison, folder)}", highlight=False, soft_wrap=True)
     if failed:
-        reasons = "; ".join(f"{job.name}: {_last_words(job.log)}" for job in failed)
+        reasons = "; ".join(f"{job.name}: {job.reason()}" for job in failed)
         raise SteerError(f"{len(failed)} of {len(planned)} processes failed ({reasons}); mend that, then --resume")
     return comparison.complete
 
@@ -202,11 +211,6 @@ def _display(planned: list[Job], console: Console) -> Iterator[Callable[[list[Jo
 
 def _config_path(folder: Path, arm: str) -> Path:
     return folder / "configs" / f"{arm}.yaml"
-
-
-def _last_words(log: Path) -> str:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else f"see {log}"
 
 
 def _die_with_parent() -> None:
