@@ -366,5 +366,5 @@ def test_scope_micro_takes_what_scope_step_must_refuse(tmp_path):
 def test_without_trl_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
     monkeypatch.delitem(sys.modules, "steer_core.integrations.trl")
-    with pytest.raises(SteerError, match=r"trl: not installed.*pip install -e \.\[parity\]"):
+    with pytest.raises(SteerError, match=r"trl: not installed.*pip install -c constraints.txt -e '\.\[parity\]'"):
         importlib.import_module("steer_core.integrations.trl")

@@ -61,6 +61,19 @@ def test_pins_are_exact_sorted_and_without_local_tags():
     assert PROJECT["name"] not in names
 
 
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
+PAGES += [path for folder in ("steer_core", "reproduce", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+
+
+def test_every_extra_that_a_page_or_a_message_names_exists_and_stands_in_quotes_for_zsh():
+    told = [line for path in PAGES for line in re.findall(r"-e \S*\.\[[^\n]*", path.read_text(encoding="utf-8"))]
+    assert len(told) >= 8
+    for line in told:
+        quoted = re.match(r"-e '\.\[([\w,-]+)\]'", line)
+        assert quoted, line
+        assert set(quoted[1].split(",")) <= EXTRAS.keys()
+
+
 def test_every_pip_install_goes_through_the_constraints():
     installs = [line for name in ("Makefile", "Dockerfile") for line in commands(name) if "pip install" in line]
     installs += [line for line in commands("Makefile") if "$(PIP) install" in line]

@@ -50,14 +50,14 @@ try:
     import trl
     from trl import GRPOConfig, GRPOTrainer
 except ModuleNotFoundError as error:
-    raise SteerError(f"trl: not installed ({error}); pip install -e .[parity]") from error
+    raise SteerError(f"trl: not installed ({error}); pip install -c constraints.txt -e '.[parity]'") from error
 
 OLDEST_TRL = "1.16"
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 """TRL's `loss_type`s whose per-token loss is the clipped surrogate; they differ in the reduction."""
 
 if Version(trl.__version__) < Version(OLDEST_TRL):
-    raise SteerError(f"trl: {trl.__version__} is older than {OLDEST_TRL}; pip install -e .[parity]")
+    raise SteerError(f"trl: {trl.__version__} is older than {OLDEST_TRL}; pip install -c constraints.txt -e '.[parity]'")
 
 _OLD_ENTROPY = "steer_old_entropy"
 _SCORING_ARGUMENTS = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
@@ -340,5 +340,5 @@ def _by_token(advantages: Tensor) -> Tensor:
 def _require(holds: bool, what: str) -> None:
     if not holds:
         raise SteerError(
-            f"trl: {trl.__version__} is built otherwise than {OLDEST_TRL} ({what}); pip install -e .[parity]"
+            f"trl: {trl.__version__} is built otherwise than {OLDEST_TRL} ({what}); pip install -c constraints.txt -e '.[parity]'"
         )

@@ -50,11 +50,11 @@ try:
     from verl.workers.engine.base import BaseEngine
     from verl.workers.utils.padding import no_padding_2_padding
 except ModuleNotFoundError as error:
-    raise SteerError(f"verl: 0.9 is not installed ({error}); pip install -e .[parity]") from error
+    raise SteerError(f"verl: 0.9 is not installed ({error}); pip install -c constraints.txt -e '.[parity]'") from error
 
 OLDEST_VERL = "0.9"
 if Version(verl.__version__) < Version(OLDEST_VERL):
-    raise SteerError(f"verl: {verl.__version__} is older than {OLDEST_VERL}; pip install -e .[parity]")
+    raise SteerError(f"verl: {verl.__version__} is older than {OLDEST_VERL}; pip install -c constraints.txt -e '.[parity]'")
 
 LOSS_MODE = "steer"
 ACTOR = "actor_rollout_ref.actor"
