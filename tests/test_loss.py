@@ -249,7 +249,9 @@ def test_a_float64_loss_is_divided_in_float64():
         count = denominator(mask, reduction, LONGEST)
         share = mask.double() / count
         share = share / mask.sum(-1, keepdim=True) if reduction == "seq-mean-token-mean" else share
-        assert reduce_loss(losses, mask, reduction, count).item() == pytest.approx((losses * share).sum().item(), rel=1e-15)
+        assert reduce_loss(losses, mask, reduction, count).item() == pytest.approx(
+            (losses * share).sum().item(), rel=1e-15
+        )
         assert token_coefficients(mask, reduction, count).dtype == torch.float32
 
 

@@ -9,6 +9,7 @@ from steer_core.stats.intervals import NO_WIDTH, Interval
 
 MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EN DASH}"
+MOST_DIGITS = 9
 NO_INTERVAL = "no interval (one seed)"
 NO_SPREAD = "the same in every seed"
 
@@ -24,11 +25,14 @@ def number(value: float, signed: bool = False, digits: int = 3) -> str:
 
 
 def bounds(interval: Interval, signed: bool = False, digits: int = 3) -> str:
-    """`low to high`, or that one seed gives no interval."""
+    """`low to high`, or that one seed gives no interval. signed: with the digits that tell a bound from 0."""
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return NO_INTERVAL
     if signed and interval.high - interval.low <= NO_WIDTH:
         return NO_SPREAD
+    for bound in (interval.low, interval.high) if signed else ():
+        if bound and abs(bound) < 0.5 * 10.0**-digits:
+            digits = min(-math.floor(math.log10(abs(bound))), MOST_DIGITS)
     return f"{number(interval.low, signed, digits)} to {number(interval.high, signed, digits)}"
 
 
