@@ -29,7 +29,7 @@ from tournament_statistics import (
 from steer_core import SteerError
 from steer_core.common.files import write_atomically
 from steer_core.compare.comparison import Comparison, load_comparison
-from steer_core.stats.intervals import Interval, holm, interval_over_seeds, interval_over_seeds_and_problems
+from steer_core.stats.intervals import Interval, digits_of, holm, interval_over_seeds, interval_over_seeds_and_problems
 
 NOTES = [
     "Levels: pass@k with an interval over seeds and problems, entropy and area with Student t over seeds; 95%.",
@@ -146,9 +146,12 @@ def decided(stage: dict[str, Any], reference: str) -> tuple[list[str], list[str]
 
 
 def difference_text(found: dict[str, Any]) -> str:
-    """`+0.012 [-0.003, +0.027]`, the interval over seeds."""
-    span = f" [{found['over_seeds'][0]:+.3f}, {found['over_seeds'][1]:+.3f}]" if found["over_seeds"] else ""
-    return f"{found['mean']:+.3f}{span}"
+    """`+0.012 [-0.003, +0.027]`, the interval over seeds, with the digits that tell a bound from 0."""
+    if not found["over_seeds"]:
+        return f"{found['mean']:+.3f}"
+    low, high = found["over_seeds"]
+    digits = digits_of(low, high)
+    return f"{found['mean']:+.3f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def level_text(interval: dict[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from scipy import stats
 
 NO_WIDTH = 1e-9
 """Intervals narrower than this come from values that agree."""
+MOST_DIGITS = 9
+"""Digits behind the point that a bound is printed with at most."""
 Verdict = Literal["higher", "lower", "undecided"]
 
 
@@ -34,6 +37,15 @@ class Interval:
         if self.low > 0:
             return "higher"
         return "lower" if self.high < 0 else "undecided"
+
+
+def digits_of(low: float, high: float, least: int = 3) -> int:
+    """Digits behind the point that tell each bound of a difference from 0: `least`, or more where one is smaller."""
+    digits = least
+    for bound in (low, high):
+        if bound and abs(bound) < 0.5 * 10.0**-least:
+            digits = max(digits, min(-math.floor(math.log10(abs(bound))), MOST_DIGITS))
+    return digits
 
 
 def bootstrap_over_problems(values_SQ: ArrayLike, draws: int = 2000, seed: int = 0, expanded: bool = False) -> Interval:

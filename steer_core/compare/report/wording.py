@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from steer_core.stats.intervals import NO_WIDTH, Interval
+from steer_core.stats.intervals import NO_WIDTH, Interval, digits_of
 
 MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EN DASH}"
-MOST_DIGITS = 9
 NO_INTERVAL = "no interval (one seed)"
 NO_SPREAD = "the same in every seed"
 
@@ -30,9 +29,7 @@ def bounds(interval: Interval, signed: bool = False, digits: int = 3) -> str:
         return NO_INTERVAL
     if signed and interval.high - interval.low <= NO_WIDTH:
         return NO_SPREAD
-    for bound in (interval.low, interval.high) if signed else ():
-        if bound and abs(bound) < 0.5 * 10.0**-digits:
-            digits = min(-math.floor(math.log10(abs(bound))), MOST_DIGITS)
+    digits = digits_of(interval.low, interval.high, digits) if signed else digits
     return f"{number(interval.low, signed, digits)} to {number(interval.high, signed, digits)}"
 
 
