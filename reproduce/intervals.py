@@ -1,6 +1,6 @@
 """How often the tournament's intervals hold the truth, and how many seeds its question needs.
 
-    python reproduce/intervals.py          # writes reproduce/results/intervals.json and .md: 6 minutes on one core
+    python reproduce/intervals.py          # writes reproduce/results/intervals.json and .md: 7 minutes on one core
     python reproduce/intervals.py --draws 100 --evaluations 2 --out runs/intervals   # the same, coarse
 
 Coverage is simulated. Differences: mean + seed + problem + rest, all normal, true mean 0. Matched runs: two methods

@@ -40,8 +40,8 @@ NOTES = [
     "one over seeds and problems where counts by problem were kept. Bold, decided: the primary measure, (*), and p "
     "(Holm, over the arms of the stage) below 0.05. All else is exploratory and not corrected for its number.",
     "The rule was changed after results were seen, twice. While the runs were in progress, an interval over seeds and "
-    "problems had to exclude 0 too. On 2026-11-29 that interval, about 1.5 times too wide, went: it drew seeds and "
-    "problems independently (intervals.md). With it nothing was decided.",
+    "problems had to exclude 0 too. On 2026-11-29 that interval, which was too wide, went: it drew seeds and problems "
+    "independently (intervals.md). With it nothing was decided.",
     "Equal pass@1: at the highest level that both runs of a seed reach; seeds in which one never rose above the base "
     "model are left out.",
 ]

@@ -96,8 +96,8 @@ def interval_over_seeds_and_problems(values_SQ: ArrayLike) -> Interval:
     A value is mean + seed + problem + rest, each part random (the two-way layout without replicates; Searle et al.
     1992, chapter 4). The mean's variance is that of the seeds' means over S, which holds seeds and rest, plus that of
     the problems over Q, which is 0 where their means vary no more than the rest explains. Student t, degrees of
-    freedom by Satterthwaite. `reproduce/intervals.py` simulates its coverage: 95% +- 1 from 5 seeds on. Drawing seeds
-    and problems independently would count the rest three times over. One seed: the bootstrap over problems; one
+    freedom by Satterthwaite. `reproduce/intervals.py` simulates its coverage: 95% within 1.1 from 5 seeds on. Drawing
+    seeds and problems independently would count the rest three times over. One seed: the bootstrap over problems; one
     problem: `interval_over_seeds`. Raises ValueError where there is no value.
     """
     values = np.asarray(values_SQ, dtype=float)
@@ -107,7 +107,7 @@ def interval_over_seeds_and_problems(values_SQ: ArrayLike) -> Interval:
     if seeds == 1:
         return bootstrap_over_problems(values)
     if problems == 1:
-        return interval_over_seeds(values[:, 0])
+        return interval_over_seeds(values[:, 0].tolist())
     mean, by_seed, by_problem = float(values.mean()), values.mean(1), values.mean(0)
     rest = values - by_seed[:, None] - by_problem + mean
     rest_share = np.square(rest).sum() / ((seeds - 1) * (problems - 1)) / values.size
