@@ -393,11 +393,3 @@ def test_a_token_on_a_logit_of_minus_infinity_has_the_limit_of_ever_rarer_tokens
     assert found["exact"][0] == advantages[0] * (stats.sum_p2_logp + stats.entropy * stats.sum_p2)[0]
     others = covariance_entropy_change(stats[1:], stats[1:], advantages[1:], CLIP)
     torch.testing.assert_close(found["covariance"], torch.cat([torch.zeros(1, dtype=dtype), others]))
-
-
-def test_a_token_that_only_the_new_policy_rules_out_changes_nothing():
-    old = token_stats(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([0]))
-    new = token_stats(torch.tensor([[-math.inf, 1.0, 2.0]]), torch.tensor([0]))
-    for name, form in ENTROPY_CHANGE.items():
-        if name != "released":
-            assert form(new, old, torch.ones(1), CLIP) == 0, name
