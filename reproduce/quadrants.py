@@ -125,6 +125,7 @@ def results(comparison: Comparison) -> dict[str, Any]:
         "notes": NOTES,
         "baseline_quadrants": baseline_quadrants(metrics[metrics.arm == plan.baseline]),
         "arms": arms,
+        "counts": comparison.counts(),
     }
 
 

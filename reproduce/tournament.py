@@ -2,7 +2,7 @@
 
     python reproduce/tournament.py           # tunes, runs every stage in runs/tournament, then reports
     python reproduce/tournament.py --quick   # a slice in 5 minutes in runs/tournament-quick: shows the machinery
-    python reproduce/tournament.py --report  # only the report, of what has run so far
+    python reproduce/tournament.py --report  # only the report, of what has run so far or of the results that are kept
     python reproduce/tournament.py --stages hard   # these stages alone, on any machine
 
 The plan is tournament.yaml: methods with the strengths they may choose from, how they choose, and the stages, with
@@ -355,7 +355,7 @@ def main() -> int:
         for name in args.stages or ():
             if name not in plan.stages:
                 raise SteerError(f"--stages: {name!r} is no stage; choose from {', '.join(plan.stages)}")
-        earlier = read_results(out) if args.stages else {}
+        earlier = read_results(out) if args.stages or args.report else {}
         if not args.report:
             tuned = choices_of(folder, earlier, out) if args.stages else tune(plan, folder, args.jobs, console)
             run_stages(plan, args.stages or list(plan.stages), tuned, folder, earlier, args.jobs, console)

@@ -56,7 +56,7 @@ def _shown(comparison: Comparison, stage: dict[str, Any]) -> dict[str, str]:
 def forest(stage: dict[str, Any], reference: str) -> Figure:
     """Differences from an arm at equal pass@1, one row a method, with intervals over seeds.
 
-    Red: decided (the primary measure, Holm's p below 0.05). Blue: both intervals exclude 0, uncorrected.
+    Red: decided (the primary measure, Holm's p below 0.05). Blue: the intervals exclude 0, uncorrected.
     """
     rows = [
         row for row in stage["arms"].values()
@@ -117,11 +117,11 @@ def _arms(interval: dict[str, float | None]) -> list[list[float]] | None:
 
 
 def save_figures(comparisons: dict[str, Comparison], stages: dict[str, dict[str, Any]], out: Path) -> None:
-    """Write every picture there is data for, as PNG."""
+    """Write every picture there is data for, as PNG; `trade` needs the runs."""
     drawn = {}
-    for name, comparison in comparisons.items():
-        stage = stages[name]
-        drawn[f"{name}_trade"] = trade(comparison, stage)
+    for name, stage in stages.items():
+        if name in comparisons:
+            drawn[f"{name}_trade"] = trade(comparisons[name], stage)
         if any("against" in row for row in stage["arms"].values()):
             drawn[f"{name}_differences"] = forest(stage, stage["baseline"])
     drawn["rates"] = rates(stages)

@@ -3,8 +3,9 @@
 Two runs are compared at equal pass@1 where both, seed by seed, first reach the highest pass@1 that both reach at some
 evaluation (the pair's own level, not one level for all runs as in `steer report`); values between evaluations are
 interpolated, problem by problem. A seed in which one of the two never rose above the base model is left out and
-counted. Each difference carries two 95% intervals: Student t over the training seeds, and a bootstrap over seeds and
-problems together, in which every drawn set of problems is matched anew.
+counted. Each difference carries two 95% intervals: Student t over the training seeds, at these problems, and one over
+seeds and problems, which are crossed (`interval_over_seeds_and_problems`). A problem's share of a difference at equal
+pass@1 is its jackknife pseudo-value: the runs are matched anew without it, so that it holds the noise of the matching.
 """
 
 from __future__ import annotations
@@ -19,12 +20,10 @@ from steer_core.compare.comparison import Comparison
 from steer_core.stats.intervals import (
     Interval,
     at_first_crossing,
-    bootstrap_over_seeds_and_problems,
     interval_over_seeds,
+    interval_over_seeds_and_problems,
     paired_p_value,
 )
-
-DRAWS = 2000
 
 
 def measures(comparison: Comparison) -> dict[str, str]:
@@ -53,43 +52,53 @@ def shared_level(a: pd.DataFrame, b: pd.DataFrame) -> float | None:
 
 
 def at_shared_pass1(comparison: Comparison, arm: str, against: str) -> list[dict[str, Any]]:
-    """Arm minus another at each seed's shared level: one entry a seed that has one, with pass@k by problem.
-
-    `drawn`: by measure, the same difference on DRAWS redrawn sets of problems, each matched anew, so that it
-    carries the noise of the matching too; NaN where the redrawn set leaves no shared level.
-    """
+    """Arm minus another at each seed's shared level, one entry a seed that has one: `matched`, and the seed."""
     mine, theirs = runs_of(comparison, arm), runs_of(comparison, against)
     gaps = []
     for seed in sorted(mine.keys() & theirs.keys()):
-        pair = mine[seed], theirs[seed]
-        level = shared_level(*pair)
-        if level is None:
-            continue
-        gap: dict[str, Any] = {"seed": seed, "level": level, "drawn": {}}
-        pass1 = [by_problem(run, 1) for run in pair]
-        picks = redrawn(pass1[0].shape[1])
-        redrawn_pass1 = [values @ picks for values in pass1]  # (evaluations, draws)
-        levels = np.minimum(*(values.max(0) for values in redrawn_pass1))
-        levels[levels <= np.maximum(*(values[0] for values in redrawn_pass1))] = np.nan
-        for name, column in measures(comparison).items():
-            values = [
-                by_problem(r, int(name[5:])) if name != "entropy" else r[column].to_numpy()[:, None] for r in pair
-            ]
-            there = [at_first_crossing(r["pass@1"], v, level) for r, v in zip(pair, values, strict=True)]
-            gap[name] = there[0] - there[1] if column == name else float((there[0] - there[1])[0])
-            anew = [
-                at_levels(x, v @ picks if v.shape[1] > 1 else np.broadcast_to(v, x.shape), levels)
-                for x, v in zip(redrawn_pass1, values, strict=True)
-            ]
-            gap["drawn"][name] = anew[0] - anew[1]
-        gaps.append(gap)
+        gap = matched((mine[seed], theirs[seed]), measures(comparison))
+        if gap is not None:
+            gaps.append({"seed": seed, **gap})
     return gaps
 
 
-def redrawn(problems: int) -> np.ndarray:
-    """Weights (problems, DRAWS) of problems drawn with replacement, the same for every pair of runs."""
-    picks = np.random.default_rng(0).integers(problems, size=(DRAWS, problems))
-    return np.stack([np.bincount(pick, minlength=problems) for pick in picks], axis=1) / problems
+def matched(pair: tuple[pd.DataFrame, pd.DataFrame], columns: dict[str, str]) -> dict[str, Any] | None:
+    """One run minus another where each first reaches their shared level; None where there is none.
+
+    columns: name of a measure to its column; pass@k is told by problem. By measure, the problems' shares of the
+    difference, see `pseudo_values`: their mean is the difference.
+    """
+    level = shared_level(*pair)
+    if level is None:
+        return None
+    gap: dict[str, Any] = {"level": level}
+    without = without_each(len(pair[0].correct.iloc[0]))
+    pass1 = [by_problem(run, 1) @ without for run in pair]  # (evaluations, problem left out)
+    levels = np.minimum(*(values.max(0) for values in pass1))
+    levels[levels <= np.maximum(*(values[0] for values in pass1))] = np.nan
+    for name, column in columns.items():
+        whole = [float(at_first_crossing(run["pass@1"], run[column], level)) for run in pair]
+        anew = []
+        for run, x in zip(pair, pass1, strict=True):
+            flat = np.broadcast_to(run[column].to_numpy()[:, None], x.shape)
+            y = by_problem(run, int(name[5:])) @ without if name.startswith("pass@") else flat
+            anew.append(at_levels(x, y, levels))
+        gap[name] = pseudo_values(whole[0] - whole[1], anew[0] - anew[1])
+    return gap
+
+
+def without_each(problems: int) -> np.ndarray:
+    """Weights (problems, problems) of the means that leave out one problem each."""
+    return (1 - np.eye(problems)) / (problems - 1)
+
+
+def pseudo_values(whole: float, without_Q: np.ndarray) -> np.ndarray:
+    """Each problem's share of a statistic of all Q of them, whose mean is the statistic (jackknife; Tukey 1958).
+
+    without_Q: the statistic without each problem; NaN, where it does not exist, counts as no change.
+    """
+    moved_Q = np.where(np.isnan(without_Q), whole, without_Q)
+    return whole - (len(moved_Q) - 1) * (moved_Q - moved_Q.mean())
 
 
 def at_levels(x_ED: np.ndarray, y_ED: np.ndarray, level_D: np.ndarray) -> np.ndarray:
@@ -124,31 +133,22 @@ def area(run: pd.DataFrame) -> float:
 def differences(gaps: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """By measure: the mean difference, its intervals, its p value, and which side of 0 all its intervals lie on."""
     table = {}
-    for name in [key for key in (gaps[0] if gaps else ()) if key not in ("seed", "level", "drawn")]:
+    for name in [key for key in (gaps[0] if gaps else ()) if key not in ("seed", "level")]:
         values = [np.asarray(gap[name]) for gap in gaps]
-        means = [float(value.mean()) for value in values]
-        over_seeds, found = interval_over_seeds(means), [interval_over_seeds(means)]
-        row = {"mean": over_seeds.mean, "over_seeds": bounds(over_seeds), "by_seed": means}
-        if "drawn" in gaps[0]:
-            found.append(matched_anew(np.stack([gap["drawn"][name] for gap in gaps]), over_seeds.mean))
-        elif values[0].ndim:
-            found.append(bootstrap_over_seeds_and_problems(values))
-        if len(found) > 1:
-            row["over_seeds_and_problems"] = bounds(found[1])
-        verdicts = {interval.verdict for interval in found}
-        row["verdict"] = verdicts.pop() if len(verdicts) == 1 else "undecided"
-        table[name] = row | {"p": paired_p_value(means)}
+        both = interval_over_seeds_and_problems(np.stack(values)) if values[0].ndim else None
+        table[name] = judged([float(value.mean()) for value in values], both)
     return table
 
 
-def matched_anew(drawn_SD: np.ndarray, mean: float) -> Interval:
-    """Percentile interval over seeds and problems of differences matched anew on each drawn set of problems."""
-    seeds = np.random.default_rng(1).integers(len(drawn_SD), size=drawn_SD.shape)
-    drawn = np.take_along_axis(drawn_SD, seeds, axis=0)
-    counted = (~np.isnan(drawn)).sum(0)
-    means = np.nansum(drawn, axis=0)[counted > 0] / counted[counted > 0]
-    low, high = np.quantile(means, [0.025, 0.975]) if len(means) else (np.nan, np.nan)
-    return Interval(mean, float(low), float(high))
+def judged(by_seed: list[float], both: Interval | None) -> dict[str, Any]:
+    """A difference of each seed, and what they decide together. both: over seeds and problems, where that is known."""
+    over_seeds = interval_over_seeds(by_seed)
+    row = {"mean": over_seeds.mean, "over_seeds": bounds(over_seeds), "by_seed": by_seed}
+    if both is not None:
+        row["over_seeds_and_problems"] = bounds(both)
+    verdicts = {interval.verdict for interval in (over_seeds, both) if interval is not None}
+    row["verdict"] = verdicts.pop() if len(verdicts) == 1 else "undecided"
+    return row | {"p": paired_p_value(by_seed)}
 
 
 def bounds(interval: Interval) -> list[float] | None:
@@ -157,6 +157,6 @@ def bounds(interval: Interval) -> list[float] | None:
 
 
 def is_decided(found: dict[str, Any], primary: bool) -> bool:
-    """Whether a difference is decided: in the primary measure, by both intervals, with Holm's p below 0.05."""
+    """Whether a difference is decided: in the primary measure, by its intervals, with Holm's p below 0.05."""
     p = found.get("p_holm")
     return primary and found["verdict"] != "undecided" and p is not None and p < 0.05

@@ -1,8 +1,9 @@
 """What the tournament found, as JSON and tables: levels, differences, and what is decided.
 
-The measure named primary, pass@<largest k> at equal pass@1, is called decided where both of its intervals exclude 0 and
+The measure named primary, pass@<largest k> at equal pass@1, is called decided where its intervals exclude 0 and
 Holm's p (t, over the arms of the stage) is below 0.05; all else is exploratory. How two methods are compared:
-`tournament_statistics.py`.
+`tournament_statistics.py`. Every evaluation's counts by problem are kept, so that any interval can be made again.
+Stages of before 2026-11-29 lack them and have the interval over seeds alone (`by_seeds_alone`).
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ from tournament_statistics import (
 from steer_core import SteerError
 from steer_core.common.files import write_atomically
 from steer_core.compare.comparison import Comparison, load_comparison
-from steer_core.stats.intervals import bootstrap_over_seeds_and_problems, holm, interval_over_seeds
+from steer_core.stats.intervals import Interval, digits_of, holm, interval_over_seeds, interval_over_seeds_and_problems
 
 NOTES = [
-    "Levels: pass@k with a bootstrap over seeds and problems, entropy and area with Student t over seeds; 95%.",
+    "Levels: pass@k with an interval over seeds and problems, entropy and area with Student t over seeds; 95%.",
     "Area: mean pass@1 over training, trapezoid over the evaluations, the base model's included.",
     "Step: length of the optimiser's steps in all parameters, gradient: its norm before clipping, both over the first "
     "arm's; update time: of an update, probe apart, over the first arm's (the machine did other work meanwhile).",
-    "Differences are paired by seed; in brackets Student t over seeds. (*): both that interval and a bootstrap over "
-    "seeds and problems, each draw matched anew, exclude 0. Bold, decided: the primary measure, (*), and p (Holm, over "
-    "the arms of the stage) below 0.05. All else is exploratory and not corrected for its number.",
+    "Differences are paired by seed; in brackets Student t over seeds. (*): that interval excludes 0, and so does the "
+    "one over seeds and problems where counts by problem were kept. Bold, decided: the primary measure, (*), and p "
+    "(Holm, over the arms of the stage) below 0.05. All else is exploratory and not corrected for its number.",
+    "The rule was changed after results were seen, twice. While the runs were in progress, an interval over seeds and "
+    "problems had to exclude 0 too. On 2026-11-29 that interval, which was too wide, went: it drew seeds and problems "
+    "independently (intervals.md). With it nothing was decided.",
     "Equal pass@1: at the highest level that both runs of a seed reach; seeds in which one never rose above the base "
     "model are left out.",
 ]
@@ -56,7 +60,7 @@ def levels(comparison: Comparison, arm: str) -> dict[str, Any]:
     row = {"seeds": list(runs), "entropy": asdict(interval_over_seeds([e.policy_entropy.iloc[0] for e in ends]))}
     for k in comparison.ks:
         values = np.stack([by_problem(end, k)[0] for end in ends])
-        row[f"pass@{k}"] = asdict(bootstrap_over_seeds_and_problems(values))
+        row[f"pass@{k}"] = asdict(interval_over_seeds_and_problems(values))
     row["area"] = asdict(interval_over_seeds([area(run) for run in runs.values()]))
     logged = comparison.metrics[(comparison.metrics.arm == arm) & comparison.metrics.seed.isin(list(runs))]
     for name in ("lambda/mean", "lambda/share_within_1pct_of_1", "grad_norm/mean", "probe/update_norm"):
@@ -102,14 +106,31 @@ def stage_results(comparison: Comparison) -> dict[str, Any]:
         "base": {name: asdict(value) for name, value in comparison.base_levels().items()},
         "arms": rows,
         "environment": comparison.environment,
+        "evaluations": comparison.counts(),
     }
     return _clean(results)
+
+
+def by_seeds_alone(stage: dict[str, Any]) -> dict[str, Any]:
+    """A stage whose counts by problem were not kept, judged by the intervals over seeds; any other as it is.
+
+    What such a stage says over seeds and problems was drawn independently, which is too wide: it goes, but in the
+    levels of pass@k, which have no other interval.
+    """
+    if "evaluations" in stage:
+        return stage
+    for told in (told for row in stage["arms"].values() for told in row.get("against", {}).values()):
+        for found in (found for how in ("equal_steps", "equal_pass@1") for found in told[how].values()):
+            found.pop("over_seeds_and_problems", None)
+            known = found["over_seeds"]
+            found["verdict"] = Interval(found["mean"], *known).verdict if known else "undecided"
+    return stage
 
 
 def decided(stage: dict[str, Any], reference: str) -> tuple[list[str], list[str]]:
     """At equal pass@1 against a reference, in words: (what is decided in the primary measure, exploratory findings).
 
-    Decided: both intervals exclude 0 and Holm's p is below 0.05. Exploratory: both intervals exclude 0, uncorrected.
+    Decided: the intervals exclude 0 and Holm's p is below 0.05. Exploratory: the intervals exclude 0, uncorrected.
     """
     firm, exploratory = [], []
     for row in stage["arms"].values():
@@ -125,9 +146,12 @@ def decided(stage: dict[str, Any], reference: str) -> tuple[list[str], list[str]
 
 
 def difference_text(found: dict[str, Any]) -> str:
-    """`+0.012 [-0.003, +0.027]`, the interval over seeds."""
-    span = f" [{found['over_seeds'][0]:+.3f}, {found['over_seeds'][1]:+.3f}]" if found["over_seeds"] else ""
-    return f"{found['mean']:+.3f}{span}"
+    """`+0.012 [-0.003, +0.027]`, the interval over seeds, with the digits that tell a bound from 0."""
+    if not found["over_seeds"]:
+        return f"{found['mean']:+.3f}"
+    low, high = found["over_seeds"]
+    digits = digits_of(low, high)
+    return f"{found['mean']:+.3f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def level_text(interval: dict[str, float]) -> str:
@@ -142,6 +166,12 @@ def stage_markdown(stage: dict[str, Any]) -> str:
     about = stage["environment"]
     made = f"`{about['command']}`, {about['date'][:10]}, {about['cores']} cores of an {about['processor']}"
     lines = [f"## {stage['title']}", "", f"{stage['runs']} of {stage['planned']} runs have finished ({made}).", ""]
+    if "evaluations" not in stage:
+        lines += [
+            "Counts by problem were not kept. Differences are judged over seeds alone, at these 100 problems; the "
+            "intervals of pass@k below come from independent draws and are too wide.",
+            "",
+        ]
     lines += [f"| method | seeds | entropy | {' | '.join(ks)} | area | mean weight | gradient | step | update time |"]
     lines += ["| --- " * (8 + len(ks)) + "|"]
     if stage["base"]:
@@ -220,19 +250,24 @@ def write_results(
 ) -> None:
     """results.json, tournament.md and the figures, of what has run so far.
 
-    earlier: the results of another run of the tournament, whose other stages stay in the file as they are.
+    earlier: the results of another run of the tournament, whose other stages stay in the file; see `by_seeds_alone`.
     """
     comparisons = {
         name: load_comparison(folder / name) for name in plan.stages if (folder / name / "plan.yaml").exists()
     }
     comparisons = {name: one for name, one in comparisons.items() if len(one.evaluations) and len(one.final())}
-    if not comparisons:
+    if not (comparisons or earlier):
         raise SteerError(f"--out: {folder} holds no finished run of a stage yet; run the tournament without --report")
-    tuning = json.loads((folder / "chosen.json").read_text(encoding="utf-8"))
+    earlier = earlier or {}
+    if (folder / "chosen.json").is_file():
+        tuning = json.loads((folder / "chosen.json").read_text(encoding="utf-8"))
+    else:
+        tuning = {"methods": earlier["chosen"], "grpo": earlier["grpo_in_tuning"]}
     comparisons = {
         name: replace(one, environment=one.environment | {"command": command}) for name, one in comparisons.items()
     }
-    known = (earlier or {}).get("stages", {}) | {name: stage_results(one) for name, one in comparisons.items()}
+    known = {name: by_seeds_alone(stage) for name, stage in earlier.get("stages", {}).items()}
+    known |= {name: stage_results(one) for name, one in comparisons.items()}
     stages = {name: known[name] for name in plan.stages if name in known}
     labels = {name: method.label for name, method in plan.methods.items()}
     parts = ["# The tournament", *[f"- {note}" for note in NOTES], choices_markdown(tuning, labels)]
@@ -245,8 +280,7 @@ def write_results(
         save_figures(comparisons, stages, out)
     except OSError as error:
         raise SteerError(f"--results: {out} cannot be written ({error.strerror}); name another folder") from error
-    for name in comparisons:
-        stage = stages[name]
+    for name, stage in stages.items():
         for reference in [stage["baseline"], *stage["controls"]]:
             if reference in stage["arms"]:
                 firm, _ = decided(stage, reference)

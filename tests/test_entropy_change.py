@@ -375,3 +375,21 @@ def test_a_token_of_a_uniform_state_is_unlikely_for_its_log_prob_is_not_above_mi
     uniform = TokenStats(*(torch.tensor([value], dtype=torch.float64) for value in (-1.0, 1.0, 0.5, -0.5)))
     masks = quadrants(uniform, torch.ones(1, dtype=torch.float64))
     assert [name for name, mask in masks.items() if mask.any()] == ["positive_unlikely"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_token_on_a_logit_of_minus_infinity_has_the_limit_of_ever_rarer_tokens(dtype):
+    def changes(logit):
+        logits = torch.tensor([[0.3, 1.1, logit, 2.0], [0.3, 1.1, -0.4, 2.0], [1.0, 0.0, 0.5, 0.2]], dtype=dtype)
+        stats, advantages = token_stats(logits, torch.tensor([2, 1, 0])), torch.tensor([1.3, -0.7, 0.4], dtype=dtype)
+        return {name: form(stats, stats, advantages, CLIP) for name, form in ENTROPY_CHANGE.items()}, stats, advantages
+
+    found, stats, advantages = changes(-math.inf)
+    limit = changes(-300.0)[0]
+    assert stats.logprob[0] == -math.inf
+    for name in ("paper", "exact", "released"):
+        torch.testing.assert_close(found[name], limit[name])
+    assert found["paper"][0] == 0  # p ln p is 0 where p is 0
+    assert found["exact"][0] == advantages[0] * (stats.sum_p2_logp + stats.entropy * stats.sum_p2)[0]
+    others = covariance_entropy_change(stats[1:], stats[1:], advantages[1:], CLIP)
+    torch.testing.assert_close(found["covariance"], torch.cat([torch.zeros(1, dtype=dtype), others]))

@@ -12,7 +12,7 @@ from steer_core.common.errors import SteerError
 from steer_core.formulas.entropy_change import surrogate_slope
 from steer_core.formulas.loss import REDUCTIONS, denominator, token_coefficients
 from steer_core.formulas.token_stats import TokenStats
-from steer_core.ladder.passes import Lens, derivative, gradient, length, lens_stats, require_finite
+from steer_core.ladder.passes import Lens, _tangents, derivative, gradient, length, lens_stats, require_finite
 from steer_core.ladder.real_step import taken_step
 from steer_core.policy.model import load_policy
 from steer_core.policy.score import full_precision, score
@@ -51,6 +51,14 @@ def change_along(lens, direction, step):
 
 def test_the_length_of_a_direction_is_over_all_its_entries():
     assert length({"weight": torch.tensor([[2.0, 0.0], [-4.0, 5.0]]), "bias": torch.tensor([2.0])}) == 7.0
+
+
+def test_a_shift_of_all_logits_costs_the_derivatives_no_digits():
+    logits, tangent = torch.randn(2, 6, 400, generator=torch.Generator().manual_seed(0))
+    labels, shifted = torch.arange(6), 3 * logits + 1e4
+    found = _tangents(shifted, tangent, labels, 0.6)
+    for value, wanted in zip(found, _tangents(shifted.double(), tangent.double(), labels, 0.6), strict=True):
+        torch.testing.assert_close(value.double(), wanted, atol=5e-6, rtol=1e-5)
 
 
 def test_a_float64_model_computes_in_float64(lens, pushed):

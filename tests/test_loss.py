@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 from steer_core.formulas.loss import (
     LOG_RATIO_BOUND,
     REDUCTIONS,
@@ -20,6 +21,7 @@ from steer_core.formulas.loss import (
     reduce_loss,
     token_coefficients,
 )
+from steer_core.formulas.token_stats import token_stats
 
 LONGEST = 11
 CLIPS = [ClipRange(), ClipRange(dual=None), ClipRange(0.1, 0.6, 3.0), ClipRange(0.99, 5.0, 10.0)]
@@ -240,3 +242,33 @@ def test_unknown_reduction_raises():
         denominator(mask, "batch-mean")
     with pytest.raises(ValueError, match="batch-mean"):
         token_coefficients(mask, "batch-mean", 1)
+
+
+def test_a_float64_loss_is_divided_in_float64():
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 0]])
+    losses = torch.rand(3, 3, dtype=torch.float64)
+    for reduction in REDUCTIONS:
+        count = denominator(mask, reduction, LONGEST)
+        share = mask.double() / count
+        share = share / mask.sum(-1, keepdim=True) if reduction == "seq-mean-token-mean" else share
+        assert reduce_loss(losses, mask, reduction, count).item() == pytest.approx(
+            (losses * share).sum().item(), rel=1e-15
+        )
+        assert token_coefficients(mask, reduction, count).dtype == torch.float32
+
+
+def test_two_log_probs_of_minus_infinity_are_alike_and_one_of_nan_stays():
+    impossible = torch.tensor([-math.inf, -1.0], requires_grad=True)
+    loss = clipped_surrogate(impossible, impossible.detach(), torch.tensor([0.5, 2.0]), ClipRange())
+    loss.sum().backward()
+    assert loss.tolist() == [-0.5, -2.0]
+    assert impossible.grad.tolist() == [0.0, -2.0]
+    assert importance_ratio(torch.tensor(math.nan), torch.tensor(-1.0)).isnan()
+
+
+def test_a_token_that_only_the_new_policy_rules_out_changes_nothing():
+    old = token_stats(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([0]))
+    new = token_stats(torch.tensor([[-math.inf, 1.0, 2.0]]), torch.tensor([0]))
+    for name, form in ENTROPY_CHANGE.items():
+        if name != "released":
+            assert form(new, old, torch.ones(1), ClipRange()) == 0, name

@@ -320,3 +320,36 @@ def test_an_empty_comparison_has_no_figure(tmp_path):
 def test_settings_are_told_by_what_differs_and_without_the_seed():
     before, after = {"train": {"seed": 0, "rollouts": 4}}, {"train": {"seed": 1, "rollouts": 8}}
     assert changed_settings(before, after) == ["train.rollouts=8"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [
+        (0.0003, 0.027, "+0.0003 to +0.0270"),
+        (-0.02, -0.00004, f"{wording.MINUS}0.02000 to {wording.MINUS}0.00004"),
+        (-0.0004, 0.02, f"{wording.MINUS}0.0004 to +0.0200"),
+        (0.0006, 0.02, "+0.001 to +0.020"),
+        (0.0, 0.02, "0.000 to +0.020"),
+    ],
+)
+def test_the_bounds_of_a_difference_have_the_digits_that_decide(low, high, told):
+    assert wording.bounds(Interval((low + high) / 2, low, high), signed=True) == told
+
+
+def test_what_stands_between_backticks_is_code_and_nothing_stays_raw():
+    made = comparison()
+    noted = replace(made, plan=replace(made.plan, note="Run `steer compare` for <all>."), notes=["see `x`; 1 ` 2"])
+    page = render(noted, {})
+    text = re.sub(r"<style.*?</style>|<[^>]*>", "", page, flags=re.DOTALL)
+    assert "Run <code>steer compare</code> for &lt;all&gt;." in page
+    assert text.replace("see `x`; 1 ` 2", "").count("`") == 0
+
+
+def test_the_summary_keeps_counts_by_problem_and_mean_weights():
+    told, made = summary(comparison()), comparison()
+    assert len(told["counts"]) == 1 + (made.evaluations.step > 0).sum()
+    assert told["counts"][0]["arm"] is None
+    row = next(row for row in told["counts"] if (row["arm"], row["seed"], row["step"]) == ("steer", 1, 4))
+    assert [int(count) for count in row["correct"].split()] == [2] * 3 + [1] * 2 + [0] * 5
+    weighted = made.metrics[made.metrics.arm == "steer"].groupby("seed")["lambda/mean"].mean()
+    assert told["weights"]["steer"]["lambda/mean"]["mean"] == pytest.approx(weighted.mean())

@@ -15,7 +15,7 @@ from steer_core.policy.model import EMBEDDED, Policy, load_policy
 from steer_core.policy.score import Sequences, full_precision, score
 from steer_core.policy.tokenizer import character_tokenizer
 from steer_core.problems import Countdown
-from steer_core.rollout.huggingface import HuggingFaceSampler, generation_settings, response_mask
+from steer_core.rollout.huggingface import HuggingFaceSampler, _Draw, generation_settings, response_mask
 from steer_core.rollout.rollout import join
 
 
@@ -251,3 +251,12 @@ def test_the_samplers_log_probs_go_with_their_rows_and_are_none_where_a_part_has
     with pytest.raises(SteerError, match=r"set rollout\.engine=vllm"):
         rollouts[0].sampler_logprobs()
     assert join([*told[:2], rollouts[2]], policy.tokenizer.pad_token_id).logprobs_BT is None
+
+
+def test_a_draw_picks_by_probabilities_that_a_shift_of_all_logits_does_not_move():
+    logits = (torch.randn(400, 50, generator=torch.Generator().manual_seed(0)) * 2 + 1e4).float()
+    exact = (logits.double() / 0.6).softmax(-1).cumsum(-1)
+    edges = torch.cat([exact[:200, 19] - 1e-6, exact[200:, 19] + 1e-6])[:, None]  # just on each side of an edge
+    chosen = _Draw(edges, RolloutConfig(temperature=0.6))(None, logits).argmax(-1)
+    assert (chosen[:200] <= 19).all()
+    assert (chosen[200:] >= 20).all()

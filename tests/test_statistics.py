@@ -14,9 +14,9 @@ from steer_core.stats.intervals import (
     Interval,
     at_first_crossing,
     bootstrap_over_problems,
-    bootstrap_over_seeds_and_problems,
     holm,
     interval_over_seeds,
+    interval_over_seeds_and_problems,
     paired_p_value,
 )
 
@@ -237,25 +237,38 @@ def test_first_crossing_interpolates_a_row_of_values_as_it_does_one():
     assert np.isnan(missed).all()
 
 
-def test_the_bootstrap_over_both_is_as_wide_as_the_wider_of_its_two_parts():
+@pytest.mark.parametrize(
+    ("seeds", "problems", "rest"), [(0, 0, 0.45), (0.03, 0, 0.45), (0, 0.15, 0.45), (0.03, 0.3, 0.3), (0, 0.3, 0.01)]
+)
+def test_the_interval_over_seeds_and_problems_holds_the_truth_95_times_in_100(seeds, problems, rest):
+    random, draws = np.random.default_rng(0), 2000
+    held = 0
+    for _ in range(draws):
+        values_SQ = seeds * random.normal(size=(5, 1)) + problems * random.normal(size=(1, 100))
+        found = interval_over_seeds_and_problems(values_SQ + rest * random.normal(size=(5, 100)))
+        held += found.low <= 0 <= found.high
+    assert held / draws == pytest.approx(0.95, abs=0.0125)
+
+
+def test_the_interval_over_both_is_that_of_seeds_or_of_problems_where_only_these_vary():
     random = np.random.default_rng(0)
-    by_problem = np.tile(random.normal(size=200), (5, 1))  # seeds agree: only problems vary
-    both, problems = bootstrap_over_seeds_and_problems(by_problem), bootstrap_over_problems(by_problem)
-    assert both.mean == pytest.approx(by_problem.mean())
-    assert both.high - both.low == pytest.approx(problems.high - problems.low, rel=0.1)
-    by_seed = np.tile(random.normal(size=(8, 1)), (1, 200))  # problems agree: only seeds vary
-    both = bootstrap_over_seeds_and_problems(by_seed)
-    spread = by_seed[:, 0].std() / np.sqrt(8)
-    assert both.high - both.low == pytest.approx(2 * 1.96 * spread, rel=0.15)
-    assert bootstrap_over_problems(by_seed).high - bootstrap_over_problems(by_seed).low < 1e-9
+    by_problem = np.tile(random.normal(size=200), (5, 1))
+    found, wanted = interval_over_seeds_and_problems(by_problem), interval_over_seeds(by_problem[0])
+    assert (found.mean, found.low, found.high) == pytest.approx((wanted.mean, wanted.low, wanted.high))
+    by_seed = np.tile(random.normal(size=(8, 1)), (1, 200))
+    found, wanted = interval_over_seeds_and_problems(by_seed), interval_over_seeds(by_seed[:, 0])
+    assert (found.mean, found.low, found.high) == pytest.approx((wanted.mean, wanted.low, wanted.high))
 
 
-def test_the_bootstrap_over_both_keeps_to_its_seed_and_refuses_nothing_at_all():
+def test_the_interval_over_both_of_one_seed_or_problem_is_over_the_other_and_nothing_is_refused():
     values = np.random.default_rng(1).normal(size=(3, 20))
-    assert bootstrap_over_seeds_and_problems(values) == bootstrap_over_seeds_and_problems(values)
-    assert bootstrap_over_seeds_and_problems(values) != bootstrap_over_seeds_and_problems(values, seed=1)
+    assert interval_over_seeds_and_problems(values[:1]) == bootstrap_over_problems(values[:1])
+    assert interval_over_seeds_and_problems(values[:, :1]) == interval_over_seeds(values[:, 0])
+    flat = interval_over_seeds_and_problems(np.full((3, 4), 0.1))
+    assert (flat.low, flat.high) == pytest.approx((0.1, 0.1))
+    assert flat.verdict == "undecided"
     with pytest.raises(ValueError, match="no seed or no problem"):
-        bootstrap_over_seeds_and_problems(np.zeros((0, 4)))
+        interval_over_seeds_and_problems(np.zeros((0, 4)))
 
 
 def test_paired_p_value_agrees_with_the_interval_at_5_per_cent():
@@ -276,22 +289,13 @@ def test_holm_multiplies_the_smallest_by_all_never_falls_and_stops_at_1():
     assert math.isnan(found["b"])
 
 
-def test_the_bootstraps_draw_what_they_drew_when_the_committed_results_were_made():
-    """Indices of problems, or of seeds and then of problems, from one stream; means; linear quantiles."""
+def test_the_bootstrap_draws_what_it_drew_when_the_committed_results_were_made():
+    """Indices of problems from one stream; means; linear quantiles."""
     values_SQ = np.random.default_rng(2).random((5, 30)).round(2)
     random = np.random.default_rng(0)
     drawn = values_SQ.mean(0)[random.integers(30, size=(2000, 30))].mean(-1)
     found = bootstrap_over_problems(values_SQ)
     assert (found.low, found.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), rel=1e-12)
-
-    random = np.random.default_rng(7)
-    seeds, problems = random.integers(5, size=(300, 5)), random.integers(30, size=(300, 30))
-    drawn = [values_SQ[np.ix_(s, q)].mean() for s, q in zip(seeds, problems, strict=True)]
-    found = bootstrap_over_seeds_and_problems(values_SQ, draws=300, seed=7)
-    assert (found.low, found.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), rel=1e-12)
-    assert bootstrap_over_seeds_and_problems(values_SQ[:1]) == bootstrap_over_problems(values_SQ[:1])
-    single = bootstrap_over_seeds_and_problems([[0.5]])
-    assert (single.mean, single.low, single.high) == (0.5, 0.5, 0.5)
 
 
 def test_of_one_problem_an_expanded_interval_has_no_bounds_and_a_plain_one_no_width():

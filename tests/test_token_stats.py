@@ -317,3 +317,15 @@ def test_default_chunk_bounds_what_is_made_at_once():
 def test_bad_input_raises(labels, arguments, message):
     with pytest.raises(ValueError, match=message):
         token_stats(torch.zeros(2, 3), torch.tensor(labels), **arguments)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
+def test_a_shift_of_all_logits_costs_no_digits_at_any_temperature(temperature):
+    logits, labels = random_case(64, 500)
+    logits = (logits + 1e4).requires_grad_()
+    exact = logits.detach().double().requires_grad_()
+    found, wanted = token_stats(logits, labels, temperature), reference(exact, labels, temperature)
+    assert_stats_close(found, wanted, atol=2e-6, rtol=1e-6)
+    (found.logprob + found.entropy).sum().backward()
+    (wanted.logprob + wanted.entropy).sum().backward()
+    torch.testing.assert_close(logits.grad.double(), exact.grad, atol=1e-6, rtol=1e-5)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from synthetic import comparison
 
 from steer_core.common.errors import SteerError
@@ -16,8 +17,10 @@ from steer_core.common.settings import build, read_yaml
 from steer_core.config.config import Config
 from steer_core.interventions import METHODS
 from steer_core.stats.intervals import at_first_crossing
+from steer_core.stats.pass_at_k import pass_at_k
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "reproduce"))
+import intervals
 import tournament as script
 import tournament_figures as figures
 import tournament_statistics as statistics
@@ -125,7 +128,7 @@ def test_differences_at_equal_pass1_are_those_of_the_interpolated_checkpoints():
     gaps = statistics.at_shared_pass1(comparison(), "slow", "grpo")
     assert [gap["seed"] for gap in gaps] == [0, 1, 2]
     assert [gap["pass@2"].mean() for gap in gaps] == pytest.approx([0.2] * 3)
-    assert [gap["entropy"] for gap in gaps] == pytest.approx([0.08] * 3)
+    assert [gap["entropy"].mean() for gap in gaps] == pytest.approx([0.08] * 3)
     table = statistics.differences(gaps)
     assert table["pass@2"]["mean"] == pytest.approx(0.2)
     assert table["pass@2"]["verdict"] == "undecided"  # the seeds agree exactly: no spread to judge by
@@ -141,11 +144,39 @@ def test_a_difference_is_decided_only_where_every_interval_excludes_zero():
     assert statistics.differences(tight)["pass@2"]["verdict"] == "higher"
 
 
-def test_matching_anew_on_the_very_same_problems_gives_the_difference_itself(monkeypatch):
-    monkeypatch.setattr(statistics, "redrawn", lambda problems: np.full((problems, 3), 1 / problems))
-    for gap in statistics.at_shared_pass1(comparison(), "slow", "grpo"):
-        for name in ("pass@2", "entropy"):
-            assert gap["drawn"][name] == pytest.approx([np.mean(gap[name])] * 3), name
+def test_the_problems_shares_of_a_mean_are_the_problems_values():
+    values = np.random.default_rng(0).normal(size=12)
+    without = values @ statistics.without_each(12)
+    assert statistics.pseudo_values(values.mean(), without) == pytest.approx(values)
+    without[3] = np.nan  # a problem without which nothing can be matched moves nothing
+    assert statistics.pseudo_values(values.mean(), without).mean() == pytest.approx(values.mean())
+
+
+def test_runs_matched_at_equal_pass1_have_an_interval_as_wide_as_they_spread():
+    samples = list(intervals.matched_samples(5, 40, 40, np.random.default_rng(3), 0.3))
+    held = intervals.scored(iter(samples), np.random.default_rng(0))
+    assert held["crossed"]["coverage"] == pytest.approx(0.95, abs=0.06)
+    spread = np.std([values_SQ.mean() for values_SQ in samples])  # of the true mean, 0, with 4 degrees of freedom
+    assert held["crossed"]["width"] == pytest.approx(2 * 2.78 * spread, rel=0.25)
+    assert held["independent draws"]["width"] > 1.2 * held["crossed"]["width"]
+
+
+def test_the_seeds_that_a_power_table_asks_for_find_the_difference_8_times_in_10():
+    seeds = intervals.seeds_needed(0.035, 0.05)
+    assert (seeds, intervals.seeds_needed(0.035, 0.05 / 19)) == (13, 25)
+    draws = np.random.default_rng(0).normal(0.03, 0.035, size=(4000, seeds))
+    assert (stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.04)
+    assert intervals.power(5, 0.027, 0.05 / 19) == pytest.approx(0.05, abs=0.01)
+
+
+def test_a_stage_without_counts_is_judged_over_seeds_and_one_with_counts_stays():
+    found = {"mean": 0.1, "over_seeds": [0.05, 0.15], "over_seeds_and_problems": [-0.1, 0.3], "verdict": "undecided"}
+    table = {"equal_steps": {}, "equal_pass@1": {"pass@32": dict(found)}}
+    stage = {"arms": {"x": {"against": {"grpo": table}}}}
+    kept = json.loads(json.dumps(stage)) | {"evaluations": []}
+    judged = tables.by_seeds_alone(stage)["arms"]["x"]["against"]["grpo"]["equal_pass@1"]["pass@32"]
+    assert judged == {"mean": 0.1, "over_seeds": [0.05, 0.15], "verdict": "higher"}
+    assert tables.by_seeds_alone(kept)["arms"]["x"]["against"]["grpo"]["equal_pass@1"]["pass@32"] == found
 
 
 def test_values_at_many_levels_are_those_of_one_crossing_each():
@@ -242,6 +273,9 @@ def test_results_and_pictures_are_written_from_the_runs_alone(tmp_path, monkeypa
     text = (out / "tournament.md").read_text()
     assert "| GRPO, slower | 3 | 0.290 [0.265, 0.315] |" in text
     assert "2026-01-02" in text
+    kept = [row for row in found["evaluations"] if (row["arm"], row["seed"], row["step"]) == ("slow", 0, 4)]
+    correct = [int(count) for count in kept[0]["correct"].split()]
+    assert pass_at_k(correct, kept[0]["samples"], 2).mean() == pytest.approx(found["arms"]["slow"]["pass@2"]["mean"])
     assert {"test_trade.png", "test_differences.png"} <= {path.name for path in out.iterdir()}
     assert figures.rates({"test": found}) is None
     assert "decided at equal pass@1" in capsys.readouterr().out

@@ -85,6 +85,10 @@ def test_a_tabular_policys_mean_entropy_changes_by_the_sum_of_the_logged_exact_e
     treatment = trainer.update.active.loss_terms([new], [batch], count)[0]
     assert (float(treatment.weights.min()) < 0.8) == (method == "steer")
     assert torch.equal(treatment.advantages, advantages[mask]) == (method != "entropy-advantage")
+    shares = trainer.update.active.coefficients([batch], count)
+    assert shares.dtype == torch.float64
+    if reduction == "token-mean":
+        assert torch.equal(shares, torch.full((states := int(mask.sum()),), 1 / states, dtype=torch.float64))
     reduce_loss(trainer.update.active.token_losses(stats, batch, treatment), mask, reduction, count).backward()
     optimizer.step()
 

@@ -83,6 +83,7 @@ def test_the_pages_numbers_are_the_files(tmp_path):
         for name in ("lambda", "omega", "entropy", "probability"):
             assert shown_row["values"][name] == pytest.approx(getattr(row, COLUMN.get(name, name)), rel=1e-5)
     facts = re.findall(r'<article id="r(\d+)".*?data-reward="([\d.]+)".*?>(.*?)</dl>', page, re.DOTALL)
+    facts.sort(key=lambda fact: int(fact[0]))
     assert [(int(i), float(reward)) for i, reward, _ in facts] == [(i, row.reward) for i, row in enumerate(rows)]
     for row, (_, _, text) in zip(rows, facts, strict=True):
         values = re.findall(r"<dd[^>]*>(.*?)</dd>", text)
@@ -112,6 +113,18 @@ def test_the_most_damped_tokens_are_listed_by_weight_then_by_size():
     assert [(x["text"], x["row"], x["token"]) for x in listed] == [("␣c", 1, 0), ("a", 0, 0)]
     assert "No token was damped." in render([response(["a"], lambda_=[1.0])], HEADING)
     assert len(most_damped([response(["x"] * 40)])) == 10
+
+
+def test_the_page_begins_with_the_most_damped_response_and_ends_with_one_without_colour():
+    rows = [
+        response(["a"], lambda_=[1.0], omega=[0.0]),
+        response(["b"], sample=1, lambda_=[1.0], omega=[-0.4]),
+        response(["c"], sample=2, lambda_=[0.7], omega=[0.1]),
+    ]
+    page = render(rows, HEADING)
+    assert re.findall(r'<article id="r(\d+)"', page) == ["2", "1", "0"]
+    assert re.findall(r'data-rank="(\d+)"', page) == ["0", "1", "2"]
+    assert '<option value="damped" selected>' in page
 
 
 @given(st.lists(st.floats(-3, 3), min_size=2, max_size=20), st.sampled_from(MEASURES))
@@ -217,7 +230,7 @@ def test_the_page_needs_nothing_from_another_place():
 def test_text_and_rewards_are_there_without_the_script():
     rows = some_responses()
     page = render(rows, HEADING)
-    assert Page(page).texts == [row.response for row in rows]
+    assert sorted(Page(page).texts) == sorted(row.response for row in rows)
     assert page.count('<div class="reward">') == len(rows)
     assert "<noscript>" in page
 

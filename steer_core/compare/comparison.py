@@ -59,6 +59,25 @@ class Comparison:
             ]
         return frame
 
+    def counts(self) -> list[dict[str, Any]]:
+        """Every evaluation, the base model's first: how many samples solved each problem, as one line of numbers.
+
+        What any level, difference or interval of pass@k is made from.
+        """
+        base = [] if self.base is None else [{"arm": None, "seed": None, "step": 0, **self.base}]
+        rows = [*base, *self.evaluations[self.evaluations.step > 0].to_dict("records")]
+        names = ("arm", "seed", "step", "samples", "policy_entropy")
+        return [{name: row[name] for name in names} | {"correct": " ".join(map(str, row["correct"]))} for row in rows]
+
+    def weights(self) -> dict[str, dict[str, Interval]]:
+        """By arm that weights tokens: mean lambda, and the share of tokens within 1% of 1, means over the rollouts."""
+        names, table = ("lambda/mean", "lambda/share_within_1pct_of_1"), {}
+        for arm, rows in self.metrics.groupby("arm", sort=False):
+            means = [rows.groupby("seed")[name].mean().dropna() for name in names if name in rows]
+            if means and all(map(len, means)):
+                table[str(arm)] = {name: interval_over_seeds(values) for name, values in zip(names, means, strict=True)}
+        return table
+
     def final(self) -> pd.DataFrame:
         """The last evaluation of every run that came to its end, one row a run."""
         steps = self.plan.config(self.plan.baseline, self.plan.seeds[0]).train.rollouts

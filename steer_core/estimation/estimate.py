@@ -153,7 +153,7 @@ def attributions(
     Indices of groups and sequences count through the whole sample.
     """
     algorithm, group, model = config.algorithm, config.rollout.responses, policy.model
-    size = config.optimizer.mini_batch_prompts
+    size, real = config.optimizer.mini_batch_prompts, torch.promote_types(model.dtype, torch.float32)
     advantages_PG = ADVANTAGES[algorithm.advantage](drawn.rewards_PG.to(model.device, model.dtype))
     for first in range(0, len(advantages_PG), size):
         sequences = drawn.rollout.rows(slice(first * group, (first + size) * group))
@@ -169,7 +169,7 @@ def attributions(
             rows // group,
             None,
             advantages_N,
-            token_coefficients(mask, algorithm.reduction, count)[mask].to(model.dtype),
+            token_coefficients(mask, algorithm.reduction, count, real)[mask].to(model.dtype),
             ClipRange(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip),
             config.optimizer.max_grad_norm,
         )

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steer_core.common.errors import SteerError, nearest
-from steer_core.formulas.loss import LOG_RATIO_BOUND, ClipRange, clip_indicator, importance_ratio
+from steer_core.formulas.loss import LOG_RATIO_BOUND, ClipRange, clip_indicator, importance_ratio, log_ratio
 from steer_core.formulas.token_stats import TokenStats
 
 _PROBABILITY_FLOOR = 1e-8
@@ -39,7 +39,7 @@ def paper_entropy_change(
     Only the sampled token's own logit moves; the sum over the other tokens is dropped.
     """
     p = new.logprob.exp()
-    return -surrogate_slope(new, old, advantages, clip) * p * (1 - p) * (new.logprob + new.entropy)
+    return -surrogate_slope(new, old, advantages, clip) * p * (1 - p) * _surprise(new)
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def exact_entropy_change(
     """
     p = new.logprob.exp()
     others = new.sum_p2_logp + new.entropy * new.sum_p2
-    return -surrogate_slope(new, old, advantages, clip) * (p * (new.logprob + new.entropy) - others)
+    return -surrogate_slope(new, old, advantages, clip) * (p * _surprise(new) - others)
 
 
 @torch.no_grad()
@@ -85,8 +85,14 @@ def covariance_entropy_change(
     For tokens sampled at one state its mean is minus the covariance of ln p and A: the change of entropy
     by a natural gradient step, per eta and not per eta / L. Over tokens of different states it is
     what Clip-Cov and KL-Cov rank by. `old` and `clip` are not used. means: (of ln p, of A) over more tokens than
-    those given, such as those of other ranks.
+    those given, such as those of other ranks. A token of p = 0 adds nothing to a covariance: it changes nothing and
+    is in no mean.
     """
+    possible = new.logprob != -torch.inf
+    if not possible.all():
+        change = torch.zeros_like(new.logprob)
+        change[possible] = covariance_entropy_change(new[possible], old[possible], advantages[possible], clip, means)
+        return change
     mean_logprob, mean_advantage = (new.logprob.mean(), advantages.mean()) if means is None else means
     return -(new.logprob - mean_logprob) * (advantages - mean_advantage)
 
@@ -132,5 +138,10 @@ def surrogate_slope(
 ) -> Float[Tensor, "*shape"]:
     """w = I_clip r A: minus the derivative of each token's clipped surrogate by its log-prob."""
     ratio = importance_ratio(new.logprob, old.logprob)
-    bounded = (new.logprob - old.logprob).abs() <= LOG_RATIO_BOUND  # beyond it the surrogate has no gradient
+    bounded = log_ratio(new.logprob, old.logprob).abs() <= LOG_RATIO_BOUND  # beyond it the surrogate has no gradient
     return clip_indicator(ratio, advantages, clip) * bounded * ratio * advantages
+
+
+def _surprise(new: TokenStats) -> Float[Tensor, "*shape"]:
+    """ln p_a + H, kept finite where p_a is 0, so that p ln p is 0 there."""
+    return (new.logprob + new.entropy).clamp_min(torch.finfo(new.logprob.dtype).min)

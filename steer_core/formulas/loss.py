@@ -28,7 +28,13 @@ class ClipRange:
 
 def importance_ratio(logprob: Float[Tensor, "*shape"], old_logprob: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """r = p_theta(a) / p_old(a), the log-ratio clamped to +-20."""
-    return (logprob - old_logprob).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+    return log_ratio(logprob, old_logprob).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+
+
+def log_ratio(logprob: Float[Tensor, "*shape"], old_logprob: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """ln r, unclamped; 0 where both log-probs are -inf, which is a token that neither policy can sample."""
+    difference = logprob - old_logprob
+    return torch.where((logprob == old_logprob) & difference.isnan(), 0.0, difference)
 
 
 def clipped_by(
@@ -88,9 +94,9 @@ def denominator(mask_BT: Shaped[Tensor, "batch tokens"], reduction: str, longest
 
 
 def token_coefficients(
-    mask_BT: Shaped[Tensor, "batch tokens"], reduction: str, denominator: int
+    mask_BT: Shaped[Tensor, "batch tokens"], reduction: str, denominator: int, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "batch tokens"]:
-    """What each token's loss is multiplied by in the mini-batch's loss; 0 where masked.
+    """What each token's loss is multiplied by in the mini-batch's loss, in the dtype given; 0 where masked.
 
     token-mean: 1 / response tokens (DAPO, eq. 8). seq-mean-token-mean: 1 / (tokens of the sequence x
     sequences) (GRPO, Shao et al. 2024, eq. 3). seq-mean-token-sum: 1 / sequences.
@@ -98,7 +104,7 @@ def token_coefficients(
     2025, arXiv 2503.20783, section 3.1).
     """
     _check(reduction)
-    coefficients = mask_BT.float() / max(denominator, 1)
+    coefficients = mask_BT.to(dtype) / max(denominator, 1)
     if reduction == "seq-mean-token-mean":
         coefficients = coefficients / mask_BT.sum(-1, keepdim=True).clamp_min(1)
     return coefficients
@@ -108,7 +114,8 @@ def reduce_loss(
     loss_BT: Float[Tensor, "batch tokens"], mask_BT: Shaped[Tensor, "batch tokens"], reduction: str, denominator: int
 ) -> Float[Tensor, ""]:
     """The micro-batch's share of the mini-batch's loss; zero where nothing is unmasked."""
-    return (loss_BT * token_coefficients(mask_BT, reduction, denominator)).sum()
+    real = torch.promote_types(loss_BT.dtype, torch.float32)
+    return (loss_BT * token_coefficients(mask_BT, reduction, denominator, real)).sum()
 
 
 def _check(reduction: str) -> None:

@@ -66,7 +66,7 @@ def token_stats(
     `logprob` and `entropy` are differentiable, in the logits' dtype, with d ln p_a/dz = (e_a - p)/temperature
     and dH/dz = -p (ln p + H)/temperature.
     Raises ValueError on mismatched shapes, labels outside the vocabulary, temperature <= 0.
-    A row without a finite logit gives NaN.
+    A row without a finite logit gives NaN; a label on a logit of -inf has logprob -inf.
     """
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"labels: shape {tuple(labels.shape)} does not match logits {tuple(logits.shape)}[:-1]")
@@ -105,9 +105,9 @@ class _TokenStats(torch.autograd.Function):
         top_N, log_s_N = torch.empty(2, len(logits_NV), dtype=dtype, device=logits_NV.device)  # their sum would round
         for start in range(0, len(logits_NV), rows):
             chunk = slice(start, start + rows)
-            z = logits_NV[chunk].to(dtype, copy=True).div_(temperature)
+            z = logits_NV[chunk].to(dtype, copy=True)
             top = z.amax(-1, keepdim=True)
-            z -= top
+            z.sub_(top).div_(temperature)  # in this order a shift of all logits costs no digits
             e = z.exp()
             log_s = e.sum(-1, keepdim=True).log_()
             top_N[chunk], log_s_N[chunk] = top.squeeze(-1), log_s.squeeze(-1)
@@ -137,7 +137,7 @@ class _TokenStats(torch.autograd.Function):
         with_entropy = bool(grad_entropy_N.any())
         for start in range(0, len(logits_NV), ctx.rows):
             chunk = slice(start, start + ctx.rows)
-            logp = logits_NV[chunk].to(top_N.dtype) / ctx.temperature - top_N[chunk, None] - log_s_N[chunk, None]
+            logp = (logits_NV[chunk].to(top_N.dtype) - top_N[chunk, None]) / ctx.temperature - log_s_N[chunk, None]
             p = logp.exp()
             ignored = labels_N[chunk] == IGNORED_LABEL
             g = torch.where(ignored, 0.0, grad_logprob_N[chunk])[:, None]

@@ -178,7 +178,7 @@ def steer_policy_loss(
     change = step.steer.change(
         _stats(log_prob.detach()[mask], step.entropy[mask]),
         _stats(old_log_prob[mask]),
-        factors[mask].float(),
+        _real(factors[mask]),
         _clip_range(config),
     )
     if not change.isfinite().all():
@@ -205,10 +205,14 @@ def steer_policy_loss(
 
 
 def _stats(logprob: Tensor, entropy: Tensor | None = None) -> TokenStats:
-    """What verl knows of some tokens, in float32; NaN for what it does not."""
-    logprob = logprob.float()
+    """What verl knows of some tokens, in float32 or more; NaN for what it does not."""
+    logprob = _real(logprob)
     unknown = torch.full_like(logprob, torch.nan)
-    return TokenStats(logprob, unknown if entropy is None else entropy.float(), unknown, unknown)
+    return TokenStats(logprob, unknown if entropy is None else _real(entropy), unknown, unknown)
+
+
+def _real(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _clip_range(config: ActorConfig) -> ClipRange:

@@ -12,7 +12,7 @@ from torch import Tensor
 from steer_core.common.errors import SteerError
 from steer_core.common.settings import STRICT
 from steer_core.formulas.entropy_change import covariance_entropy_change
-from steer_core.formulas.loss import ClipRange, clip_indicator, importance_ratio
+from steer_core.formulas.loss import ClipRange, clip_indicator, importance_ratio, log_ratio
 from steer_core.formulas.token_stats import TokenStats
 from steer_core.interventions.base import Intervention, Tokens
 
@@ -85,7 +85,7 @@ class KLCov(Intervention):
 
     def extra_loss(self, stats: TokenStats, old: TokenStats) -> Tensor:
         """|ln p - ln p_old|."""
-        return (stats.logprob - old.logprob).abs()
+        return log_ratio(stats.logprob, old.logprob).abs()
 
     def extra_factors(self, tokens: Tokens) -> Tensor:
         """The coefficient on the tokens of highest covariance."""

@@ -190,7 +190,9 @@ def _tangents(logits: Tensor, tangent: Tensor | None, labels: Tensor, temperatur
     if tangent is None:
         zero = torch.zeros(len(logits), dtype=dtype, device=logits.device)
         return zero, zero
-    logp = torch.log_softmax(logits.to(dtype) / temperature, -1).clamp_min(torch.finfo(dtype).min)
+    logits = logits.to(dtype)
+    centred = (logits - logits.amax(-1, keepdim=True)).div_(temperature)  # as `token_stats` does
+    logp = torch.log_softmax(centred, -1).clamp_min(torch.finfo(dtype).min)
     p, dz = logp.exp(), tangent.to(dtype) / temperature
     mean = (p * dz).sum(-1)
     entropy = -(p * logp).sum(-1, keepdim=True)

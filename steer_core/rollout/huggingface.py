@@ -86,10 +86,10 @@ class _Draw(LogitsProcessor):
         self.draws, self.sampling, self.step = draws_BT, sampling, 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores = scores / self.sampling.temperature
+        tempered = scores.double() / self.sampling.temperature
         if self.sampling.top_p < 1:
-            scores = TopPLogitsWarper(self.sampling.top_p)(input_ids, scores)
-        reached_BV = scores.double().softmax(-1).cumsum(-1)
+            tempered = TopPLogitsWarper(self.sampling.top_p)(input_ids, tempered)
+        reached_BV = tempered.softmax(-1).cumsum(-1)
         if not reached_BV.isfinite().all():
             raise SteerError("model: NaN or infinite logits while sampling; check its weights")
         point_B1 = self.draws[:, self.step, None] * reached_BV[:, -1:]

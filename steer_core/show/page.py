@@ -143,11 +143,16 @@ def most_damped(rows: list[Response], count: int = LISTED) -> list[dict[str, Any
 
 
 def groups(rows: list[Response]) -> list[dict[str, Any]]:
-    """The responses by problem, in their order: id, prompt, mean reward, and (index, response, its numbers)."""
+    """The responses by problem, the most damped first: id, prompt, mean reward, and (index, rank, response, numbers).
+
+    Of equally damped ones, as where nothing is damped, the largest |Omega| first: a response of A = 0 has no colour.
+    """
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for i, row in enumerate(rows):
+    order = sorted(range(len(rows)), key=lambda i: _damping(rows[i]))
+    for rank, i in enumerate(order):
+        row = rows[i]
         numbers = {"entropy": mean(row.entropy), "smallest": min(row.lambda_, default=math.nan)}
-        found.setdefault((row.problem, row.prompt), []).append({"index": i, "row": row, **numbers})
+        found.setdefault((row.problem, row.prompt), []).append({"index": i, "rank": rank, "row": row, **numbers})
     return [
         {"problem": problem, "prompt": prompt, "reward": mean([x["row"].reward for x in own]), "responses": own}
         for (problem, prompt), own in found.items()
@@ -220,6 +225,12 @@ def shown(text: str) -> str:
 def mean(values: list[float]) -> float:
     """The mean; NaN of nothing."""
     return math.fsum(values) / len(values) if values else math.nan
+
+
+def _damping(row: Response) -> tuple[float, float]:
+    """What responses are ordered by: smallest lambda, then minus the largest |Omega|."""
+    weights, sizes = ([abs(x) for x in values if math.isfinite(x)] for values in (row.lambda_, row.omega))
+    return min(weights, default=math.inf), -max(sizes, default=0.0)
 
 
 def _about(row: Response, token: int) -> dict[str, Any]:

@@ -170,7 +170,7 @@
   // Order and filter; problems stay together, and go by the first response that each shows.
   const ways = {
     index: (a) => Number(a.dataset.index), high: (a) => -a.dataset.reward, low: (a) => Number(a.dataset.reward),
-    damped: (a) => -a.dataset.damped, entropy: (a) => -a.dataset.entropy, long: (a) => -a.dataset.long,
+    damped: (a) => Number(a.dataset.rank), entropy: (a) => -a.dataset.entropy, long: (a) => -a.dataset.long,
   };
 
   function arrange() {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ from scipy import stats
 
 NO_WIDTH = 1e-9
 """Intervals narrower than this come from values that agree."""
+MOST_DIGITS = 9
+"""Digits behind the point that a bound is printed with at most."""
 Verdict = Literal["higher", "lower", "undecided"]
 
 
@@ -36,6 +39,15 @@ class Interval:
         return "lower" if self.high < 0 else "undecided"
 
 
+def digits_of(low: float, high: float, least: int = 3) -> int:
+    """Digits behind the point that tell each bound of a difference from 0: `least`, or more where one is smaller."""
+    digits = least
+    for bound in (low, high):
+        if bound and abs(bound) < 0.5 * 10.0**-least:
+            digits = max(digits, min(-math.floor(math.log10(abs(bound))), MOST_DIGITS))
+    return digits
+
+
 def bootstrap_over_problems(values_SQ: ArrayLike, draws: int = 2000, seed: int = 0, expanded: bool = False) -> Interval:
     """Mean over seeds and problems, and its percentile bootstrap interval over problems.
 
@@ -53,18 +65,11 @@ def bootstrap_over_problems(values_SQ: ArrayLike, draws: int = 2000, seed: int =
         return Interval(mean, bound, bound)
     if expanded:
         tail = stats.norm.cdf(np.sqrt(problems / (problems - 1)) * stats.t.ppf(tail, problems - 1))
-    return Interval(mean, *_percentile_bounds([values_Q], np.mean, draws, seed, tail))
-
-
-def _percentile_bounds(
-    samples: Sequence[np.ndarray], statistic: Callable, draws: int, seed: int, tail: float = 0.025
-) -> tuple[float, float]:
-    """Percentile bootstrap bounds of a statistic of independent samples, each of two values or more."""
-    random, level = np.random.default_rng(seed), 1 - 2 * tail
+    random = np.random.default_rng(seed)
     found = stats.bootstrap(
-        samples, statistic, n_resamples=draws, method="percentile", confidence_level=level, vectorized=True, rng=random
+        [values_Q], np.mean, n_resamples=draws, method="percentile", confidence_level=1 - 2 * tail, rng=random
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return Interval(mean, float(found.low), float(found.high))
 
 
 def interval_over_seeds(values_S: Sequence[float]) -> Interval:
@@ -85,23 +90,35 @@ def interval_over_seeds(values_S: Sequence[float]) -> Interval:
     return Interval(mean, float(found.low), float(found.high))
 
 
-def bootstrap_over_seeds_and_problems(values_SQ: ArrayLike, draws: int = 2000, seed: int = 0) -> Interval:
-    """Mean of (seeds, problems), and its percentile bootstrap interval over both, drawn independently.
+def interval_over_seeds_and_problems(values_SQ: ArrayLike) -> Interval:
+    """Mean of (seeds, problems) and its 95% interval over both, which are crossed: every seed met every problem.
 
-    It covers the choice of seeds and of problems; with few seeds it is somewhat narrow.
-    Raises ValueError where there is no value.
+    A value is mean + seed + problem + rest, each part random (the two-way layout without replicates; Searle et al.
+    1992, chapter 4). The mean's variance is that of the seeds' means over S, which holds seeds and rest, plus that of
+    the problems over Q, which is 0 where their means vary no more than the rest explains. Student t, degrees of
+    freedom by Satterthwaite. `reproduce/intervals.py` simulates its coverage: 95% within 1.1 from 5 seeds on. Drawing
+    seeds and problems independently would count the rest three times over. One seed: the bootstrap over problems; one
+    problem: `interval_over_seeds`. Raises ValueError where there is no value.
     """
     values = np.asarray(values_SQ, dtype=float)
     if not values.size:
         raise ValueError("values: no seed or no problem to take a mean over")
-    if 1 in values.shape:  # what there is one of is not drawn
-        return bootstrap_over_problems(values.reshape(1, -1), draws, seed)
-
-    def mean(seeds_DS: np.ndarray, problems_DQ: np.ndarray, axis: int = -1) -> np.ndarray:
-        return values[seeds_DS[..., :, None], problems_DQ[..., None, :]].mean((-2, -1))
-
-    indices = [np.arange(size) for size in values.shape]
-    return Interval(float(values.mean()), *_percentile_bounds(indices, mean, draws, seed))
+    seeds, problems = values.shape
+    if seeds == 1:
+        return bootstrap_over_problems(values)
+    if problems == 1:
+        return interval_over_seeds(values[:, 0].tolist())
+    mean, by_seed, by_problem = float(values.mean()), values.mean(1), values.mean(0)
+    rest = values - by_seed[:, None] - by_problem + mean
+    rest_share = np.square(rest).sum() / ((seeds - 1) * (problems - 1)) / values.size
+    of_seeds = by_seed.var(ddof=1) / seeds
+    of_problems = max(by_problem.var(ddof=1) / problems - rest_share, 0.0)
+    variance = of_seeds + of_problems
+    if variance <= NO_WIDTH**2:
+        return Interval(mean, mean, mean)
+    freedom = variance**2 / (of_seeds**2 / (seeds - 1) + of_problems**2 / (problems - 1))
+    half = float(stats.t.ppf(0.975, freedom) * np.sqrt(variance))
+    return Interval(mean, mean - half, mean + half)
 
 
 def paired_p_value(differences_S: Sequence[float]) -> float:

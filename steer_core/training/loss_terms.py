@@ -60,7 +60,9 @@ class ActiveIntervention:
     def coefficients(self, batch: list[MicroBatch], count: int) -> Tensor:
         """Factor (N,) of each token's loss in the mini-batch's loss, given its denominator."""
         reduction = self.config.algorithm.reduction
-        return torch.cat([token_coefficients(part.mask_BT, reduction, count)[part.mask_BT] for part in batch])
+        return torch.cat(
+            [token_coefficients(p.mask_BT, reduction, count, p.old.logprob.dtype)[p.mask_BT] for p in batch]
+        )
 
     def needs_values(self, batch: list[MicroBatch]) -> bool:
         """Whether a values pass must come first: the rules see a whole step, and it has several micro-batches.

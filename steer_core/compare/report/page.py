@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from rich.table import Table
 from rich.text import Text
 
@@ -33,7 +34,18 @@ _TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+
+
+def _coded(text: str) -> Markup:
+    """Text as HTML, what stands between backticks as code."""
+    parts = str(text).split("`")
+    if len(parts) % 2 == 0:  # a backtick that nothing closes stays
+        return escape(text)
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
+
+
 _TEMPLATES.filters |= {
+    "coded": _coded,
     "number": say.number,
     "bounds": say.bounds,
     "verdict": say.verdict,
@@ -139,7 +151,9 @@ def summary(comparison: Comparison) -> dict[str, Any]:
             "levels": comparison.levels(),
             **({"changes": one_run.changes(comparison)} if one else _differences(comparison)),
             "estimates": quality(comparison),
+            "weights": comparison.weights(),
             "evaluations": comparison.curves().drop(columns=["correct", "samples"], errors="ignore").to_dict("records"),
+            "counts": comparison.counts(),
             "environment": comparison.environment,
             "notes": comparison.notes,
             "plan": to_dict(plan),

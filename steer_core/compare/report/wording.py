@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from steer_core.stats.intervals import NO_WIDTH, Interval
+from steer_core.stats.intervals import NO_WIDTH, Interval, digits_of
 
 MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EN DASH}"
@@ -24,11 +24,12 @@ def number(value: float, signed: bool = False, digits: int = 3) -> str:
 
 
 def bounds(interval: Interval, signed: bool = False, digits: int = 3) -> str:
-    """`low to high`, or that one seed gives no interval."""
+    """`low to high`, or that one seed gives no interval. signed: with the digits that tell a bound from 0."""
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return NO_INTERVAL
     if signed and interval.high - interval.low <= NO_WIDTH:
         return NO_SPREAD
+    digits = digits_of(interval.low, interval.high, digits) if signed else digits
     return f"{number(interval.low, signed, digits)} to {number(interval.high, signed, digits)}"
 
 
