@@ -29,7 +29,7 @@ from steer_core.evaluation.sample_and_grade import sample_and_grade
 from steer_core.formulas.advantages import ADVANTAGES
 from steer_core.formulas.loss import ClipRange, denominator, token_coefficients
 from steer_core.ladder.attribution import Attribution, UpdateBatch, attribute
-from steer_core.ladder.passes import Lens
+from steer_core.ladder.passes import Lens, check_ladder
 from steer_core.policy.model import Policy, load_policy
 from steer_core.policy.preflight import check_scores, ragged_pair
 from steer_core.problems import Task, make_task

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from steer_core.common.errors import SteerError, one_line
 from steer_core.formulas.token_stats import TokenStats, concatenate, token_stats
-from steer_core.policy.score import Sequences, hidden_states, logits_of
+from steer_core.policy.score import Sequences, body_of, hidden_states, logits_of
 
 Direction = dict[str, Tensor]
 """A vector in parameter space: parameter name to a tensor of its shape."""
@@ -57,7 +57,7 @@ class Lens:
 
     def __post_init__(self) -> None:
         head = getattr(self.model, "get_output_embeddings", lambda: None)()
-        if head is None or self.model.base_model is self.model:
+        if head is None or body_of(self.model) is self.model:
             raise SteerError(
                 f"model: {type(self.model).__name__} has no output layer, so no logits; "
                 "load it with AutoModelForCausalLM"
@@ -174,10 +174,11 @@ def derivative(lens: Lens, direction: Direction, at: Direction | None = None) ->
             try:
                 hidden = functional_call(body, {} if lens.output_layer else dual, (sequences,))
             except NotImplementedError as error:
+                attention = lens.model.config._attn_implementation
+                eager = "set model.attention=eager" if attention not in ("eager", "sdpa") else "use another model"
                 raise SteerError(
                     f"model: {type(lens.model).__name__} uses an operator without a forward derivative "
-                    f"({one_line(error, 160)}); load it with model.attention=eager, or train with "
-                    "train.probe_sequences=0"
+                    f"({one_line(error, 160)}); {eager}, or train with train.probe_sequences=0"
                 ) from error
             for rows in lens.chunks(len(hidden)):
                 logits = forward_ad.unpack_dual(functional_call(head, dual, (hidden[rows],)))
@@ -186,7 +187,10 @@ def derivative(lens: Lens, direction: Direction, at: Direction | None = None) ->
 
 
 def check_ladder(model: PreTrainedModel, sequences: Sequences) -> None:
-    """Raise SteerError, with the setting that helps, where the passes do not run on a model. sequences: a few tokens."""
+    """Raise SteerError, with the setting that helps, where the passes do not run on a model.
+
+    sequences: a few tokens.
+    """
     lens = Lens(model, sequences)
     gradient(lens, torch.ones_like(lens.labels_N, dtype=model.dtype))
     derivative(lens, {name: torch.zeros_like(p) for name, p in lens.parameters().items()})

@@ -1,7 +1,7 @@
 """A model folder before anything of it is loaded: its configuration, and the files that hold its weights.
 
-Nothing in a folder is executed: code that comes with a model (`auto_map` in its config.json) is not run, and weights are
-read from safetensors alone, which are what `base_digest` hashes.
+Nothing in a folder is executed: code that comes with a model (`auto_map` in its config.json) is not run, and weights
+are read from safetensors alone, which are what `base_digest` hashes.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def check_weight_files(folder: Path, path: str) -> None:
     if others:
         raise SteerError(
             f"model.path: {path} holds its weights as {others[0]}, and only {_WHOLE} (or its parts with {_INDEX}) is "
-            f"read; convert it: python -c \"from transformers import AutoModelForCausalLM as A; "
+            f'read; convert it: python -c "from transformers import AutoModelForCausalLM as A; '
             f"A.from_pretrained('{path}', dtype='auto').save_pretrained('{path}')\""
         )
     raise SteerError(f"model.path: {path} holds no weights ({_WHOLE}); copy the folder again, weights included")
@@ -106,13 +106,14 @@ def _check_index(folder: Path, path: str) -> None:
         strange = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SteerError(
-            f"model.path: {path}: {_INDEX} cannot be read ({type(error).__name__}: {one_line(error, 200)}); copy it again"
+            f"model.path: {path}: {_INDEX} cannot be read ({type(error).__name__}: {one_line(error, 200)}); "
+            "copy it again"
         ) from error
     lost = [name for name in names if not (folder / name).is_file()]
     for found, what in ((strange, "is no safetensors file beside it"), (lost, "is not there")):
         if found:
             raise SteerError(
-                f"model.path: {path}: {found[0]}, which {_INDEX} names, {what}; copy the folder again, all parts included"
+                f"model.path: {path}: {found[0]}, which {_INDEX} names, {what}; copy the folder again, all its parts"
             )
     if not names:
         raise SteerError(f"model.path: {path}: {_INDEX} names no file; copy the folder again")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -84,6 +85,11 @@ def load_model(path: str, dtype: torch.dtype, attention: str = "auto") -> PreTra
     folder = model_folder(path)
     check_weight_files(folder, path)
     config = read_config(folder, path)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise SteerError(
+            f"model.path: {path} is of the architecture {config.model_type!r}, for which transformers has no causal "
+            "language model; use one that AutoModelForCausalLM knows"
+        )
     chosen: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     if dtype is torch.float64:
         chosen["experts_implementation"] = "eager"  # the grouped product of experts has no float64
@@ -105,6 +111,9 @@ def load_model(path: str, dtype: torch.dtype, attention: str = "auto") -> PreTra
             f"model.path: {path} holds weights that do not fit its config.json ({len(unfit)}, such as {unfit[0]}); "
             "use a folder whose weights and config.json belong together"
         )
+    if dtype is torch.float64:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.double()  # routers that transformers keeps in float32
     for module in model.modules():  # rates that no configuration sets
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -136,4 +145,3 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-

@@ -102,7 +102,7 @@ def packed_states(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     positions_BL = (mask_BL.cumsum(-1) - 1).clamp_min(0)
     inputs = {"input_ids": ids_BL[mask_BL][None], "position_ids": positions_BL[mask_BL][None]}
     with full_precision(model):
-        hidden = model.base_model(**_taken_by(model.base_model, inputs | {"use_cache": False})).last_hidden_state[0]
+        hidden = body_of(model)(**_taken_by(body_of(model), inputs | {"use_cache": False})).last_hidden_state[0]
     is_response = torch.zeros_like(mask_BL)
     is_response[:, sequences.prompt_mask_BP.shape[1] :] = sequences.response_mask_BT.bool()
     return hidden[is_response[mask_BL].roll(-1)]  # the state before a token predicts it
@@ -112,8 +112,13 @@ def hidden_states(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     """The last hidden states (N, D) that predict the N response tokens, row by row: the body's half of a forward."""
     width = sequences.response_ids_BT.shape[1]
     with full_precision(model):
-        hidden = model.base_model(**_taken_by(model.base_model, _model_inputs(sequences))).last_hidden_state
+        hidden = body_of(model)(**_taken_by(body_of(model), _model_inputs(sequences))).last_hidden_state
     return hidden[:, -width - 1 : -1][sequences.response_mask_BT.bool()]
+
+
+def body_of(model: PreTrainedModel) -> torch.nn.Module:
+    """The part of a model that makes its last hidden states; the model itself where it has no output layer."""
+    return getattr(model, "model", model) if model.base_model is model else model.base_model  # Llama 4 names none
 
 
 def logits_of(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
@@ -121,9 +126,9 @@ def logits_of(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
 
     It is the model's own forward with the body set aside, so `hidden_states` then `logits_of` in
     chunks of rows equals the forward pass, without all rows times V in memory. Not thread-safe.
-    Raises SteerError for a model whose forward goes past its `base_model` and its decoder.
+    Raises SteerError for a model whose forward goes past its body and its decoder.
     """
-    bodies, asked = {model.base_model, model.get_decoder()} - {model}, []  # OPT's forward calls the decoder within
+    bodies, asked = {body_of(model), model.get_decoder()} - {model}, []  # OPT's forward calls the decoder within
 
     def forward(*args: Any, **kwargs: Any) -> _Hidden:
         asked.append(True)
