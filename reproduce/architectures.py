@@ -17,7 +17,6 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,9 +31,8 @@ from steer_core.common.places import EMBEDDED
 from steer_core.config.config import Config, load_config
 from steer_core.ladder.passes import Lens, check_ladder, derivative, gradient, length, lens_stats
 from steer_core.policy.model import load_policy, load_tokenizer, persistent_buffers
-from steer_core.policy.preflight import check_scores, ragged_pair
+from steer_core.policy.preflight import check_sampling, check_scores, ragged_pair
 from steer_core.rewards.base import Verdict
-from steer_core.rollout.huggingface import HuggingFaceSampler
 from steer_core.runs.folder import RunFolder
 from steer_core.training.loop import Trainer
 
@@ -180,19 +178,10 @@ class Examination:
         check_scores(self.policy.model, ragged_pair(self.policy))
         return True
 
-    @torch.no_grad()
     def samples(self) -> bool:
-        """Greedy decoding with a cache picks what the scoring pass finds most probable: the sampler is the policy."""
-        policy, sampling = self.policy, replace(self.config.rollout, temperature=1e-4)
-        rollout = HuggingFaceSampler(policy).generate(["1 2 3", "10 2 31 4"], 1, sampling, seed=0)
-        ids = torch.cat([rollout.prompt_ids_BP, rollout.response_ids_BT], 1)
-        gaps = []
-        for row, (prompt, mask) in enumerate(zip(rollout.prompt_mask_BP, rollout.response_mask_BT, strict=True)):
-            start, count = int((prompt == 0).sum()), int(mask.sum())
-            own = ids[row : row + 1, start : prompt.numel() + count]
-            logp = policy.model(input_ids=own).logits[0].log_softmax(-1)[-count - 1 : -1]
-            gaps.append(logp.max(-1).values - logp.gather(-1, own[0, -count:, None])[:, 0])
-        return bool(torch.cat(gaps).max() < 1e-3)
+        """Generating with a cache draws from the distribution that is scored."""
+        check_sampling(self.policy.model, ragged_pair(self.policy))
+        return True
 
     def trains(self) -> bool:
         """Two rollouts move the weights."""
@@ -279,7 +268,7 @@ def examine(kind: str, folder: Path, checks: tuple[str, ...] = CHECKS) -> dict[s
     found, done = Examination(kind, folder), {}
     for name in checks:
         done[name] = outcome(getattr(found, name)).replace(str(folder), "FOLDER")
-        if done[name] != "yes" and name in ("loads", "trains"):
+        if done[name] != "yes" and name in ("loads", "samples", "trains"):
             break
     return {"class": getattr(found, "name", config_of(kind).model_type), **done}
 

@@ -34,7 +34,7 @@ from steer_core.evaluation.sample_and_grade import sample_and_grade
 from steer_core.evaluation.tables import RESPONSES
 from steer_core.policy.folder import positions_of, read_config
 from steer_core.policy.model import base_digest, load_policy, load_tokenizer, model_folder
-from steer_core.policy.preflight import check_scores, ragged_pair
+from steer_core.policy.preflight import check_policy
 from steer_core.policy.tokenizer import check_prompt
 from steer_core.problems import Countdown, Problem
 from steer_core.problems.prompts import prompted
@@ -192,7 +192,7 @@ def sampler_of(config: BenchmarksConfig, tokenizer: PreTrainedTokenizerBase, pos
         own_process = config.benchmark.engine == "vllm-process"
         return VllmSampler(config.model, str(model_folder(config.model.path)), tokenizer, positions, own_process)
     policy = load_policy(**vars(config.model))
-    check_scores(policy.model, ragged_pair(policy))
+    check_policy(policy)
     return HuggingFaceSampler(policy)
 
 

@@ -7,10 +7,11 @@ later tokens, the neighbours in a packed row, and training mode must leave it al
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from steer_core.common.errors import SteerError, one_line
 from steer_core.formulas.token_stats import token_stats
@@ -19,6 +20,8 @@ from steer_core.policy.score import Sequences, hidden_states, logits_of, score
 
 TOKENS = 14
 """Most tokens of a sequence that is tried."""
+_GENERATED = 4
+"""Tokens that are generated to compare them with the scoring pass."""
 _TOLERANCE = {torch.bfloat16: 0.5, torch.float16: 0.1}
 """Largest mean difference of log-probs that rounding explains, by precision; 1e-3 for the others."""
 _SAME_KERNELS = 0.1
@@ -38,6 +41,45 @@ def ragged_pair(policy: Policy) -> Sequences:
     prompt_mask[1, : prompt // 2] = 0
     response_mask[1, (length - prompt + 1) // 2 :] = False
     return Sequences(ids_BL[:, :prompt], prompt_mask, ids_BL[:, prompt:], response_mask)
+
+
+def check_policy(policy: Policy, packed: bool = False, recompute: bool = False, sampled: bool = True) -> None:
+    """Raise SteerError, with the setting that helps, where the model is not one causal policy as it will be used.
+
+    packed, recompute: see `check_scores`. sampled: Hugging Face's `generate` samples from it. Every rank makes the
+    same passes; no random number is drawn.
+    """
+    pair = ragged_pair(policy)
+    check_scores(policy.model, pair, packed, recompute)
+    if sampled:
+        check_sampling(policy.model, pair)
+
+
+@torch.no_grad()
+def check_sampling(model: PreTrainedModel, pair: Sequences) -> None:
+    """Raise SteerError unless `generate`, which keeps a cache, draws from the distribution that is scored."""
+    asked = GenerationConfig(max_new_tokens=_GENERATED, do_sample=False, pad_token_id=0, eos_token_id=None)
+    made = model.generate(
+        input_ids=pair.prompt_ids_BP,
+        attention_mask=pair.prompt_mask_BP,
+        generation_config=asked,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    ids_BT = made.sequences[:, pair.prompt_ids_BP.shape[1] :]
+    every = torch.ones_like(ids_BT, dtype=torch.bool)
+    scored = score(model, Sequences(pair.prompt_ids_BP, pair.prompt_mask_BP, ids_BT, every), 1.0).logprob
+    sampled = torch.stack(made.logits, 1).to(scored).log_softmax(-1).gather(-1, ids_BT[..., None])[..., 0]
+    _require_equal(model, scored, sampled, "are others in sampling, which keeps a cache", "set rollout.engine=vllm")
+
+
+def _require_equal(
+    model: PreTrainedModel, ours: Tensor, theirs: Tensor, what: str, remedy: str, share: float = 1.0
+) -> None:
+    gap = float((ours - theirs).abs().mean())
+    if not gap <= share * _TOLERANCE.get(model.dtype, 1e-3):
+        name = type(model).__name__
+        raise SteerError(f"model.path: the log-probs of {name} {what} (by {gap:.2g} on average); {remedy}")
 
 
 @torch.no_grad()
@@ -68,11 +110,7 @@ def check_scores(model: PreTrainedModel, pair: Sequences, packed: bool = False, 
         labels = pair.response_ids_BT[mask]
         return token_stats(logits_of(model, hidden_states(model, pair)), labels, 1.0).logprob
 
-    def require_equal(ours: Tensor, theirs: Tensor, what: str, remedy: str, share: float = 1.0) -> None:
-        gap = float((ours - theirs).abs().mean())
-        if not gap <= share * _TOLERANCE.get(model.dtype, 1e-3):
-            raise SteerError(f"model.path: the log-probs of {name} {what} (by {gap:.2g} on average); {remedy}")
-
+    require_equal = partial(_require_equal, model)
     both = logprobs(pair)
     if not both.isfinite().all():
         raise SteerError(f"model.path: the log-probs of {name} are NaN or infinite; check its weights")

@@ -14,7 +14,7 @@ from steer_core.config.config import Config
 from steer_core.config.sections import OptimizerConfig
 from steer_core.ladder.passes import check_ladder
 from steer_core.policy.model import Policy
-from steer_core.policy.preflight import check_scores, ragged_pair
+from steer_core.policy.preflight import check_policy, ragged_pair
 from steer_core.policy.tokenizer import check_prompt
 from steer_core.problems.task import Problem
 from steer_core.rollout.huggingface import check_room
@@ -41,10 +41,10 @@ def check_ranks(config: Config) -> None:
 
 def check_model(policy: Policy, config: Config, packed: bool) -> None:
     """Raise SteerError, with the setting that helps, where training as configured does not work on the model."""
-    pair = ragged_pair(policy)
-    check_scores(policy.model, pair, packed, config.engine.activations == "recompute")
+    recompute = config.engine.activations == "recompute"
+    check_policy(policy, packed, recompute, sampled=config.rollout.engine == "huggingface")
     if config.train.probe_sequences and ranks.is_main():
-        check_ladder(policy.model, pair)
+        check_ladder(policy.model, ragged_pair(policy))
 
 
 def check_room_for_prompts(
