@@ -95,7 +95,7 @@ def test_a_model_that_is_random_in_training_mode_is_refused_with_the_setting(tmp
     policy.model.lm_head.forward = noisy
     pair = ragged_pair(policy)
     check_scores(policy.model, pair)
-    with pytest.raises(SteerError, match=r"Qwen2ForCausalLM are random in training mode.*engine.activations=keep"):
+    with pytest.raises(SteerError, match=r"Qwen2ForCausalLM change in training mode.*engine.activations=keep"):
         check_scores(policy.model, pair, recompute=True)
     assert not policy.model.training
 
@@ -104,7 +104,7 @@ def test_a_model_with_the_configured_dropout_left_on_would_be_refused(tmp_path, 
     """The check finds what `without_randomness` takes away, so one stands in for the other."""
     monkeypatch.setattr("steer_core.policy.folder.without_randomness", lambda config: None)
     policy = policy_of("starcoder2", tmp_path)
-    with pytest.raises(SteerError, match="random in training mode"):
+    with pytest.raises(SteerError, match="change in training mode"):
         check_scores(policy.model, ragged_pair(policy), recompute=True)
     assert policy.model.config.residual_dropout == 0.1
     without_randomness(policy.model.config)

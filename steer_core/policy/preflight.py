@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,19 +59,35 @@ def check_policy(policy: Policy, packed: bool = False, recompute: bool = False, 
 @torch.no_grad()
 def check_sampling(model: PreTrainedModel, pair: Sequences) -> None:
     """Raise SteerError unless `generate`, which keeps a cache, draws from the distribution that is scored."""
-    asked = GenerationConfig(max_new_tokens=_GENERATED, do_sample=False, pad_token_id=0, eos_token_id=None)
-    made = model.generate(
-        input_ids=pair.prompt_ids_BP,
-        attention_mask=pair.prompt_mask_BP,
-        generation_config=asked,
+    asked = GenerationConfig(
+        max_new_tokens=min(_GENERATED, pair.response_ids_BT.shape[1]),
+        do_sample=False,
+        pad_token_id=0,
         output_logits=True,
         return_dict_in_generate=True,
     )
+    prompts = {"input_ids": pair.prompt_ids_BP, "attention_mask": pair.prompt_mask_BP}
+    made = _tried(model, lambda: model.generate(**prompts, generation_config=asked))
     ids_BT = made.sequences[:, pair.prompt_ids_BP.shape[1] :]
     every = torch.ones_like(ids_BT, dtype=torch.bool)
     scored = score(model, Sequences(pair.prompt_ids_BP, pair.prompt_mask_BP, ids_BT, every), 1.0).logprob
     sampled = torch.stack(made.logits, 1).to(scored).log_softmax(-1).gather(-1, ids_BT[..., None])[..., 0]
-    _require_equal(model, scored, sampled, "are others in sampling, which keeps a cache", "set rollout.engine=vllm")
+    remedy = "sample with vllm (rollout.engine, benchmark.engine), or use another model"
+    _require_equal(model, scored, sampled, "are others in sampling, which keeps a cache", remedy)
+
+
+def _tried(model: PreTrainedModel, run: Callable[[], Any]) -> Any:
+    """What a pass over the model gives. Raises SteerError where the model's own code raises."""
+    try:
+        return run()
+    except SteerError:
+        raise
+    except Exception as error:  # whatever the code of a foreign architecture raises
+        raise SteerError(
+            f"model.path: {type(model).__name__} cannot be scored in {str(model.dtype).removeprefix('torch.')} "
+            f"({type(error).__name__}: {one_line(error, 200)}); try model.dtype=float32 or model.attention=eager, "
+            "or use another model"
+        ) from error
 
 
 def _require_equal(
@@ -92,19 +109,7 @@ def check_scores(model: PreTrainedModel, pair: Sequences, packed: bool = False, 
     name, mask = type(model).__name__, pair.response_mask_BT
 
     def logprobs(sequences: Sequences, packed: bool = False) -> Tensor:
-        return tried(lambda: score(model, sequences, 1.0, packed).logprob[sequences.response_mask_BT])
-
-    def tried(run: Callable[[], Tensor]) -> Tensor:
-        try:
-            return run()
-        except SteerError:
-            raise
-        except Exception as error:  # whatever the code of a foreign architecture raises
-            raise SteerError(
-                f"model.path: {name} cannot be scored in {str(model.dtype).removeprefix('torch.')} "
-                f"({type(error).__name__}: {one_line(error, 200)}); try model.dtype=float32 or model.attention=eager, "
-                "or use another model"
-            ) from error
+        return _tried(model, lambda: score(model, sequences, 1.0, packed).logprob[sequences.response_mask_BT])
 
     def by_halves() -> Tensor:
         labels = pair.response_ids_BT[mask]
@@ -123,7 +128,7 @@ def check_scores(model: PreTrainedModel, pair: Sequences, packed: bool = False, 
     before[0, -1] = False
     require_equal(both[before[mask]], logprobs(later)[before[mask]], "change with later tokens", "use a causal model")
     another = "use another model"
-    require_equal(both, tried(by_halves), "are others when its output layer is run by itself", another)
+    require_equal(both, _tried(model, by_halves), "are others when its output layer is run by itself", another)
     if packed:
         remedy = "set optimizer.packing=none"
         require_equal(both, logprobs(pair, packed), "change when sequences are packed into a row", remedy)
@@ -132,6 +137,6 @@ def check_scores(model: PreTrainedModel, pair: Sequences, packed: bool = False, 
         try:
             for _ in range(2):
                 remedy = "set engine.activations=keep"
-                require_equal(both, logprobs(pair), "are random in training mode", remedy, _SAME_KERNELS)
+                require_equal(both, logprobs(pair), "change in training mode", remedy, _SAME_KERNELS)
         finally:
             model.eval()
