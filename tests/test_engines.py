@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,9 @@ from processes import free_port, run_two, steer
 from rank_runs import IN_PARTS, work
 from safetensors.torch import load_file
 from small import grade_by, small_config, small_trainer, trainer_in
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "reproduce"))
+import architectures
 
 from steer_core.common.errors import SteerError
 from steer_core.runs.folder import RunFolder
@@ -210,6 +215,25 @@ def test_a_full_disk_stops_a_deepspeed_run_with_one_line_and_keeps_the_finished_
     again = steer("train", "--resume", tmp_path / "run", "--no-report")
     assert again.returncode == 0, again.stderr
     assert trainer.run.checkpoints.saved() == [first, last]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_keeps_and_restores_persistent_buffers(stage, tmp_path):
+    settings = ("engine.name=deepspeed", f"engine.zero_stage={stage}", "train.rollouts=1")
+    found = architectures.Examination("gemma4_text", tmp_path, settings)
+    trainer = architectures.trainer_of(found.config, RunFolder(found.run, found.config).start())
+    trainer.fit()
+    (checkpoint,) = trainer.run.checkpoints.saved()
+    scalars = {name: value.clone() for name, value in trainer.model.named_buffers() if name.endswith("layer_scalar")}
+    assert len(scalars) == 2
+    kept = load_file(checkpoint / "model.safetensors")
+    for name, value in scalars.items():
+        assert float(value) == pytest.approx(0.5)
+        assert torch.equal(kept[name], value)
+        trainer.model.get_buffer(name).fill_(3.0)
+    trainer.resume()
+    for name, value in scalars.items():
+        assert torch.equal(trainer.model.get_buffer(name), value)
 
 
 class Planted:

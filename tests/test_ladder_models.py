@@ -15,9 +15,10 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
-    OPTConfig,
     Qwen2Config,
+    Qwen2ForCausalLM,
 )
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from steer_core.common.errors import SteerError
 from steer_core.formulas.token_stats import token_stats
@@ -292,19 +293,18 @@ def test_a_tied_layers_whole_gradient_is_more_than_its_output_layers_share(famil
     assert torch.allclose(share, whole, rtol=1e-9, atol=1e-12) == (family not in TIED)
 
 
+class PastItsBody(Qwen2ForCausalLM):
+    """A model that takes its logits from the layers within its body."""
+
+    def forward(self, input_ids, **_):
+        return CausalLMOutputWithPast(logits=self.lm_head(self.model.norm(self.model.embed_tokens(input_ids))))
+
+
 def test_a_model_that_goes_past_its_body_is_refused_and_not_misread():
-    config = OPTConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        word_embed_proj_dim=32,
-        ffn_dim=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=32,
-    )
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(SteerError, match="model: OPTForCausalLM"):
+    model = PastItsBody(Qwen2Config(**GROUPED)).eval()
+    with pytest.raises(SteerError, match=r"model: PastItsBody.*train.probe_sequences=0"):
         lens_stats(Lens(model, tiny_sequences(), TEMPERATURE))
+    assert "forward" not in vars(model.model)
 
 
 @pytest.mark.parametrize("kind", [AutoModel, AutoModelForSequenceClassification])

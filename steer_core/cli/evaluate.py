@@ -64,6 +64,7 @@ def _on_held_out(args: argparse.Namespace) -> int:
     from steer_core.evaluation.held_out import evaluate
     from steer_core.evaluation.tables import evaluation_table
     from steer_core.policy.model import load_policy
+    from steer_core.policy.preflight import check_policy
     from steer_core.policy.tokenizer import check_prompt
     from steer_core.problems import make_task
     from steer_core.rollout.huggingface import HuggingFaceSampler
@@ -73,6 +74,7 @@ def _on_held_out(args: argparse.Namespace) -> int:
     config = load_config(path, args.settings)
     torch.set_num_threads(config.train.threads)
     policy = load_policy(**vars(config.model) | {"path": folder})
+    check_policy(policy)
     task, settings = make_task(config.task, policy.tokenizer), config.evaluation
     problems = task.problems(settings.split, settings.problems)
     check_prompt(policy.tokenizer, problems[0].prompt)

@@ -30,7 +30,10 @@ class TrainingEngine(Protocol):
         ...
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter by name, whole, one at a time: each is good only until the next is asked for."""
+        """What a checkpoint holds, by name: every parameter and persistent buffer, whole, one at a time.
+
+        Each is good only until the next is asked for.
+        """
         ...
 
     def save(self, folder: Path) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from steer_core.common import ranks
-from steer_core.common.errors import SteerError
+from steer_core.common.errors import SteerError, one_line
 from steer_core.config.sections import OptimizerConfig
+from steer_core.policy.model import load_model, persistent_buffers
 
 _FILE = "optimizer.safetensors"
 
@@ -45,6 +46,7 @@ class LocalEngine:
         """See `TrainingEngine.weights`."""
         for name, parameter in self.model.named_parameters():
             yield name, parameter.detach()
+        yield from persistent_buffers(self.model)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """See `TrainingEngine.save`: one rank's optimiser is every rank's."""
@@ -56,16 +58,13 @@ class LocalEngine:
 
     def load(self, folder: Path, about: dict[str, Any]) -> None:
         """See `TrainingEngine.load`. Raises SteerError for weights of another model, and for missing ones."""
-        weights = {k: v for path in sorted(folder.glob("model*.safetensors")) for k, v in load_file(path).items()}
-        missing, unexpected = self.model.load_state_dict(weights, strict=False)
-        if unexpected:
-            raise SteerError(f"checkpoint {folder}: holds weights that model.path has not, such as {unexpected[0]}")
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        held = {id(parameters[name]) for name in weights if name in parameters}  # a tied weight is stored once
-        lost = [name for name in missing if name in parameters and id(parameters[name]) not in held]
-        if lost:
-            raise SteerError(f"checkpoint {folder}: lacks weights of model.path, such as {lost[0]}; take another one")
-        self.model.tie_weights()
+        try:
+            self.model.load_state_dict(load_model(str(folder), self.model.dtype).state_dict())
+        except (SteerError, RuntimeError) as error:
+            raise SteerError(
+                f"checkpoint {folder}: its weights are not those of the model in model.path "
+                f"({one_line(error, 200)}); take another checkpoint"
+            ) from error
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in load_file(folder / _FILE).items():
             index, key = name.split(".", 1)

@@ -27,6 +27,7 @@ from steer_core.common import ranks
 from steer_core.common.errors import SteerError
 from steer_core.config.config import Config
 from steer_core.engines.local import make_optimizer
+from steer_core.policy.model import persistent_buffers
 
 _FOLDER = "deepspeed"
 
@@ -81,6 +82,7 @@ class ZeroEngine:
             whole = self.deepspeed.zero.GatheredParameters([parameter]) if self.stage == 3 else nullcontext()
             with whole:
                 yield name, parameter.detach()
+        yield from persistent_buffers(self.model)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """See `TrainingEngine.save`; DeepSpeed's own files, a part for every rank."""

@@ -29,8 +29,9 @@ from steer_core.evaluation.sample_and_grade import sample_and_grade
 from steer_core.formulas.advantages import ADVANTAGES
 from steer_core.formulas.loss import ClipRange, denominator, token_coefficients
 from steer_core.ladder.attribution import Attribution, UpdateBatch, attribute
-from steer_core.ladder.passes import Lens
+from steer_core.ladder.passes import Lens, check_ladder
 from steer_core.policy.model import Policy, load_policy
+from steer_core.policy.preflight import check_policy, ragged_pair
 from steer_core.problems import Task, make_task
 from steer_core.rollout.huggingface import HuggingFaceSampler
 from steer_core.rollout.rollout import Rollout, join
@@ -208,6 +209,8 @@ def estimate(
         raise SteerError("update: none is given; name at least one, such as sgd:0.001")
     torch.set_num_threads(config.train.threads)
     policy = load_policy(**vars(config.model) | {"path": model})
+    check_policy(policy)
+    check_ladder(policy.model, ragged_pair(policy))
     task = make_task(config.task, policy.tokenizer)
     optimizers = optimizers_of(policy, config, updates, run)
     drawn = sample(policy, task, config, with_signal, progress)

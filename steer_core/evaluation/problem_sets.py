@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from steer_core.common.environment import environment
 from steer_core.common.errors import SteerError, nearest
@@ -32,7 +32,9 @@ from steer_core.config.config import BenchmarksConfig
 from steer_core.config.sections import BenchmarkConfig, CountdownConfig
 from steer_core.evaluation.sample_and_grade import sample_and_grade
 from steer_core.evaluation.tables import RESPONSES
+from steer_core.policy.folder import positions_of, read_config
 from steer_core.policy.model import base_digest, load_policy, load_tokenizer, model_folder
+from steer_core.policy.preflight import check_policy
 from steer_core.policy.tokenizer import check_prompt
 from steer_core.problems import Countdown, Problem
 from steer_core.problems.prompts import prompted
@@ -142,7 +144,7 @@ def parts_of(problem_set: ProblemSet, most: int) -> Iterator[Part]:
 
 def context_of(path: str) -> int:
     """The positions of the model in a folder: its longest prompt plus response."""
-    return AutoConfig.from_pretrained(model_folder(path), local_files_only=True).max_position_embeddings
+    return positions_of(read_config(model_folder(path), path))
 
 
 def room(tokenizer: PreTrainedTokenizerBase, positions: int, problem_set: ProblemSet, most: int) -> int:
@@ -189,7 +191,9 @@ def sampler_of(config: BenchmarksConfig, tokenizer: PreTrainedTokenizerBase, pos
 
         own_process = config.benchmark.engine == "vllm-process"
         return VllmSampler(config.model, str(model_folder(config.model.path)), tokenizer, positions, own_process)
-    return HuggingFaceSampler(load_policy(**vars(config.model)))
+    policy = load_policy(**vars(config.model))
+    check_policy(policy)
+    return HuggingFaceSampler(policy)
 
 
 def sample_missing(

@@ -15,6 +15,7 @@ exist for a chunk of rows at a time, hidden states for a micro-batch of sequence
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from transformers import PreTrainedModel
 
 from steer_core.common.errors import SteerError, one_line
 from steer_core.formulas.token_stats import TokenStats, concatenate, token_stats
-from steer_core.policy.score import Sequences, hidden_states, logits_of
+from steer_core.policy.score import Sequences, body_of, hidden_states, logits_of
 
 Direction = dict[str, Tensor]
 """A vector in parameter space: parameter name to a tensor of its shape."""
@@ -56,7 +57,7 @@ class Lens:
 
     def __post_init__(self) -> None:
         head = getattr(self.model, "get_output_embeddings", lambda: None)()
-        if head is None or self.model.base_model is self.model:
+        if head is None or body_of(self.model) is self.model:
             raise SteerError(
                 f"model: {type(self.model).__name__} has no output layer, so no logits; "
                 "load it with AutoModelForCausalLM"
@@ -167,21 +168,43 @@ def derivative(lens: Lens, direction: Direction, at: Direction | None = None) ->
         raise SteerError(f"direction: parameter {odd} is on one side only; make it from lens.parameters()")
     body, head = _Half(lens.model, hidden_states), _Half(lens.model, logits_of)
     labels_N, out = lens.labels_N, []
-    with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+    with sdpa_kernel(SDPBackend.MATH), _experts_one_by_one(lens.model), forward_ad.dual_level():
         dual = {f"model.{n}": forward_ad.make_dual(p.detach(), direction[n]) for n, p in parameters.items()}
         for sequences, tokens in lens.micro_batches():
             try:
                 hidden = functional_call(body, {} if lens.output_layer else dual, (sequences,))
             except NotImplementedError as error:
+                attention = lens.model.config._attn_implementation
+                eager = "set model.attention=eager" if attention not in ("eager", "sdpa") else "use another model"
                 raise SteerError(
                     f"model: {type(lens.model).__name__} uses an operator without a forward derivative "
-                    f"({one_line(error, 160)}); load it with attn_implementation='eager' "
-                    "(a mixture of experts with experts_implementation='eager'), or train with train.probe_sequences=0"
+                    f"({one_line(error, 160)}); {eager}, or train with train.probe_sequences=0"
                 ) from error
             for rows in lens.chunks(len(hidden)):
                 logits = forward_ad.unpack_dual(functional_call(head, dual, (hidden[rows],)))
                 out.append(_tangents(logits.primal, logits.tangent, labels_N[tokens][rows], lens.temperature))
     return torch.cat([part[0] for part in out]), torch.cat([part[1] for part in out])
+
+
+def check_ladder(model: PreTrainedModel, sequences: Sequences) -> None:
+    """Raise SteerError, with the setting that helps, where the passes do not run on a model.
+
+    sequences: a few tokens.
+    """
+    lens = Lens(model, sequences)
+    gradient(lens, torch.ones_like(lens.labels_N, dtype=model.dtype))
+    derivative(lens, {name: torch.zeros_like(p) for name, p in lens.parameters().items()})
+
+
+@contextmanager
+def _experts_one_by_one(model: PreTrainedModel) -> Iterator[None]:
+    """A mixture of experts without its grouped product, which has no forward derivative."""
+    chosen = model.config._experts_implementation
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(chosen)
 
 
 def _tangents(logits: Tensor, tangent: Tensor | None, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

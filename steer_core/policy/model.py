@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -19,6 +23,7 @@ from transformers.utils import logging
 from steer_core.common.errors import SteerError, one_line
 from steer_core.common.files import sha256
 from steer_core.common.places import EMBEDDED
+from steer_core.policy.folder import SAFE, check_weight_files, does_not_load, positions_of, read_config
 from steer_core.policy.smoke import SMOKE, smoke_model
 from steer_core.policy.tokenizer import check_tokenizer
 
@@ -33,7 +38,7 @@ class Policy:
     @property
     def positions(self) -> int:
         """Longest prompt plus response the model has positions for."""
-        return self.model.config.max_position_embeddings
+        return positions_of(self.model.config)
 
 
 def model_folder(path: str) -> Path:
@@ -45,8 +50,10 @@ def model_folder(path: str) -> Path:
 
 
 def base_digest(path: str) -> str:
-    """SHA-256 over the weight files of a model folder."""
-    files = sorted(model_folder(path).glob("*.safetensors"))
+    """SHA-256 over the weight files of a model folder. Raises SteerError where they are not what would be loaded."""
+    folder = model_folder(path)
+    check_weight_files(folder, path)
+    files = sorted(folder.glob("*.safetensors"))
     return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
 
 
@@ -62,15 +69,34 @@ def load_policy(
     does not fit the model, and for a device that is not there.
     """
     check_device(device)
+    model = load_model(path, getattr(torch, dtype) if isinstance(dtype, str) else dtype, attention)
+    tokenizer = load_tokenizer(path)
+    check_tokenizer(tokenizer, model.config.get_text_config().vocab_size)
+    # `generate` fills what a caller leaves open from here: a folder's own penalties would make the
+    # sampler another policy than the one that is scored.
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
+    )
+    return Policy(model.to(device), tokenizer)
+
+
+def load_model(path: str, dtype: torch.dtype, attention: str = "auto") -> PreTrainedModel:
+    """The model in a folder, in evaluation mode, on the CPU, by transformers' own loader; see `load_policy`."""
     folder = model_folder(path)
+    check_weight_files(folder, path)
+    config = read_config(folder, path)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise SteerError(
+            f"model.path: {path} is of the architecture {config.model_type!r}, for which transformers has no causal "
+            "language model; use one that AutoModelForCausalLM knows"
+        )
+    chosen: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    if dtype is torch.float64:
+        chosen["experts_implementation"] = "eager"  # the grouped product of experts has no float64
     try:
         logging.disable_progress_bar()  # a bar for the 38 tensors of a small model says nothing
         model, loading = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
-            local_files_only=True,
-            output_loading_info=True,
-            **({} if attention == "auto" else {"attn_implementation": attention}),
+            folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **SAFE, **chosen
         )
     except Exception as error:  # whatever a broken or foreign folder makes the loaders raise
         if attention != "auto" and isinstance(error, ImportError | ValueError):
@@ -78,26 +104,26 @@ def load_policy(
                 f"model.attention: {attention} does not load ({one_line(error, 300)}); install what it names, or set "
                 "model.attention=auto"
             ) from error
-        raise _does_not_load(path, error) from error
-    tokenizer = load_tokenizer(path)
+        raise does_not_load(path, error) from error
     unfit = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
     if unfit:
         raise SteerError(
             f"model.path: {path} holds weights that do not fit its config.json ({len(unfit)}, such as {unfit[0]}); "
             "use a folder whose weights and config.json belong together"
         )
-    check_tokenizer(tokenizer, model.config.vocab_size)
-    # `generate` fills what a caller leaves open from here: a folder's own penalties would make the
-    # sampler another policy than the one that is scored.
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
-    )
-    for module in model.modules():  # a policy is one distribution, in training mode too
+    if dtype is torch.float64:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.double()  # routers that transformers keeps in float32
+    for module in model.modules():  # rates that no configuration sets
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
-    return Policy(model.eval().to(device), tokenizer)
+    return model.eval()
+
+
+def persistent_buffers(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What a checkpoint must hold besides parameters, by name: Gemma 4's `layer_scalar`, a router's correction."""
+    kept = model.state_dict().keys()
+    return ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
 
 
 def check_device(device: str) -> None:
@@ -113,16 +139,9 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """
     folder = model_folder(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **SAFE)
     except Exception as error:  # whatever a broken or foreign folder makes the loader raise
-        raise _does_not_load(path, error) from error
+        raise does_not_load(path, error) from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _does_not_load(path: str, error: Exception) -> SteerError:
-    return SteerError(
-        f"model.path: {path} does not load as a causal language model "
-        f"({type(error).__name__}: {one_line(error, 300)}); save it again with save_pretrained, tokenizer included"
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -59,11 +60,12 @@ def score(model: PreTrainedModel, sequences: Sequences, temperature: float, pack
     implementation must find their borders from the positions.
     """
     count, width = sequences.response_ids_BT.shape
-    logits = count * (width + 1) * model.config.vocab_size
+    logits = count * (width + 1) * model.config.get_text_config().vocab_size
     logits = ranks.all_reduce_max(logits, model.device) if shared_out(model) else logits
     if not packed and logits <= LOGITS_AT_ONCE:
         with full_precision(model):
-            logits = model(**_model_inputs(sequences), logits_to_keep=width + 1).logits
+            logits = model(**_taken_by(model, _model_inputs(sequences) | {"logits_to_keep": width + 1})).logits
+            logits = logits[:, -width - 1 :]  # of a model that makes all of them
         labels = torch.nn.functional.pad(_labels(sequences), (0, 1), value=IGNORED_LABEL)  # the last predicts nothing
         return token_stats(logits, labels, temperature)[:, :width]
     mask = sequences.response_mask_BT.bool()
@@ -83,7 +85,7 @@ def _stats_by_rows(model: PreTrainedModel, hidden_ND: Tensor, labels_N: Tensor, 
     def part(hidden: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         return tuple(vars(token_stats(logits_of(model, hidden), labels, temperature)).values())
 
-    rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    rows = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
     count = max(1, -(-len(labels_N) // rows))
     count = ranks.all_reduce_max(count, hidden_ND.device) if shared_out(model) else count
     parts = []
@@ -100,7 +102,7 @@ def packed_states(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     positions_BL = (mask_BL.cumsum(-1) - 1).clamp_min(0)
     inputs = {"input_ids": ids_BL[mask_BL][None], "position_ids": positions_BL[mask_BL][None]}
     with full_precision(model):
-        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[0]
+        hidden = body_of(model)(**_taken_by(body_of(model), inputs | {"use_cache": False})).last_hidden_state[0]
     is_response = torch.zeros_like(mask_BL)
     is_response[:, sequences.prompt_mask_BP.shape[1] :] = sequences.response_mask_BT.bool()
     return hidden[is_response[mask_BL].roll(-1)]  # the state before a token predicts it
@@ -110,8 +112,13 @@ def hidden_states(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     """The last hidden states (N, D) that predict the N response tokens, row by row: the body's half of a forward."""
     width = sequences.response_ids_BT.shape[1]
     with full_precision(model):
-        hidden = model.base_model(**_model_inputs(sequences)).last_hidden_state
+        hidden = body_of(model)(**_taken_by(body_of(model), _model_inputs(sequences))).last_hidden_state
     return hidden[:, -width - 1 : -1][sequences.response_mask_BT.bool()]
+
+
+def body_of(model: PreTrainedModel) -> torch.nn.Module:
+    """The part of a model that makes its last hidden states; the model itself where it has no output layer."""
+    return getattr(model, "model", model) if model.base_model is model else model.base_model  # Llama 4 names none
 
 
 def logits_of(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
@@ -119,25 +126,27 @@ def logits_of(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
 
     It is the model's own forward with the body set aside, so `hidden_states` then `logits_of` in
     chunks of rows equals the forward pass, without all rows times V in memory. Not thread-safe.
-    Raises SteerError for a model whose forward goes past its `base_model`.
+    Raises SteerError for a model whose forward goes past its body and its decoder.
     """
-    body, asked = model.base_model, []
+    bodies, asked = {body_of(model), model.get_decoder()} - {model}, []  # OPT's forward calls the decoder within
 
     def forward(*args: Any, **kwargs: Any) -> _Hidden:
         asked.append(True)
         return _Hidden(last_hidden_state=hidden_ND[None])
 
-    body.forward = forward
+    for body in bodies:
+        body.forward = forward
     try:
         with full_precision(model):
             ids = hidden_ND.new_zeros(1, len(hidden_ND), dtype=torch.long)
-            logits = model(input_ids=ids, use_cache=False).logits[0]
+            logits = model(**_taken_by(model, {"input_ids": ids, "use_cache": False})).logits[0]
     finally:
-        del body.forward
+        for body in bodies:
+            del body.forward
     if not asked:
         raise SteerError(
             f"model: {type(model).__name__} does not take its logits from the output of its base model; "
-            "the ladder cannot read it, use another model"
+            "use another model, or train with train.probe_sequences=0"
         )
     return logits
 
@@ -184,6 +193,12 @@ def _model_inputs(sequences: Sequences) -> dict[str, Tensor | bool]:
         "position_ids": (mask.cumsum(-1) - 1).clamp_min(0),
         "use_cache": False,
     }
+
+
+def _taken_by(module: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Those of the inputs that a module's forward names; ALiBi models take no positions."""
+    taken = signature(module.forward).parameters
+    return {name: value for name, value in inputs.items() if name in taken}
 
 
 def _labels(sequences: Sequences) -> Tensor:

@@ -30,6 +30,12 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) ->
     """Raise SteerError unless the tokenizer fits the model and can end a response."""
     if tokenizer.eos_token_id is None:
         raise SteerError("model.path: the tokenizer has no eos token; set eos_token in its tokenizer_config.json")
+    token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
+    if last >= vocabulary_size and len(tokenizer) <= vocabulary_size:
+        raise SteerError(
+            f"model.path: the tokenizer gives {token!r} the id {last} and the model embeds {vocabulary_size} ids, from "
+            "0; use the tokenizer that was saved with this model"
+        )
     if len(tokenizer) > vocabulary_size:
         raise SteerError(
             f"model.path: the tokenizer has {len(tokenizer)} tokens and the model embeds {vocabulary_size}; "

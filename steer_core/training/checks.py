@@ -12,7 +12,9 @@ from steer_core.common.errors import SteerError
 from steer_core.common.seeding import derive_seed
 from steer_core.config.config import Config
 from steer_core.config.sections import OptimizerConfig
+from steer_core.ladder.passes import check_ladder
 from steer_core.policy.model import Policy
+from steer_core.policy.preflight import check_policy, ragged_pair
 from steer_core.policy.tokenizer import check_prompt
 from steer_core.problems.task import Problem
 from steer_core.rollout.huggingface import check_room
@@ -35,6 +37,14 @@ def check_ranks(config: Config) -> None:
         raise SteerError(
             f"rollout.draws: batch would give each of {count} ranks the same random numbers; set rollout.draws=prompt"
         )
+
+
+def check_model(policy: Policy, config: Config, packed: bool) -> None:
+    """Raise SteerError, with the setting that helps, where training as configured does not work on the model."""
+    recompute = config.engine.activations == "recompute"
+    check_policy(policy, packed, recompute, sampled=config.rollout.engine == "huggingface")
+    if config.train.probe_sequences and ranks.is_main():
+        check_ladder(policy.model, ragged_pair(policy))
 
 
 def check_room_for_prompts(

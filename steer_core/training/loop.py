@@ -32,7 +32,7 @@ from steer_core.runs.folder import RunFolder
 from steer_core.runs.tracking import track
 from steer_core.runs.unsaved import MemoryRun
 from steer_core.training.batch import MicroBatch, mini_batches, score_rollout
-from steer_core.training.checks import check_ranks, check_room_for_prompts, check_sync, packs
+from steer_core.training.checks import check_model, check_ranks, check_room_for_prompts, check_sync, packs
 from steer_core.training.data_order import rollout_problems
 from steer_core.training.kept_responses import first_responses
 from steer_core.training.metrics import Clock, Steps, metrics_of
@@ -64,6 +64,7 @@ class Trainer:
         self.model = self.policy.model
         self.engine = make_engine(self.policy, config)
         self.packed = packs(self.policy, config.optimizer)
+        check_model(self.policy, config, self.packed)
         kept = f", or {self.run.how_to_go_on}: every finished checkpoint is kept" if run else ""
         self.update = Update(self.policy, self.engine, config, self.packed, kept)
         self.task = make_task(config.task, self.policy.tokenizer)

@@ -58,7 +58,9 @@ class Update:
             terms.append(planned or active.loss_terms([new], [part], denominator)[0])
             # 5. lambda x clipped surrogate, and its gradient
             loss_BT = active.token_losses(stats, part, terms[-1])
-            self.engine.backward(reduce_loss(loss_BT, part.mask_BT, reduction, denominator), last=part is batch[-1])
+            loss = reduce_loss(loss_BT, part.mask_BT, reduction, denominator)
+            with self.differentiating():
+                self.engine.backward(loss, last=part is batch[-1])
             new_stats.append(new)
             losses.append(loss_BT.detach()[part.mask_BT])
         # 6. the optimiser's step
@@ -85,7 +87,8 @@ class Update:
     def differentiating(self) -> Iterator[None]:
         """Forward passes inside keep what a backward pass needs, or, with engine.activations=recompute, little of it.
 
-        Hugging Face models recompute in training mode alone; there is no dropout to switch on (`load_policy`).
+        Hugging Face models recompute in training mode alone, in which the backward pass must then find them; there is
+        nothing random to switch on (`read_config`), which `check_scores` has made sure of.
         """
         self.model.train(self.config.engine.activations == "recompute")
         try:

@@ -1,0 +1,127 @@
+"""A model folder before anything of it is loaded: its configuration, and the files that hold its weights.
+
+Nothing in a folder is executed: code that comes with a model (`auto_map` in its config.json) is not run, and weights
+are read from safetensors alone, which are what `base_digest` hashes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from steer_core.common.errors import SteerError, one_line
+
+SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""For every loader of transformers: fetch nothing, and run no code of the folder."""
+UNLIMITED = 1 << 30
+"""Positions of a model without a longest sequence (ALiBi, state spaces)."""
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.safetensors", "*.npz")
+_RANDOM = re.compile("drop|jitter")
+
+
+def read_config(folder: Path, path: str) -> PreTrainedConfig:
+    """The configuration in a folder, without any randomness of training mode; path: what errors call the folder.
+
+    A policy is one distribution, so whatever drops or jitters (dropout, layerdrop, router jitter) is set to 0 before
+    a model is built from it. Raises SteerError for a file that is damaged, for an architecture whose code is not in
+    transformers, and for quantised weights.
+    """
+    file = folder / "config.json"
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SteerError(f"model.path: {file} cannot be read ({one_line(error, 200)}); save the model again") from error
+    if not isinstance(held, dict) or not isinstance(held.get("model_type"), str):
+        raise SteerError(
+            f"model.path: {file} is no model's configuration (a JSON object with `model_type`); save the model again "
+            "with save_pretrained"
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, **SAFE)
+    except Exception as error:  # whatever a foreign configuration makes the loader raise
+        if "auto_map" in held:
+            raise SteerError(
+                f"model.path: {path} is of the architecture {held['model_type']!r}, whose code comes with the folder "
+                "and is not run; use a model whose architecture is in transformers"
+            ) from error
+        raise does_not_load(path, error) from error
+    for key, remedy in (("quantization_config", "save it dequantised"), ("transformers_weights", "save it again")):
+        if getattr(config, key, None):
+            raise SteerError(f"model.path: {path} has {key} in its config.json, which is not supported; {remedy}")
+    config._attn_implementation = None  # a folder could name a kernel that is fetched; model.attention decides
+    without_randomness(config)
+    return config
+
+
+def without_randomness(config: PreTrainedConfig | dict[str, Any]) -> None:
+    """Set every rate of dropout, layerdrop and jitter to 0, in configurations within it too."""
+    values = config if isinstance(config, dict) else vars(config)
+    for name, value in list(values.items()):
+        if isinstance(value, PreTrainedConfig | dict):
+            without_randomness(value)
+        elif isinstance(value, float) and _RANDOM.search(name):
+            values[name] = 0.0
+
+
+def positions_of(config: PreTrainedConfig) -> int:
+    """Longest prompt plus response that a model has positions for, `UNLIMITED` where there is no such limit."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "max_seq_len"):
+        if isinstance(getattr(text, name, None), int):
+            return getattr(text, name)
+    return UNLIMITED
+
+
+def check_weight_files(folder: Path, path: str) -> None:
+    """Raise SteerError unless a folder's weights are model.safetensors, or all the parts that its index names."""
+    if (folder / "adapter_config.json").exists():
+        raise SteerError(
+            f"model.path: {path} holds an adapter, not a model; merge it into its base model "
+            "(peft's merge_and_unload) and save_pretrained the result"
+        )
+    if (folder / _WHOLE).is_file():
+        return
+    if (folder / _INDEX).is_file():
+        _check_index(folder, path)
+        return
+    others = sorted({file.name for kind in _OTHER_WEIGHTS for file in folder.glob(kind)})
+    if others:
+        raise SteerError(
+            f"model.path: {path} holds its weights as {others[0]}, and only {_WHOLE} (or its parts with {_INDEX}) is "
+            f'read; convert it: python -c "from transformers import AutoModelForCausalLM as A; '
+            f"A.from_pretrained('{path}', dtype='auto').save_pretrained('{path}')\""
+        )
+    raise SteerError(f"model.path: {path} holds no weights ({_WHOLE}); copy the folder again, weights included")
+
+
+def _check_index(folder: Path, path: str) -> None:
+    try:
+        parts = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        names = sorted(parts)
+        strange = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SteerError(
+            f"model.path: {path}: {_INDEX} cannot be read ({type(error).__name__}: {one_line(error, 200)}); "
+            "copy it again"
+        ) from error
+    lost = [name for name in names if not (folder / name).is_file()]
+    for found, what in ((strange, "is no safetensors file beside it"), (lost, "is not there")):
+        if found:
+            raise SteerError(
+                f"model.path: {path}: {found[0]}, which {_INDEX} names, {what}; copy the folder again, all its parts"
+            )
+    if not names:
+        raise SteerError(f"model.path: {path}: {_INDEX} names no file; copy the folder again")
+
+
+def does_not_load(path: str, error: Exception) -> SteerError:
+    """What a folder's loader raised, on one line with the remedy."""
+    return SteerError(
+        f"model.path: {path} does not load as a causal language model "
+        f"({type(error).__name__}: {one_line(error, 300)}); save it again with save_pretrained, tokenizer included"
+    )
