@@ -7,13 +7,22 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase, TopPLogitsWarper
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from steer_core.common.errors import SteerError
 from steer_core.common.seeding import derive_seed
 from steer_core.config.sections import SamplingConfig
 from steer_core.policy.model import Policy
-from steer_core.rollout.rollout import Rollout
+from steer_core.rollout.rollout import Rollout, told
 
 
 class HuggingFaceSampler:
@@ -38,21 +47,24 @@ class HuggingFaceSampler:
         check_room(self.policy, encoded["input_ids"].shape[1], sampling.max_new_tokens, "max_new_tokens")
         prompt_ids = encoded["input_ids"].repeat_interleave(responses, 0).to(model.device)
         prompt_mask = encoded["attention_mask"].repeat_interleave(responses, 0).to(model.device)
-        settings = generation_settings(tokenizer, sampling)
-        draws_BT = None
-        if self.draws == "prompt":
+        settings, draws_BT = generation_settings(self.policy, sampling), None
+        if self.draws == "prompt" and sampling.temperature > 0:
             settings.do_sample, settings.temperature, settings.top_p, settings.top_k = False, None, None, None
             draws_BT = _draws(places or range(len(prompts)), responses, sampling.max_new_tokens, seed).to(model.device)
         torch.manual_seed(seed)
         ids = torch.full((len(prompt_ids), sampling.max_new_tokens), tokenizer.pad_token_id, device=model.device)
+        ended_B = torch.full((len(ids),), sampling.max_new_tokens + 1, device=model.device)  # by a text, at this length
         for start in range(0, len(ids), sampling.batch_sequences):
             rows = slice(start, start + sampling.batch_sequences)
+            drawn = [] if draws_BT is None else [_Draw(draws_BT[rows], sampling)]
+            ended = [_StopTexts(tokenizer, sampling.stop, ended_B[rows], prompt_ids.shape[1])] if sampling.stop else []
             try:
                 full = model.generate(
                     input_ids=prompt_ids[rows],
                     attention_mask=prompt_mask[rows],
                     generation_config=settings,
-                    logits_processor=None if draws_BT is None else [_Draw(draws_BT[rows], sampling)],
+                    logits_processor=LogitsProcessorList(drawn),
+                    stopping_criteria=StoppingCriteriaList(ended),
                     synced_gpus=self.lockstep,
                 )
             except RuntimeError as error:
@@ -61,16 +73,12 @@ class HuggingFaceSampler:
                 raise SteerError("model: NaN or infinite logits while sampling; check its weights") from error
             response = full[:, prompt_ids.shape[1] :]
             ids[rows, : response.shape[1]] = response
-        mask, stopped = response_mask(ids, tokenizer.eos_token_id)
-        text_length = mask.sum(-1) - stopped.long()  # other special tokens stay visible to the verifier
-        return Rollout(
-            prompt_ids,
-            prompt_mask,
-            ids,
-            mask,
-            tokenizer.batch_decode([row[:n] for row, n in zip(ids.tolist(), text_length.tolist(), strict=True)]),
-            ["stop" if stop else "length" for stop in stopped.tolist()],
-        )
+        mask = response_mask(ids, self.policy.end_tokens)
+        by_text = (ended_B <= mask.sum(-1)).tolist()
+        mask &= torch.arange(ids.shape[1], device=ids.device) < ended_B[:, None]
+        found = [row[:n] for row, n in zip(ids.tolist(), mask.sum(-1).tolist(), strict=True)]
+        texts, reasons = told(tokenizer, found, by_text, self.policy.end_tokens, sampling.stop)
+        return Rollout(prompt_ids, prompt_mask, ids, mask, texts, reasons)
 
 
 def _draws(places: Sequence[int], responses: int, longest: int, seed: int) -> Tensor:
@@ -87,6 +95,8 @@ class _Draw(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = scores / self.sampling.temperature
+        if self.sampling.top_k is not None:
+            scores = TopKLogitsWarper(self.sampling.top_k)(input_ids, scores)
         if self.sampling.top_p < 1:
             scores = TopPLogitsWarper(self.sampling.top_p)(input_ids, scores)
         reached_BV = scores.double().softmax(-1).cumsum(-1)
@@ -98,16 +108,31 @@ class _Draw(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen_B1, 0.0)
 
 
-def generation_settings(tokenizer: PreTrainedTokenizerBase, sampling: SamplingConfig) -> GenerationConfig:
-    """Plain sampling from the tempered policy, and from nothing else."""
+class _StopTexts(StoppingCriteria):
+    """Ends a row once its response holds one of some texts, and writes down with how many tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], ended_B: Tensor, width: int) -> None:
+        """ended_B: where the lengths go. width: tokens of the prompts."""
+        self.tokenizer, self.stop, self.ended, self.width = tokenizer, stop, ended_B, width
+        self.tail = 8 + max((len(text.encode()) for text in stop), default=0)  # a token may be one byte, or none
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        length = input_ids.shape[1] - self.width
+        tails = self.tokenizer.batch_decode(input_ids[:, self.width :][:, -self.tail :])
+        holds_B = torch.tensor([any(text in tail for text in self.stop) for tail in tails], device=input_ids.device)
+        self.ended[holds_B & (self.ended > length)] = length
+        return self.ended <= length
+
+
+def generation_settings(policy: Policy, sampling: SamplingConfig) -> GenerationConfig:
+    """Plain sampling from the tempered policy, and from nothing else; greedy where the temperature is 0."""
+    drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or 0}
     return GenerationConfig(
-        do_sample=True,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=0,
+        do_sample=sampling.temperature > 0,
+        **(drawn if sampling.temperature > 0 else {}),
         max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=policy.end_tokens,
+        pad_token_id=policy.tokenizer.pad_token_id,
     )
 
 
@@ -121,8 +146,7 @@ def check_room(policy: Policy, prompt_tokens: int, max_new_tokens: int, field: s
         )
 
 
-def response_mask(ids_BT: Tensor, eos_token_id: int) -> tuple[Tensor, Tensor]:
-    """(mask_BT, stopped_B): True up to and including the first end token; which rows have one."""
-    is_end = ids_BT == eos_token_id
-    before = is_end.cumsum(-1) - is_end.long()
-    return before == 0, is_end.any(-1)
+def response_mask(ids_BT: Tensor, end_tokens: Sequence[int]) -> Tensor:
+    """True up to and including the first end token, (B, T)."""
+    is_end = torch.isin(ids_BT, torch.tensor(end_tokens, device=ids_BT.device))
+    return is_end.cumsum(-1) - is_end.long() == 0

@@ -72,7 +72,10 @@ def check_sync(
     rollout_index: int,
     packed: bool = False,
 ) -> None:
-    """Raise SteerError where a sampler with weights of its own and the trainer disagree on log-probs."""
+    """Raise SteerError where a sampler with weights of its own and the trainer disagree on log-probs.
+
+    rollout_index: the rollout that the weights come from, 0 before the first.
+    """
     if config.rollout.engine != "vllm":
         return
     longest = min(_PROBE_TOKENS, config.rollout.max_new_tokens)
@@ -83,8 +86,15 @@ def check_sync(
     own = score_rollout(model, probe, config, packed).logprob[mask]
     gap = float((probe.sampler_logprobs()[mask].to(own) - own).abs().max())
     if not gap <= config.rollout.logprob_tolerance:
+        tolerance = f"(rollout.logprob_tolerance {config.rollout.logprob_tolerance:g})"
+        explained = "raise the tolerance only if model.dtype explains it"
+        if rollout_index == 0:
+            raise SteerError(
+                f"rollout.engine: vllm, given the trainer's own weights, gives log-probs that differ by {gap:.2g} "
+                f"{tolerance}: it computes {type(model).__name__} otherwise; set rollout.engine=huggingface, or "
+                f"{explained}"
+            )
         raise SteerError(
             f"rollout {rollout_index}: after the sync of weights, log-probs of vllm and trainer differ by {gap:.2g} "
-            f"(rollout.logprob_tolerance {config.rollout.logprob_tolerance:g}): its weights are stale or read "
-            "in another precision; raise the tolerance only if model.dtype explains it"
+            f"{tolerance}: its weights are stale or read in another precision; {explained}"
         )
