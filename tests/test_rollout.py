@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from scipy.stats import chisquare
+from small import small_trainer
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from steer_core.common.errors import SteerError
@@ -281,6 +282,15 @@ def test_a_response_longer_than_the_models_positions_is_refused_with_the_room_le
     longest = max(map(len, prompts))
     with pytest.raises(SteerError, match=rf"max_new_tokens: 128 .* set it to {128 - longest} or less"):
         HuggingFaceSampler(embedded).generate(prompts, 1, RolloutConfig(max_new_tokens=128), seed=0)
+
+
+@pytest.mark.parametrize("responses", [10**9, 10**30])
+def test_responses_that_no_memory_holds_are_refused_before_it_is_asked_for(embedded, prompts, tmp_path, responses):
+    with pytest.raises(SteerError, match=rf"{responses} to each of 6 prompts, of up to \d+ tokens, take \d+ GiB"):
+        HuggingFaceSampler(embedded).generate(prompts, responses, RolloutConfig(), seed=0)
+    for field in ("rollout.responses", "evaluation.samples"):
+        with pytest.raises(SteerError, match=rf"{field}: {responses} to each of .* GiB at least, and the machine has"):
+            small_trainer(tmp_path / field, f"{field}={responses}")
 
 
 @pytest.mark.parametrize(("ends", "second"), [([1], [1, 1, 1, 1]), ([1, 7], [1, 1, 1, 0])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -24,6 +25,9 @@ from steer_core.config.sections import SamplingConfig
 from steer_core.policy.model import Policy
 from steer_core.rollout.rollout import Rollout, told
 
+_TOKEN_BYTES = 40
+"""At least, of a sampled token: its id and mask, the statistics of its state, its advantage and its weight."""
+
 
 class HuggingFaceSampler:
     """Samples with Hugging Face `generate`, from the very weights that are being trained."""
@@ -44,7 +48,9 @@ class HuggingFaceSampler:
             raise SteerError("rollout: zero prompts to sample from; give at least one problem")
         model, tokenizer = self.policy.model, self.policy.tokenizer
         encoded = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
-        check_room(self.policy, encoded["input_ids"].shape[1], sampling.max_new_tokens, "max_new_tokens")
+        width = encoded["input_ids"].shape[1]
+        check_room(self.policy, width, sampling.max_new_tokens, "max_new_tokens")
+        check_memory(self.policy, len(prompts), responses, width + sampling.max_new_tokens, "responses or samples")
         prompt_ids = encoded["input_ids"].repeat_interleave(responses, 0).to(model.device)
         prompt_mask = encoded["attention_mask"].repeat_interleave(responses, 0).to(model.device)
         settings, draws_BT = generation_settings(self.policy, sampling), None
@@ -106,6 +112,20 @@ class _Draw(LogitsProcessor):
         self.step += 1
         chosen_B1 = torch.searchsorted(reached_BV, point_B1, right=True).clamp_max(scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen_B1, 0.0)
+
+
+def check_memory(policy: Policy, prompts: int, responses: int, tokens: int, field: str) -> None:
+    """Raise SteerError where the machine cannot hold so many responses to each prompt, each of so many tokens."""
+    device = policy.model.device
+    held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if device.type == "cuda":
+        held = torch.cuda.get_device_properties(device).total_memory
+    needed = prompts * responses * tokens * _TOKEN_BYTES
+    if needed > held:
+        raise SteerError(
+            f"{field}: {responses} to each of {prompts} prompts, of up to {tokens} tokens, take {needed >> 30} GiB at "
+            f"least, and the machine has {held >> 30}; ask for {held // (needed // responses)} or fewer"
+        )
 
 
 class _StopTexts(StoppingCriteria):

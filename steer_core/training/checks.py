@@ -15,7 +15,7 @@ from steer_core.config.sections import OptimizerConfig
 from steer_core.policy.model import Policy
 from steer_core.policy.tokenizer import check_prompt
 from steer_core.problems.task import Problem
-from steer_core.rollout.huggingface import check_room
+from steer_core.rollout.huggingface import check_memory, check_room
 from steer_core.rollout.rollout import Sampler
 from steer_core.training.batch import score_rollout
 
@@ -42,17 +42,21 @@ def check_room_for_prompts(
 ) -> int:
     """Most tokens of a prompt and its response, in training and evaluation.
 
-    Raises SteerError where the tokenizer does not carry the prompts or the model has no room for a response.
+    Raises SteerError where the tokenizer does not carry the prompts, the model has no room for a response, or the
+    machine none for all of them.
     """
     check_prompt(policy.tokenizer, problems[0].prompt)
     longest = 0
-    for some, sampling, section in (
-        (problems, config.rollout, "rollout"),
-        (held_out, config.evaluation, "evaluation"),
+    rows = (config.rollout.prompts // ranks.world_size(), config.rollout.responses, "rollout.responses")
+    held_rows = (-(-len(held_out) // ranks.world_size()), config.evaluation.samples, "evaluation.samples")
+    for some, sampling, section, (prompts, responses, field) in (
+        (problems, config.rollout, "rollout", rows),
+        (held_out, config.evaluation, "evaluation", held_rows),
     ):
         encoded = policy.tokenizer([p.prompt for p in some], add_special_tokens=False)
         prompt = max(map(len, encoded["input_ids"]))
         check_room(policy, prompt, sampling.max_new_tokens, f"{section}.max_new_tokens")
+        check_memory(policy, prompts, responses, prompt + sampling.max_new_tokens, field)
         longest = max(longest, prompt + sampling.max_new_tokens)
     return longest
 
