@@ -90,8 +90,6 @@ def _check(args: argparse.Namespace) -> None:
 def _fit(trainer: Trainer, run: RunFolder, report: bool) -> int:
     """Train to the end, or to a signal, and tell how far it is."""
     from steer_core.common.progress import Progress
-    from steer_core.compare.comparison import comparison_of
-    from steer_core.compare.report import write_report
 
     total = run.config.train.rollouts
     if trainer.finished == total:
@@ -108,6 +106,9 @@ def _fit(trainer: Trainer, run: RunFolder, report: bool) -> int:
         progress.show(trainer.finished, total)
         finished = trainer.fit(show)
     if report:
+        from steer_core.compare.comparison import comparison_of
+        from steer_core.compare.report import write_report
+
         print(f"report: {write_report(comparison_of([run.path]), run.path)}")
     if not finished:
         print(f"stopped; go on with: steer train --resume {run.path}")
