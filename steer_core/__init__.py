@@ -5,6 +5,7 @@ The names below are the public API. Public too are the modules of `formulas`, `l
 loads none of them: each name is imported at its first use, and torch with it.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from steer_core.training.loss_terms import ActiveIntervention
 
 __version__ = "0.1.0"
+
+# transformers imports a DeepSpeed that is installed, which warns on a CPU even where no run asks for it.
+logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 
 _PLACES = {
     # a run

@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["steer_core.training.loop"])
+SERVER.set_forkserver_preload(
+    [
+        "steer_core.training.loop",
+        "steer_core.evaluation.problem_sets",
+        "steer_core.compare.report",
+        "steer_core.cli.main",
+        "torch.utils.tensorboard",
+        "transformers.models.qwen2.modeling_qwen2",
+    ]
+)
 
 
 def start(output: Path, *arguments) -> multiprocessing.Process:

@@ -48,6 +48,13 @@ def grade_by(trainer: Trainer, is_right: Callable[[str], bool]) -> None:
     trainer.task.grader = SimpleNamespace(name="scripted", grade=grade)
 
 
+def rollout_seconds(run: RunFolder) -> float:
+    """What a rollout of a run took by its own clock, its share of the evaluations included."""
+    parts, rows = ("time/rollout_seconds", "time/score_seconds", "time/update_seconds"), run.read()
+    working = sum(row[part] for row in rows for part in parts)
+    return (working + sum(row["time/seconds"] for row in run.read("evaluations.jsonl"))) / len(rows)
+
+
 def without_time(rows: list[dict]) -> list[dict]:
     """Log lines without their wall-clock readings."""
     return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]

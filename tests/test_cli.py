@@ -230,6 +230,10 @@ def test_estimate_of_one_prompt_has_no_interval_and_comes_to_its_end(capsys, tmp
         (["models/none"], "model.path: models/none holds no config.json"),
         (["embedded", "rollout.promts=2"], "rollout.promts: unknown key; did you mean 'prompts'?"),
         (["embedded", *ESTIMATE, "--with-signal", "--update", "sgd:1e300"], "update sgd:1e+300: its step leads to NaN"),
+        (
+            ["embedded", *ESTIMATE, "--with-signal", "--update", "sgd:1e-30"],
+            "update sgd:1e-30: its step moves no weight",
+        ),
     ],
 )
 def test_estimate_tells_what_is_wrong_in_one_line(capsys, tmp_path, words, message):

@@ -189,9 +189,9 @@ def test_a_resumed_deepspeed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, 
 
 
 def test_cpu_adam_resumes_to_rounding_for_its_powers_of_beta_are_made_anew(tmp_path):
-    settings = [*COMMON, "train.rollouts=20", "train.checkpoint_every=10", "evaluation.every=0", "train.seed=1"]
+    settings = [*COMMON, "train.rollouts=6", "train.checkpoint_every=3", "evaluation.every=0", "train.seed=1"]
     settings += [*deepspeed, *EXACT["stage 2, offloaded"], "optimizer.name=cpu-adam"]
-    whole, resumed = whole_and_resumed(tmp_path, settings, 10)
+    whole, resumed = whole_and_resumed(tmp_path, settings, 3)
     expected = weights_of(whole)
     for key, value in weights_of(resumed).items():
         torch.testing.assert_close(value, expected[key], rtol=0, atol=5e-5, msg=key)

@@ -8,26 +8,20 @@ import time
 
 import pytest
 from processes import start, wait_until
-from small import SMALL, without_time
+from small import SMALL, rollout_seconds, without_time
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from steer_core.runs.folder import RunFolder
 
-KILLS, ROLLOUTS, MOST_ROLLOUTS_BEFORE_A_KILL = 10, 60, 4
+KILLS, ROLLOUTS, MOST_ROLLOUTS_BEFORE_A_KILL = 10, 36, 2
 LENGTHEN = (
     f"train.rollouts={ROLLOUTS}",
     "evaluation.every=3",
     "train.checkpoint_every=2",
     "intervention.name=steer",
+    "train.probe_sequences=4",
     "optimizer.learning_rate=1e-4",  # low enough that rewards, and with them gradients, last to the end
 )
-
-
-def rollout_seconds(run: RunFolder) -> float:
-    """What a rollout of a run took by its own clock, its share of the evaluations included."""
-    parts = ("time/rollout_seconds", "time/score_seconds", "time/update_seconds")
-    working = sum(row[part] for row in run.read() for part in parts)
-    return (working + sum(row["time/seconds"] for row in run.read("evaluations.jsonl"))) / ROLLOUTS
 
 
 def wait_for_rollouts(count: int, process, output, shown: int) -> None:

@@ -8,13 +8,13 @@ import time
 
 import pytest
 from processes import start_ranks, wait_until
-from small import SMALL, without_time
+from small import SMALL, rollout_seconds, without_time
 
 from steer_core.runs.folder import RunFolder
 
 pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
 
-KILLS, ROLLOUTS = 10, 60
+KILLS, ROLLOUTS = 10, 36
 SETTINGS = (
     "engine.name=deepspeed",
     "engine.zero_stage=2",
@@ -61,17 +61,17 @@ def rollouts_of(run: RunFolder) -> int:
 
 def test_ten_kills_at_random_moments_change_nothing(whole, tmp_path):
     killed, output, moments = RunFolder(tmp_path / "run", whole.config), tmp_path / "output", random.Random(1)
-    codes = []
+    unit, codes = rollout_seconds(whole), []
     for attempt in range(KILLS):
         processes = start_ranks(output, 2, *COMMAND, killed.path)
         if attempt:  # the first kill may fall anywhere, start-up included
             before = rollouts_of(killed)
-            at = moments.randint(1, 3)
+            at = moments.randint(1, 2)
             wait_until(
                 lambda before=before, at=at, one=processes[0]: rollouts_of(killed) >= before + at or not one.is_alive(),
                 "a rollout",
             )
-        time.sleep(moments.uniform(0, 0.5))
+        time.sleep(moments.uniform(0, 1.5 * unit))
         for process in moments.sample(processes, 2):
             process.kill()
         for process in processes:

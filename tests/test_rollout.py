@@ -7,16 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 from scipy.stats import chisquare
+from small import small_trainer
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from steer_core.common.errors import SteerError
-from steer_core.config.sections import RolloutConfig
+from steer_core.config.config import load_config
+from steer_core.config.sections import BenchmarkConfig, EvaluationConfig, RolloutConfig
 from steer_core.policy.model import EMBEDDED, Policy, load_policy
 from steer_core.policy.score import Sequences, full_precision, score
-from steer_core.policy.tokenizer import character_tokenizer
+from steer_core.policy.tokenizer import character_tokenizer, end_tokens
 from steer_core.problems import Countdown
 from steer_core.rollout.huggingface import HuggingFaceSampler, _Draw, generation_settings, response_mask
 from steer_core.rollout.rollout import join
+from steer_core.training.metrics import end_metrics
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +53,13 @@ def tiny_policy() -> Policy:
 def test_sampler_log_probs_equal_the_scoring_pass(embedded, prompts, temperature):
     encoded = embedded.tokenizer(prompts, return_tensors="pt", padding=True)
     torch.manual_seed(0)
-    settings = generation_settings(embedded.tokenizer, RolloutConfig(temperature=temperature, max_new_tokens=30))
+    settings = generation_settings(embedded, RolloutConfig(temperature=temperature, max_new_tokens=30))
     with torch.no_grad():
         out = embedded.model.generate(
             **encoded, generation_config=settings, return_dict_in_generate=True, output_scores=True
         )
         response = out.sequences[:, encoded["input_ids"].shape[1] :]
-        mask, _ = response_mask(response, embedded.tokenizer.eos_token_id)
+        mask = response_mask(response, embedded.end_tokens)
         sequences = Sequences(encoded["input_ids"], encoded["attention_mask"], response, mask)
         scored = score(embedded.model, sequences, temperature).logprob
     sampled = torch.stack(out.scores, dim=1).log_softmax(-1).gather(-1, response[..., None]).squeeze(-1)
@@ -144,6 +147,105 @@ def test_a_model_folders_own_generation_settings_do_not_reach_the_sampler(embedd
     assert torch.equal(other.response_ids_BT, plain.response_ids_BT)
 
 
+def test_a_folders_every_end_token_ends_a_response_and_a_checkpoint_keeps_them(embedded, prompts, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [15, 1]}))
+    policy = load_policy(str(folder))
+    assert policy.end_tokens == [1, 15]
+    assert embedded.end_tokens == [1]
+    draws = (HuggingFaceSampler(one, "prompt").generate(prompts, 4, RolloutConfig(), 0) for one in (policy, embedded))
+    ended, whole = draws
+    assert ended.texts == [text.partition("*")[0] for text in whole.texts] != whole.texts
+    assert set(ended.last_tokens()) == {1, 15}
+    assert (ended.response_ids_BT[ended.response_mask_BT] == 15).sum() == ended.last_tokens().count(15)
+    shares = end_metrics(ended, policy, ())
+    assert list(shares) == ["response/ended_by/<eos>", "response/ended_by/*"]
+    assert shares["response/ended_by/*"] == ended.last_tokens().count(15) / 24
+    assert sum(shares.values()) == 1
+    assert end_metrics(whole, embedded, ()) == {}
+    policy.model.save_pretrained(tmp_path / "saved")
+    assert end_tokens(tmp_path / "saved", policy.tokenizer) == [1, 15]
+
+
+@pytest.mark.parametrize("told", ["[1, 5", '{"eos_token_id": [1, "five"]}', '{"eos_token_id": true}'])
+def test_end_tokens_that_are_none_are_refused(embedded, tmp_path, told):
+    (tmp_path / "generation_config.json").write_text(told)
+    with pytest.raises(SteerError, match=r"model\.path: .*generation_config\.json"):
+        end_tokens(tmp_path, embedded.tokenizer)
+
+
+def test_a_text_ends_a_response_with_the_token_that_completes_it(embedded, prompts):
+    greedy = BenchmarkConfig(max_new_tokens=40, temperature=0)
+    whole, ended = (
+        HuggingFaceSampler(embedded).generate(prompts, 1, replace(greedy, stop=stop), 0) for stop in ((), ("=1", "+"))
+    )
+    at = [min([text.find(end) for end in ("=1", "+") if end in text], default=len(text)) for text in whole.texts]
+    assert ended.texts == [text[:place] for text, place in zip(whole.texts, at, strict=True)]
+    assert ended.finish_reasons == [
+        why if len(text) == len(before) else "text"
+        for why, text, before in zip(whole.finish_reasons, whole.texts, ended.texts, strict=True)
+    ]
+    assert "text" in ended.finish_reasons
+    for row, why in enumerate(ended.finish_reasons):
+        kept = embedded.tokenizer.decode(ended.response_ids_BT[row][ended.response_mask_BT[row]])
+        assert kept.endswith({"text": ("=1", "+"), "stop": "<eos>", "length": ""}[why])
+
+
+def test_greedy_takes_the_likeliest_token_and_top_k_none_below(embedded, prompts):
+    settings = {"max_new_tokens": 40, "top_p": 1.0}
+    greedy = HuggingFaceSampler(embedded).generate(prompts, 2, BenchmarkConfig(temperature=0, **settings), 0)
+    mask = greedy.response_mask_BT
+    with torch.no_grad():
+        stats = score(embedded.model, greedy, 1.0)
+    assert float(stats.logprob[mask].exp().max()) > 0.9 > float(stats.logprob[mask].exp().min())
+    assert greedy.texts[::2] == greedy.texts[1::2]
+    for draws in ("batch", "prompt"):
+        one, two = (
+            HuggingFaceSampler(embedded, draws).generate(prompts, 8, BenchmarkConfig(top_k=k, **settings), 0)
+            for k in (1, 2)
+        )
+        assert one.texts[::8] == greedy.texts[::2]
+        assert len(set(two.texts[:8])) > 1
+        allowed = first_choices(embedded, prompts, 2)
+        assert all(int(two.response_ids_BT[row, 0]) in allowed[row // 8] for row in range(8 * len(prompts)))
+
+
+def first_choices(policy: Policy, prompts: list[str], k: int) -> list[list[int]]:
+    """The k likeliest first tokens of each prompt."""
+    found = []
+    for prompt in prompts:
+        ids = policy.tokenizer(prompt, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            found.append(policy.model(ids).logits[0, -1].topk(k).indices.tolist())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (
+            BenchmarkConfig,
+            {"samples": 2},
+            r"benchmark.temperature: 0 is greedy.* all 2 samples; set benchmark.samples=1",
+        ),
+        (EvaluationConfig, {}, r"evaluation.temperature: 0 .*32 samples; set evaluation.samples=1 and .*pass_at=\[1\]"),
+    ],
+)
+def test_several_greedy_samples_of_a_problem_are_refused_for_they_are_one(kind, settings, message):
+    with pytest.raises(SteerError, match=message):
+        kind(temperature=0, **settings)
+    assert BenchmarkConfig(temperature=0).samples_of(32) == 1
+    assert BenchmarkConfig().samples_of(32) == 32
+    assert EvaluationConfig(temperature=0, samples=1, pass_at=(1,)).temperature == 0
+
+
+@pytest.mark.parametrize("setting", ["temperature=0", "top_k=3"])
+def test_training_from_another_distribution_than_the_one_that_is_scored_is_refused(setting):
+    with pytest.raises(SteerError, match=r"the policy that is scored and trained is another distribution"):
+        load_config(None, [f"rollout.{setting}"])
+
+
 def test_a_float64_policy_samples_and_scores_in_float64(embedded, prompts):
     policy = load_policy("embedded", dtype=torch.float64)
     rollout = HuggingFaceSampler(policy).generate(prompts, 2, RolloutConfig(), seed=0)
@@ -182,10 +284,19 @@ def test_a_response_longer_than_the_models_positions_is_refused_with_the_room_le
         HuggingFaceSampler(embedded).generate(prompts, 1, RolloutConfig(max_new_tokens=128), seed=0)
 
 
-def test_response_mask_ends_at_the_first_end_token():
-    mask, stopped = response_mask(torch.tensor([[5, 1, 1, 4], [5, 6, 7, 4], [1, 5, 5, 5]]), eos_token_id=1)
-    assert mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
-    assert stopped.tolist() == [True, False, True]
+@pytest.mark.parametrize("responses", [10**9, 10**30])
+def test_responses_that_no_memory_holds_are_refused_before_it_is_asked_for(embedded, prompts, tmp_path, responses):
+    with pytest.raises(SteerError, match=rf"{responses} to each of 6 prompts, of up to \d+ tokens, take \d+ GiB"):
+        HuggingFaceSampler(embedded).generate(prompts, responses, RolloutConfig(), seed=0)
+    for field in ("rollout.responses", "evaluation.samples"):
+        with pytest.raises(SteerError, match=rf"{field}: {responses} to each of .* GiB at least, and the machine has"):
+            small_trainer(tmp_path / field, f"{field}={responses}")
+
+
+@pytest.mark.parametrize(("ends", "second"), [([1], [1, 1, 1, 1]), ([1, 7], [1, 1, 1, 0])])
+def test_response_mask_ends_at_the_first_end_token_of_any(ends, second):
+    mask = response_mask(torch.tensor([[5, 1, 1, 4], [5, 6, 7, 4], [1, 5, 5, 5]]), ends)
+    assert mask.int().tolist() == [[1, 1, 0, 0], second, [1, 0, 0, 0]]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """vLLM behind the rollout interface: the same policy as Hugging Face's sampler, and responses that follow the seed."""
 
+import json
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -23,17 +25,54 @@ PROBLEMS = [problem.prompt for problem in Countdown().problems("test", 8)]
 
 
 @pytest.fixture(scope="module")
-def engines():
-    """(vLLM, Hugging Face) on the embedded model."""
-    policy = load_policy("embedded")
-    vllm = VllmSampler(ModelConfig(), str(EMBEDDED), policy.tokenizer, policy.positions)
+def engines(tmp_path_factory):
+    """(vLLM, Hugging Face) on the embedded model, whose folder names <unk> as a second end token."""
+    folder = tmp_path_factory.mktemp("engines") / "model"
+    shutil.copytree(EMBEDDED, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2]}))
+    policy = load_policy(str(folder))
+    vllm = VllmSampler(ModelConfig(), str(folder), policy.tokenizer, policy.positions)
+    assert vllm.end_tokens == policy.end_tokens == [1, 2]
     return vllm, HuggingFaceSampler(policy)
 
 
+LIKELIEST = {
+    "nearly no temperature": {"temperature": 1e-4},
+    "no temperature": {"temperature": 0.0},
+    "one token to choose from": {"top_k": 1},
+    "texts that end a response": {"temperature": 0.0, "stop": ("+", "99", "=1")},
+}
+
+
 @needs_vllm
-def test_with_nearly_no_temperature_both_engines_say_the_same(engines):
-    cold = BenchmarkConfig(max_new_tokens=40, temperature=1e-4, top_p=1.0)
+@pytest.mark.parametrize("name", LIKELIEST)
+def test_without_a_choice_both_engines_say_the_same(engines, name):
+    cold = BenchmarkConfig(**{"max_new_tokens": 40, "top_p": 1.0} | LIKELIEST[name])
     a, b = (engine.generate(PROBLEMS, 2, cold, seed=0) for engine in engines)
+    assert_equal(a, b)
+    assert a.texts[::2] == a.texts[1::2]
+    assert ("text" in a.finish_reasons) == ("stop" in LIKELIEST[name])
+    assert not any(end in text for text in a.texts for end in cold.stop)
+
+
+@needs_vllm
+def test_every_end_token_ends_a_response_of_both_engines(engines, monkeypatch):
+    vllm, huggingface = engines
+    one, ends = huggingface.policy.end_tokens, [1, vllm.tokenizer.convert_tokens_to_ids("=")]
+    greedy = BenchmarkConfig(max_new_tokens=40, temperature=0.0)
+    whole = huggingface.generate(PROBLEMS, 1, greedy, seed=0)
+    monkeypatch.setattr(vllm, "end_tokens", ends)
+    monkeypatch.setattr(huggingface.policy.model.generation_config, "eos_token_id", ends)
+    a, b = (engine.generate(PROBLEMS, 1, greedy, seed=0) for engine in engines)
+    assert_equal(a, b)
+    assert one == [1, 2]
+    assert a.texts == [text.partition("=")[0] for text in whole.texts] != whole.texts
+    assert set(a.finish_reasons) == {"stop"}
+    assert ends[1] in a.last_tokens()
+
+
+def assert_equal(a, b):
+    """The same responses, however they are padded."""
     assert a.texts == b.texts
     assert a.finish_reasons == b.finish_reasons
     for i in range(len(a.texts)):
@@ -99,8 +138,8 @@ def test_padding_goes_left_of_prompts_and_right_of_responses():
 
     tokenizer = load_policy("embedded").tokenizer
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    answers = [SimpleNamespace(token_ids=ids, logprobs=None) for ids in ((5, 6, end), (7,))]
-    rollout = _rollout(tokenizer, [[3], [3, 4]], answers)
+    answers = [SimpleNamespace(token_ids=ids, logprobs=None, stop_reason=None) for ids in ((5, 6, end), (7,))]
+    rollout = _rollout(tokenizer, [[3], [3, 4]], answers, [end])
     assert rollout.prompt_ids_BP.tolist() == [[pad, 3], [3, 4]]
     assert rollout.response_ids_BT.tolist() == [[5, 6, end], [7, pad, pad]]
     assert torch.equal(rollout.response_mask_BT, torch.tensor([[True] * 3, [True, False, False]]))

@@ -1,6 +1,7 @@
 """vLLM beside the trainer: pushed weights are the ones sampled from, a probe catches stale ones, the gap is logged."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from small import SMALL, small_config, small_trainer
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from steer_core.common.errors import SteerError
 from steer_core.policy.model import load_policy
@@ -36,11 +38,27 @@ def untied_copy(folder):
     return folder
 
 
-@pytest.fixture(scope="module", params=["tied", "untied"])
+def experts(folder):
+    """A Qwen3-MoE with random weights: in memory its experts are one tensor, in files and to vLLM one by one."""
+    tokenizer = load_policy("embedded").tokenizer
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32, "head_dim": 32}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.3}
+    routed = {"num_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 128}
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=len(tokenizer), **sizes, **heads, **routed, **ids))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+MODELS = {"tied": lambda folder: "embedded", "untied": untied_copy, "experts": experts}
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def trainer(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    path = "embedded" if request.param == "tied" else untied_copy(folder / "model")
-    made = small_trainer(folder / "run", *SETTINGS, f"model.path={path}")
+    made = small_trainer(folder / "run", *SETTINGS, f"model.path={MODELS[request.param](folder / 'model')}")
     assert (made.model.get_output_embeddings().weight is made.model.get_input_embeddings().weight) == (
         request.param == "tied"
     )
@@ -70,8 +88,9 @@ def test_log_probs_are_the_trainers_after_twenty_syncs_of_weights(trainer):
 
 
 @vllm
-@pytest.mark.parametrize("stale", ["model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"])
+@pytest.mark.parametrize("stale", ["model.embed_tokens.weight", "model.layers.1.mlp.*down_proj.*"])
 def test_the_probe_catches_a_weight_that_was_not_synced(trainer, stale):
+    (stale,) = (name for name, _ in trainer.model.named_parameters() if re.fullmatch(stale, name))
     with torch.no_grad():
         trainer.model.get_parameter(stale).mul_(1.05)
     trainer.sampler.sync_weights((name, weight) for name, weight in trainer.engine.weights() if name != stale)
@@ -79,6 +98,18 @@ def test_the_probe_catches_a_weight_that_was_not_synced(trainer, stale):
         trainer.check_sync(3)
     trainer.sampler.sync_weights(trainer.engine.weights())
     trainer.check_sync(3)
+
+
+@vllm
+def test_a_sampler_that_computes_otherwise_is_refused_before_anything_is_sampled(trainer, monkeypatch):
+    sync = trainer.sampler.sync_weights
+    monkeypatch.setattr(trainer, "sample", lambda n: pytest.fail("sampled"))
+    monkeypatch.setattr(trainer.sampler, "sync_weights", lambda weights: sync((n, 1.1 * w) for n, w in weights))
+    with pytest.raises(SteerError, match=r"rollout.engine: vllm, given the trainer's own .*engine=huggingface"):
+        trainer.fit()
+    monkeypatch.setattr(trainer.sampler, "sync_weights", lambda weights: sync((f"x.{n}", w) for n, w in weights))
+    with pytest.raises(SteerError, match=r"rollout.engine: vllm does not take up .*set rollout.engine=huggingface"):
+        trainer.fit()
 
 
 @vllm
@@ -126,7 +157,8 @@ def test_on_a_gpu_the_engine_holds_memory_only_while_it_samples_and_takes_weight
 def trainer_stub():
     """A sampler as on a GPU over an engine that writes down what it is asked."""
     calls = []
-    model = SimpleNamespace(load_weights=calls.extend)
+    model = torch.nn.Linear(1, 1)
+    model.load_weights = calls.extend
     sampler = VllmSampler.__new__(VllmSampler)
     sampler.sleeps = True
     sampler.engine = SimpleNamespace(

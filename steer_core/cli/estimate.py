@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
     folder, run = trained(args.model)
     config = load_config(yaml_path(args.config, CONFIGS) or (run.path / "config.yaml" if run else None), args.settings)
+    config = run.located(config) if run else config
     updates = [Update.parse(text) for text in args.update or []] or DEFAULT_UPDATES
     with writing("--out", args.out, "folder"):
         args.out.mkdir(parents=True, exist_ok=True)  # before the work, not after it

@@ -72,6 +72,7 @@ def _on_held_out(args: argparse.Namespace) -> int:
     folder, run = trained(args.model)
     path = yaml_path(args.config, CONFIGS) or (run.path / "config.yaml" if run else None)
     config = load_config(path, args.settings)
+    config = run.located(config) if run else config
     torch.set_num_threads(config.train.threads)
     policy = load_policy(**vars(config.model) | {"path": folder})
     check_policy(policy)

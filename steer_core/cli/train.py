@@ -25,7 +25,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     take_config(parser)
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/CONFIG)")
     parser.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on with the run in this folder from its last checkpoint"
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with the run in this folder from its last checkpoint; train.rollouts=N plans another length for it",
     )
     parser.add_argument(
         "--auto-resume",
@@ -53,8 +56,10 @@ def run(args: argparse.Namespace) -> int:
     goes_on = bool(args.resume) or (args.auto_resume and (args.out / "config.yaml").exists())
     if goes_on:
         run = RunFolder.open(args.resume or args.out)
-        if args.auto_resume and run.config != config:
+        if args.auto_resume and run.written != config:
             raise SteerError(f"--out: {args.out} holds a run with other settings; name another folder, or --resume it")
+        for setting in args.settings if args.resume else ():
+            run.plan(setting.partition("=")[2])
     else:
         run = RunFolder(args.out or Path("runs") / (path.stem if path else "run"), config)
     with ranks.lost_ranks_named():
@@ -65,12 +70,17 @@ def run(args: argparse.Namespace) -> int:
             ranks.barrier()
             if goes_on:
                 trainer.resume(args.from_step, fall_back=args.auto_resume)
+                ranks.broadcast_from_main(lambda: run.keep_plan(trainer.finished))
             return _fit(trainer, run, not args.no_report and ranks.is_main())
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.resume and (args.config or args.settings or args.out):
-        raise SteerError("--resume: a run goes on with the settings it began with; drop the configuration and --out")
+    others = [setting for setting in args.settings if not setting.startswith("train.rollouts=")]
+    if args.resume and (args.config or others or args.out):
+        raise SteerError(
+            "--resume: a run goes on with the settings it began with, but for train.rollouts; drop the configuration"
+            f"{f', {others[0]}' if others else ''} and --out"
+        )
     if args.from_step is not None and not args.resume:
         raise SteerError(f"--from-step: {args.from_step} needs --resume RUN; add it")
     if args.auto_resume and (args.resume or not args.out):
@@ -80,8 +90,6 @@ def _check(args: argparse.Namespace) -> None:
 def _fit(trainer: Trainer, run: RunFolder, report: bool) -> int:
     """Train to the end, or to a signal, and tell how far it is."""
     from steer_core.common.progress import Progress
-    from steer_core.compare.comparison import comparison_of
-    from steer_core.compare.report import write_report
 
     total = run.config.train.rollouts
     if trainer.finished == total:
@@ -98,6 +106,9 @@ def _fit(trainer: Trainer, run: RunFolder, report: bool) -> int:
         progress.show(trainer.finished, total)
         finished = trainer.fit(show)
     if report:
+        from steer_core.compare.comparison import comparison_of
+        from steer_core.compare.report import write_report
+
         print(f"report: {write_report(comparison_of([run.path]), run.path)}")
     if not finished:
         print(f"stopped; go on with: steer train --resume {run.path}")

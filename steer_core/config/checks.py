@@ -117,6 +117,11 @@ def _deepspeed(config: Sections) -> Iterator[str]:
 
 
 def _sampler(config: Sections) -> Iterator[str]:
+    told = "the policy that is scored and trained is another distribution"
+    if config.rollout.temperature == 0:
+        yield f"rollout.temperature: 0 is greedy, and {told}; raise it above 0 (evaluation.temperature may be 0)"
+    if config.rollout.top_k is not None:
+        yield f"rollout.top_k: {config.rollout.top_k} keeps the likeliest tokens alone, and {told}; set it to null"
     if config.rollout.engine == "vllm":
         return
     if config.rollout.tensor_parallel > 1:

@@ -45,11 +45,12 @@ _ANSWERS = {
         "there are no adapters and no quantised weights, all weights are trained; to save memory: "
         "engine.activations=recompute, or engine.name=deepspeed with engine.offload=optimizer (see `steer plan`)"
     ),
-    "stop stop_* *_stop eos eos_token*": (
-        "there are no stop strings: a response ends at the end token of the model folder's tokenizer, "
+    "stop_* *_stop eos eos_token*": (
+        "a response ends at the end tokens that the model's folder names, at a text of rollout.stop, "
         "or after rollout.max_new_tokens"
     ),
-    "top_k min_p repetition_penalty presence_penalty frequency_penalty": (
+    "do_sample greedy": "greedy decoding, in evaluation, is evaluation.temperature=0",
+    "min_p repetition_penalty presence_penalty frequency_penalty": (
         "there is none: responses are sampled at rollout.temperature and rollout.top_p"
     ),
     "gpu_memory_utili*": "the share of a GPU that vLLM takes is rollout.gpu_memory",

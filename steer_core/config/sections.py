@@ -11,6 +11,7 @@ from steer_core.common.errors import SteerError
 from steer_core.common.settings import STRICT
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
+_Text = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -116,12 +117,25 @@ class SamplingConfig:
 
     max_new_tokens: int = Field(default=40, ge=1)
     """Longest response in tokens."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature; log-probs and entropies are those of the tempered policy."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature; log-probs and entropies are those of the tempered policy. 0, in evaluation: greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus mass; below 1 the sampler is no longer the policy that is trained."""
+    top_k: int | None = Field(default=None, ge=1)
+    """In evaluation, sample among this many most likely tokens alone; `null`: all."""
+    stop: tuple[_Text, ...] = ()
+    """Texts that end a response, beside the model's end tokens; the response is cut before the first of them."""
     batch_sequences: int = Field(default=512, ge=1)
     """Sequences generated at once: a memory setting, which also deals out the random numbers."""
+
+
+def _greedy_once(section: str, samples: int | None, temperature: float, remedy: str) -> None:
+    """Raise SteerError where greedy decoding is asked for several samples of a problem."""
+    if temperature == 0 and samples is not None and samples > 1:
+        raise SteerError(
+            f"{section}.temperature: 0 is greedy, which gives one response to a problem, the same in all "
+            f"{samples} samples; {remedy}"
+        )
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -220,6 +234,10 @@ class EvaluationConfig(SamplingConfig):
     pass_at: tuple[int, ...] = (1, 16, 32)
     """Which k to report; none above `samples`."""
 
+    def __post_init__(self) -> None:
+        remedy = "set evaluation.samples=1 and evaluation.pass_at=[1]"
+        _greedy_once("evaluation", self.samples, self.temperature, remedy)
+
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
 class BenchmarkConfig(SamplingConfig):
@@ -234,7 +252,8 @@ class BenchmarkConfig(SamplingConfig):
     batch_sequences: int = Field(default=32, ge=1)
     """Responses that are generated, graded and saved together; it also deals out the random numbers."""
     samples: int | None = Field(default=None, ge=1)
-    """Samples a problem; null: the paper's for each benchmark (32 for AIME and AMC, 4 for LiveCodeBench, else 1)."""
+    """Samples a problem; null: the paper's for each benchmark (32 for AIME and AMC, 4 for LiveCodeBench, else 1), and
+    1 with temperature=0."""
     problems: int | None = Field(default=None, ge=1)
     """How many problems, the first of each benchmark; null: all."""
     style: str = "shipped"
@@ -245,6 +264,13 @@ class BenchmarkConfig(SamplingConfig):
     """Sets every draw, by (seed, benchmark, batch)."""
     threads: int = Field(default=2, ge=1)
     """torch's threads."""
+
+    def __post_init__(self) -> None:
+        _greedy_once("benchmark", self.samples, self.temperature, "set benchmark.samples=1, or leave it out")
+
+    def samples_of(self, usual: int) -> int:
+        """Samples a problem of a benchmark that usually has so many."""
+        return self.samples or (1 if self.temperature == 0 else usual)
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)

@@ -21,11 +21,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import cpp_extension
 from transformers import PreTrainedModel
 
 from steer_core.common import ranks
 from steer_core.common.errors import SteerError
 from steer_core.config.config import Config
+from steer_core.engines.build_lock import OwnedBaton
 from steer_core.engines.local import make_optimizer
 from steer_core.policy.model import persistent_buffers
 
@@ -147,7 +149,17 @@ def _deepspeed(device: str) -> Any:
             "pip install -c constraints.txt -e '.[deepspeed]', or set engine.name=local"
         ) from error
     deepspeed.utils.logging.set_log_level_from_string("warning")
+    cpp_extension.FileBaton = OwnedBaton
     return deepspeed
+
+
+def compile_ops() -> None:
+    """Compile what a run on a CPU needs of DeepSpeed's ops, so that none has to at its first use."""
+    _deepspeed("cpu")
+    from deepspeed.ops.op_builder.cpu import CPUAdamBuilder, ShareMemCommBuilder
+
+    for builder in (CPUAdamBuilder(), ShareMemCommBuilder()):
+        builder.load(verbose=False)
 
 
 def _meet(config: Config) -> None:

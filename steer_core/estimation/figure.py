@@ -42,7 +42,8 @@ def estimate_figure(tables: dict[str, pd.DataFrame], record: dict) -> Figure:
 
 
 def _panel(axis: Axes, predicted: np.ndarray, measured: np.ndarray) -> None:
-    x, y = (values / max(np.sqrt(np.mean(values**2)), 1e-300) for values in (predicted, measured))
+    pair = (values.astype(np.float64) for values in (predicted, measured))  # squares of float32 could be 0
+    x, y = (values / max(np.sqrt(np.mean(values**2)), 1e-300) for values in pair)
     limit = [max(float(np.quantile(np.abs(values), _CUT)), 1e-3) for values in (x, y)]
     axis.scatter(x, y, s=4, alpha=0.35, color=_INK, linewidths=0, rasterized=True)
     span = min(limit)

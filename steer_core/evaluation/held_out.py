@@ -25,9 +25,9 @@ _SCORED_AT_ONCE = 64
 class Evaluation:
     """What a policy did on held-out problems.
 
-    correct: how many of the `samples` responses solved each problem. policy_entropy: mean over the
-    response tokens of the first 4 samples a problem, nats. truncated: share of responses cut off.
-    length: mean response tokens.
+    correct: how many of the `samples` responses solved each problem. policy_entropy: mean over the response tokens of
+    the first 4 samples a problem, nats, at the temperature they were sampled with (1 where greedy). truncated: share of
+    responses cut off. length: mean response tokens.
     """
 
     correct: list[int]
@@ -72,7 +72,7 @@ def evaluate(
     with torch.no_grad():
         for rows in forward_passes(scored, rollout, _SCORED_AT_ONCE, budget, packed):
             part = rollout.rows(rows)
-            stats = score(policy.model, part, config.temperature, packed)
+            stats = score(policy.model, part, config.temperature or 1.0, packed)
             problem = torch.tensor(rows) // config.samples
             entropy_B = (stats.entropy * part.response_mask_BT).sum(-1, dtype=torch.float64).cpu()
             sums_PK[:, 1].index_add_(0, problem, entropy_B)

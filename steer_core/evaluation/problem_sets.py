@@ -120,7 +120,7 @@ def problem_set_of(
     """
     if name == "countdown":
         made = Countdown(task).problems("test", config.problems or COUNTDOWN_PROBLEMS)
-        return ProblemSet(name, "countdown", config.samples or COUNTDOWN_SAMPLES, made, "made here, test split", "")
+        return ProblemSet(name, "countdown", config.samples_of(COUNTDOWN_SAMPLES), made, "made here, test split", "")
     if name not in names():
         raise SteerError(f"--benchmarks: {name!r} is unknown; {nearest(name, ['countdown', *names()])}")
     loaded = load_set(name, accept_changed=accept_changed)
@@ -128,7 +128,7 @@ def problem_set_of(
     if config.problems is not None and config.problems > held:
         raise SteerError(f"benchmark.problems: {config.problems} is more than the {held} of {name}; lower it")
     problems = [prompted(problem, config.style, tokenizer) for problem in loaded.problems[: config.problems]]
-    return replace(loaded, problems=problems, samples=config.samples or loaded.samples)
+    return replace(loaded, problems=problems, samples=config.samples_of(loaded.samples))
 
 
 def parts_of(problem_set: ProblemSet, most: int) -> Iterator[Part]:
@@ -234,7 +234,7 @@ def sample(part: Part, sampler: Sampler, graders: Sequence[Grader], config: Benc
         "response": rollout.texts,
         "tokens": [len(ids) for ids in tokens],
         "token_ids": pa.array(tokens, pa.list_(pa.int32())),
-        "finish_reason": rollout.finish_reasons,
+        "finish_reason": rollout.finish_reasons,  # "stop": the last of token_ids is the end token
         "seed": [seed] * count,
     }
     for grader, verdicts in found.graded.items():

@@ -57,7 +57,9 @@ LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 """TRL's `loss_type`s whose per-token loss is the clipped surrogate; they differ in the reduction."""
 
 if Version(trl.__version__) < Version(OLDEST_TRL):
-    raise SteerError(f"trl: {trl.__version__} is older than {OLDEST_TRL}; pip install -c constraints.txt -e '.[parity]'")
+    raise SteerError(
+        f"trl: {trl.__version__} is older than {OLDEST_TRL}; pip install -c constraints.txt -e '.[parity]'"
+    )
 
 _OLD_ENTROPY = "steer_old_entropy"
 _SCORING_ARGUMENTS = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters

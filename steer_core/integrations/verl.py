@@ -54,7 +54,9 @@ except ModuleNotFoundError as error:
 
 OLDEST_VERL = "0.9"
 if Version(verl.__version__) < Version(OLDEST_VERL):
-    raise SteerError(f"verl: {verl.__version__} is older than {OLDEST_VERL}; pip install -c constraints.txt -e '.[parity]'")
+    raise SteerError(
+        f"verl: {verl.__version__} is older than {OLDEST_VERL}; pip install -c constraints.txt -e '.[parity]'"
+    )
 
 LOSS_MODE = "steer"
 ACTOR = "actor_rollout_ref.actor"

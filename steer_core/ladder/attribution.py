@@ -85,7 +85,7 @@ def attribute(batch: UpdateBatch, optimizers: dict[str, torch.optim.Optimizer]) 
     `output_layer_influence` (sum over sources), `carried`, and what is left: `residual` =
     first_order - influence - carried and `output_layer_residual` (both rounding), `higher_order` =
     measured - first_order. Raises SteerError for logits that are not finite, before a step or after
-    it, and for a batch that teaches nothing (every advantage 0).
+    it, for a step that moves no weight, and for a batch that teaches nothing (every advantage 0).
     """
     lens, clock = batch.lens, _Clock()
     head = replace(lens, output_layer=True)
@@ -110,6 +110,11 @@ def attribute(batch: UpdateBatch, optimizers: dict[str, torch.optim.Optimizer]) 
             after = own("measured", lens_stats, lens)
         if not after.entropy.isfinite().all():
             raise SteerError(f"update {label}: its step leads to NaN or infinite logits; take a smaller step size")
+        if not any(bool(change.any()) for change in step.update.values()):
+            raise SteerError(
+                f"update {label}: its step moves no weight, for it is too small for their precision; take a larger "
+                "step size, or model.dtype=float64"
+            )
         head_step = step_of_output_layer(head, step, head_ascent)
         rate = optimizer.param_groups[0]["lr"] * scale * batch.coefficient_N
         columns = {

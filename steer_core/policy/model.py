@@ -25,7 +25,7 @@ from steer_core.common.files import sha256
 from steer_core.common.places import EMBEDDED
 from steer_core.policy.folder import SAFE, check_weight_files, does_not_load, positions_of, read_config
 from steer_core.policy.smoke import SMOKE, smoke_model
-from steer_core.policy.tokenizer import check_tokenizer
+from steer_core.policy.tokenizer import check_tokenizer, end_tokens
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,13 @@ class Policy:
     def positions(self) -> int:
         """Longest prompt plus response the model has positions for."""
         return positions_of(self.model.config)
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end a response; see `tokenizer.end_tokens`."""
+        told = self.model.generation_config.eos_token_id
+        ids = told if isinstance(told, list) else [] if told is None else [told]
+        return list(dict.fromkeys([self.tokenizer.eos_token_id, *ids]))
 
 
 def model_folder(path: str) -> Path:
@@ -73,9 +80,12 @@ def load_policy(
     tokenizer = load_tokenizer(path)
     check_tokenizer(tokenizer, model.config.get_text_config().vocab_size)
     # `generate` fills what a caller leaves open from here: a folder's own penalties would make the
-    # sampler another policy than the one that is scored.
+    # sampler another policy than the one that is scored. Its end tokens stay.
+    ends = end_tokens(model_folder(path), tokenizer)
     model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
+        eos_token_id=ends if len(ends) > 1 else ends[0],
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
     )
     return Policy(model.to(device), tokenizer)
 

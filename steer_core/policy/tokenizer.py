@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -41,6 +44,28 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) ->
             f"model.path: the tokenizer has {len(tokenizer)} tokens and the model embeds {vocabulary_size}; "
             "use the tokenizer that was saved with this model"
         )
+
+
+def end_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a response: the tokenizer's end token, then what the folder names as `eos_token_id`.
+
+    Where generation_config.json says nothing config.json is asked, as in transformers. Raises SteerError for what is
+    no token id.
+    """
+    for name in ("generation_config.json", "config.json"):
+        try:
+            held = json.loads((folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise SteerError(f"model.path: {folder / name} is not JSON ({error}); save the model again") from error
+        told = held.get("eos_token_id") if isinstance(held, dict) else None
+        if told is not None:
+            ids = told if isinstance(told, list) else [told]
+            if not all(type(token) is int and token >= 0 for token in ids):
+                raise SteerError(f"model.path: {folder / name}: eos_token_id: {told!r} is no token id; mend it")
+            return list(dict.fromkeys([tokenizer.eos_token_id, *ids]))
+    return [tokenizer.eos_token_id]
 
 
 def check_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase, TopPLogitsWarper
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from steer_core.common.errors import SteerError
 from steer_core.common.seeding import derive_seed
 from steer_core.config.sections import SamplingConfig
 from steer_core.policy.model import Policy
-from steer_core.rollout.rollout import Rollout
+from steer_core.rollout.rollout import Rollout, told
+
+_TOKEN_BYTES = 40
+"""At least, of a sampled token: its id and mask, the statistics of its state, its advantage and its weight."""
 
 
 class HuggingFaceSampler:
@@ -35,24 +48,29 @@ class HuggingFaceSampler:
             raise SteerError("rollout: zero prompts to sample from; give at least one problem")
         model, tokenizer = self.policy.model, self.policy.tokenizer
         encoded = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
-        check_room(self.policy, encoded["input_ids"].shape[1], sampling.max_new_tokens, "max_new_tokens")
+        width = encoded["input_ids"].shape[1]
+        check_room(self.policy, width, sampling.max_new_tokens, "max_new_tokens")
+        check_memory(self.policy, len(prompts), responses, width + sampling.max_new_tokens, "responses or samples")
         prompt_ids = encoded["input_ids"].repeat_interleave(responses, 0).to(model.device)
         prompt_mask = encoded["attention_mask"].repeat_interleave(responses, 0).to(model.device)
-        settings = generation_settings(tokenizer, sampling)
-        draws_BT = None
-        if self.draws == "prompt":
+        settings, draws_BT = generation_settings(self.policy, sampling), None
+        if self.draws == "prompt" and sampling.temperature > 0:
             settings.do_sample, settings.temperature, settings.top_p, settings.top_k = False, None, None, None
             draws_BT = _draws(places or range(len(prompts)), responses, sampling.max_new_tokens, seed).to(model.device)
         torch.manual_seed(seed)
         ids = torch.full((len(prompt_ids), sampling.max_new_tokens), tokenizer.pad_token_id, device=model.device)
+        ended_B = torch.full((len(ids),), sampling.max_new_tokens + 1, device=model.device)  # by a text, at this length
         for start in range(0, len(ids), sampling.batch_sequences):
             rows = slice(start, start + sampling.batch_sequences)
+            drawn = [] if draws_BT is None else [_Draw(draws_BT[rows], sampling)]
+            ended = [_StopTexts(tokenizer, sampling.stop, ended_B[rows], prompt_ids.shape[1])] if sampling.stop else []
             try:
                 full = model.generate(
                     input_ids=prompt_ids[rows],
                     attention_mask=prompt_mask[rows],
                     generation_config=settings,
-                    logits_processor=None if draws_BT is None else [_Draw(draws_BT[rows], sampling)],
+                    logits_processor=LogitsProcessorList(drawn),
+                    stopping_criteria=StoppingCriteriaList(ended),
                     synced_gpus=self.lockstep,
                 )
             except RuntimeError as error:
@@ -61,16 +79,12 @@ class HuggingFaceSampler:
                 raise SteerError("model: NaN or infinite logits while sampling; check its weights") from error
             response = full[:, prompt_ids.shape[1] :]
             ids[rows, : response.shape[1]] = response
-        mask, stopped = response_mask(ids, tokenizer.eos_token_id)
-        text_length = mask.sum(-1) - stopped.long()  # other special tokens stay visible to the verifier
-        return Rollout(
-            prompt_ids,
-            prompt_mask,
-            ids,
-            mask,
-            tokenizer.batch_decode([row[:n] for row, n in zip(ids.tolist(), text_length.tolist(), strict=True)]),
-            ["stop" if stop else "length" for stop in stopped.tolist()],
-        )
+        mask = response_mask(ids, self.policy.end_tokens)
+        by_text = (ended_B <= mask.sum(-1)).tolist()
+        mask &= torch.arange(ids.shape[1], device=ids.device) < ended_B[:, None]
+        found = [row[:n] for row, n in zip(ids.tolist(), mask.sum(-1).tolist(), strict=True)]
+        texts, reasons = told(tokenizer, found, by_text, self.policy.end_tokens, sampling.stop)
+        return Rollout(prompt_ids, prompt_mask, ids, mask, texts, reasons)
 
 
 def _draws(places: Sequence[int], responses: int, longest: int, seed: int) -> Tensor:
@@ -87,6 +101,8 @@ class _Draw(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         tempered = scores.double() / self.sampling.temperature
+        if self.sampling.top_k is not None:
+            tempered = TopKLogitsWarper(self.sampling.top_k)(input_ids, tempered)
         if self.sampling.top_p < 1:
             tempered = TopPLogitsWarper(self.sampling.top_p)(input_ids, tempered)
         reached_BV = tempered.softmax(-1).cumsum(-1)
@@ -98,16 +114,45 @@ class _Draw(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen_B1, 0.0)
 
 
-def generation_settings(tokenizer: PreTrainedTokenizerBase, sampling: SamplingConfig) -> GenerationConfig:
-    """Plain sampling from the tempered policy, and from nothing else."""
+def check_memory(policy: Policy, prompts: int, responses: int, tokens: int, field: str) -> None:
+    """Raise SteerError where the machine cannot hold so many responses to each prompt, each of so many tokens."""
+    device = policy.model.device
+    held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if device.type == "cuda":
+        held = torch.cuda.get_device_properties(device).total_memory
+    needed = prompts * responses * tokens * _TOKEN_BYTES
+    if needed > held:
+        raise SteerError(
+            f"{field}: {responses} to each of {prompts} prompts, of up to {tokens} tokens, take {needed >> 30} GiB at "
+            f"least, and the machine has {held >> 30}; ask for {held // (needed // responses)} or fewer"
+        )
+
+
+class _StopTexts(StoppingCriteria):
+    """Ends a row once its response holds one of some texts, and writes down with how many tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], ended_B: Tensor, width: int) -> None:
+        """ended_B: where the lengths go. width: tokens of the prompts."""
+        self.tokenizer, self.stop, self.ended, self.width = tokenizer, stop, ended_B, width
+        self.tail = 8 + max((len(text.encode()) for text in stop), default=0)  # a token may be one byte, or none
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        length = input_ids.shape[1] - self.width
+        tails = self.tokenizer.batch_decode(input_ids[:, self.width :][:, -self.tail :])
+        holds_B = torch.tensor([any(text in tail for text in self.stop) for tail in tails], device=input_ids.device)
+        self.ended[holds_B & (self.ended > length)] = length
+        return self.ended <= length
+
+
+def generation_settings(policy: Policy, sampling: SamplingConfig) -> GenerationConfig:
+    """Plain sampling from the tempered policy, and from nothing else; greedy where the temperature is 0."""
+    drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or 0}
     return GenerationConfig(
-        do_sample=True,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=0,
+        do_sample=sampling.temperature > 0,
+        **(drawn if sampling.temperature > 0 else {}),
         max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=policy.end_tokens,
+        pad_token_id=policy.tokenizer.pad_token_id,
     )
 
 
@@ -121,8 +166,7 @@ def check_room(policy: Policy, prompt_tokens: int, max_new_tokens: int, field: s
         )
 
 
-def response_mask(ids_BT: Tensor, eos_token_id: int) -> tuple[Tensor, Tensor]:
-    """(mask_BT, stopped_B): True up to and including the first end token; which rows have one."""
-    is_end = ids_BT == eos_token_id
-    before = is_end.cumsum(-1) - is_end.long()
-    return before == 0, is_end.any(-1)
+def response_mask(ids_BT: Tensor, end_tokens: Sequence[int]) -> Tensor:
+    """True up to and including the first end token, (B, T)."""
+    is_end = torch.isin(ids_BT, torch.tensor(end_tokens, device=ids_BT.device))
+    return is_end.cumsum(-1) - is_end.long() == 0

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from steer_core.common.errors import SteerError
 from steer_core.config.sections import SamplingConfig
@@ -18,7 +19,8 @@ from steer_core.policy.score import Sequences
 class Rollout(Sequences):
     """Sampled responses; row b belongs to prompt b // group.
 
-    finish_reasons: "stop" where the policy ended its response, "length" where it was cut off.
+    finish_reasons: "stop" where an end token ended the response and is its last token, "text" where a text of
+    `sampling.stop` did, whose tokens are its last ones and no part of its text, "length" where it was cut off.
     """
 
     texts: list[str]
@@ -38,6 +40,11 @@ class Rollout(Sequences):
             [self.finish_reasons[i] for i in rows],
             None if self.logprobs_BT is None else self.logprobs_BT[rows],
         )
+
+    def last_tokens(self) -> list[int]:
+        """The last token of each response: which end it got, where its finish reason is "stop"."""
+        last_B = self.response_mask_BT.long().sum(-1).sub(1).clamp_min(0)
+        return self.response_ids_BT.gather(1, last_B[:, None])[:, 0].tolist()
 
     def sampler_logprobs(self) -> Tensor:
         """`logprobs_BT`. Raises SteerError where the sampler does not say them."""
@@ -72,6 +79,31 @@ def join(parts: Sequence[Rollout], pad_token_id: int) -> Rollout:
         [reason for part in parts for reason in part.finish_reasons],
         None if any(part.logprobs_BT is None for part in parts) else padded("logprobs_BT", 0),
     )
+
+
+def told(
+    tokenizer: PreTrainedTokenizerBase,
+    responses: Sequence[Sequence[int]],
+    by_text: Sequence[bool],
+    end_tokens: Sequence[int],
+    stop: Sequence[str],
+) -> tuple[list[str], list[str]]:
+    """(texts, finish reasons) of responses without padding. by_text: which were ended by a text of `stop`.
+
+    Special tokens other than the end token stay visible to the verifier.
+    """
+    reasons = [
+        "stop" if len(ids) and ids[-1] in end_tokens else "text" if cut else "length"
+        for ids, cut in zip(responses, by_text, strict=True)
+    ]
+    kept = [list(ids[:-1] if why == "stop" else ids) for ids, why in zip(responses, reasons, strict=True)]
+    texts = tokenizer.batch_decode(kept)
+    return [before(text, stop) if why == "text" else text for text, why in zip(texts, reasons, strict=True)], reasons
+
+
+def before(text: str, stop: Sequence[str]) -> str:
+    """A text up to the first of the texts that end it."""
+    return text[: min([text.find(end) for end in stop if end in text], default=None)]
 
 
 class Sampler(Protocol):

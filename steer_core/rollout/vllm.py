@@ -8,18 +8,21 @@ what was said. Each prompt has a seed of its own; kernels that change with the l
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
 
 from steer_core.common import ranks
 from steer_core.common.errors import SteerError, one_line
@@ -27,7 +30,8 @@ from steer_core.common.seeding import derive_seed
 from steer_core.config.config import Config
 from steer_core.config.sections import ModelConfig, RolloutConfig, SamplingConfig
 from steer_core.policy.model import Policy, model_folder
-from steer_core.rollout.rollout import Rollout
+from steer_core.policy.tokenizer import end_tokens
+from steer_core.rollout.rollout import Rollout, told
 
 _CPU_CACHE_GIB = "1"
 
@@ -39,6 +43,9 @@ class VllmSampler:
     trained beside, None for evaluation alone; its weights can then be pushed anew.
     """
 
+    trained: PreTrainedModel | None = None
+    """The model that is trained beside."""
+
     def __init__(
         self,
         model: ModelConfig,
@@ -49,6 +56,7 @@ class VllmSampler:
         training: RolloutConfig | None = None,
     ) -> None:
         self.tokenizer, self.training = tokenizer, training
+        self.end_tokens = end_tokens(Path(folder), tokenizer)
         self.device = "cpu" if training is None else model.device
         self.sleeps = training is not None and model.device == "cuda"
         field = "benchmark.engine" if training is None else "rollout.engine"
@@ -92,27 +100,35 @@ class VllmSampler:
         longest: most tokens of a prompt and its response; the engine's cache has room for one such at least.
         """
         folder = str(model_folder(config.model.path))
-        return cls(config.model, folder, policy.tokenizer, longest, training=config.rollout)
+        sampler = cls(config.model, folder, policy.tokenizer, longest, training=config.rollout)
+        sampler.trained = policy.model
+        return sampler
 
     def generate(
         self, prompts: list[str], responses: int, sampling: SamplingConfig, seed: int, places: list[int] | None = None
     ) -> Rollout:
-        """See `Sampler.generate`; the responses to a prompt follow from the seed and its place."""
+        """See `Sampler.generate`; the responses to a prompt follow from the seed and its place.
+
+        Greedy ones are made once a prompt and repeated.
+        """
         if not prompts:
             raise SteerError("rollout: zero prompts to sample from; give at least one problem")
         encoded = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
         places = list(range(len(prompts)) if places is None else places)
         asked = self.peers.share(list(zip(encoded, places, strict=True)))
+        greedy = sampling.temperature == 0
         settings = [
             self.vllm.SamplingParams(
-                n=responses,
+                n=1 if greedy else responses,
                 temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=0,
+                top_p=1.0 if greedy else sampling.top_p,
+                top_k=0 if greedy else sampling.top_k or 0,
                 max_tokens=sampling.max_new_tokens,
-                stop_token_ids=[self.tokenizer.eos_token_id],
+                stop_token_ids=self.end_tokens,
+                stop=list(sampling.stop),
                 seed=derive_seed(seed, "prompt", place),
-                detokenize=False,
+                detokenize=bool(sampling.stop),  # vLLM looks for texts in what it decodes itself
+                skip_special_tokens=False,
                 logprobs=None if self.training is None else 0,
             )
             for _, place in asked
@@ -120,18 +136,34 @@ class VllmSampler:
         with self.awake():
             outputs = self.engine.generate([{"prompt_token_ids": ids} for ids, _ in asked], settings, use_tqdm=False)
         outputs = self.peers.own(outputs, len(prompts))
-        answers = [answer for output in outputs for answer in sorted(output.outputs, key=lambda one: one.index)]
-        return _rollout(self.tokenizer, [ids for ids in encoded for _ in range(responses)], answers, self.device)
+        groups = [sorted(output.outputs, key=lambda one: one.index) for output in outputs]
+        answers = [answer for group in groups for answer in (group * responses if greedy else group)]
+        rows = [ids for ids in encoded for _ in range(responses)]
+        return _rollout(self.tokenizer, rows, answers, self.end_tokens, sampling.stop, self.device)
 
     def sync_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Take up the weights in training, one at a time; what was computed with the old ones is forgotten.
 
         vLLM packs weights for its CPU kernels in a copy that a push would leave stale, so an engine that
-        is pushed to was made without (`_in_training`); tied output layers share the embedding's memory.
+        is pushed to was made without (`_in_training`); tied output layers share the embedding's memory. Experts are
+        packed in any case, so a model that has some is pushed to by vLLM's own way of reloading, which packs again.
+        Raises SteerError where vLLM takes up no such weights.
         """
         if self.sleeps:
             self.engine.wake_up(tags=["weights"])
-        self.engine.apply_model(lambda model: model.load_weights(weights) and None)
+        named = _named_as_in_files(self.trained, weights)
+        try:
+            if any(self.engine.apply_model(_forget_packed_experts)):
+                copies = ((name, weight.clone()) for name, weight in named)  # held until a layer has all of its own
+                with _without_warnings():  # of layers that have no weights, and of names that it joins
+                    self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": copies})
+            else:
+                self.engine.apply_model(lambda model: model.load_weights(named) and None)
+        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise SteerError(
+                f"rollout.engine: vllm does not take up the trainer's weights ({type(error).__name__}: "
+                f"{one_line(error)}); set rollout.engine=huggingface"
+            ) from error
         self.engine.reset_prefix_cache()
 
     @contextmanager
@@ -161,6 +193,41 @@ def _in_training(config: RolloutConfig, device: str) -> dict[str, Any]:
         **({"gpu_memory_utilization": config.gpu_memory, "enable_sleep_mode": True} if device == "cuda" else {}),
         **({"distributed_executor_backend": "external_launcher"} if ranks.world_size() > 1 else {}),
     }
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    logger = logging.getLogger("vllm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _named_as_in_files(
+    model: PreTrainedModel | None, weights: Iterator[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Weights under the names that a model's files have, which vLLM knows.
+
+    In memory transformers keeps the experts of a layer as one tensor, in files one by one.
+    """
+    for name, weight in weights:
+        yield from ({name: weight} if model is None else revert_weight_conversion(model, {name: weight})).items()
+
+
+def _forget_packed_experts(model: torch.nn.Module) -> bool:
+    """Whether a model of vLLM's has experts; on a CPU, their packing is made anew with the next weights.
+
+    vLLM packs them only where it first makes their kernel; a later load would leave them unpacked, and wrong.
+    """
+    methods: list[Any] = [getattr(module, "quant_method", None) for module in model.modules()]
+    experts = [method for method in methods if hasattr(method, "moe_kernel")]
+    if next(model.parameters()).device.type == "cpu":
+        for method in experts:
+            method.moe_kernel = None
+    return bool(experts)
 
 
 def _name_shared_memory_by_run() -> None:
@@ -203,18 +270,22 @@ def _tensor_parallel_group(training: RolloutConfig | None) -> _Peers:
 
 
 def _rollout(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], answers: list[Any], device: str = "cpu"
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    answers: list[Any],
+    ends: Sequence[int],
+    stop: Sequence[str] = (),
+    device: str = "cpu",
 ) -> Rollout:
     """vLLM's answers, one for each row of `prompts`, as padded tensors."""
-    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    pad = tokenizer.pad_token_id
     responses = [list(answer.token_ids) for answer in answers]
-    stopped = [bool(ids) and ids[-1] == end for ids in responses]
-    texts = [ids[:-1] if stop else ids for ids, stop in zip(responses, stopped, strict=True)]
+    texts, reasons = told(tokenizer, responses, [isinstance(one.stop_reason, str) for one in answers], ends, stop)
     width_P, width_T = max(map(len, prompts)), max(map(len, responses))
-    told = all(answer.logprobs is not None for answer in answers)
+    scored = all(answer.logprobs is not None for answer in answers)
     logprobs = [
         [step[token].logprob for step, token in zip(answer.logprobs, ids, strict=True)] + [0.0] * (width_T - len(ids))
-        for answer, ids in zip(answers if told else (), responses if told else (), strict=True)
+        for answer, ids in zip(answers if scored else (), responses if scored else (), strict=True)
     ]
     tensor = partial(torch.tensor, device=device)
     return Rollout(
@@ -222,7 +293,7 @@ def _rollout(
         tensor([[0] * (width_P - len(ids)) + [1] * len(ids) for ids in prompts]),
         tensor([ids + [pad] * (width_T - len(ids)) for ids in responses]),
         tensor([[True] * len(ids) + [False] * (width_T - len(ids)) for ids in responses]),
-        tokenizer.batch_decode(texts),
-        ["stop" if stop else "length" for stop in stopped],
-        tensor(logprobs) if told else None,
+        texts,
+        reasons,
+        tensor(logprobs) if scored else None,
     )

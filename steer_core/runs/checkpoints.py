@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from steer_core.common import ranks
 from steer_core.common.errors import SteerError
-from steer_core.common.files import PARTIAL, fsync, sha256
+from steer_core.common.files import PARTIAL, fsync, sha256, write_atomically
 from steer_core.common.settings import read_yaml
 from steer_core.config.config import Config
 from steer_core.engines.base import TrainingEngine
@@ -73,7 +73,7 @@ class Checkpoints:
         """Give a written checkpoint its manifest and its name, and drop older ones."""
         files = sorted(p for p in partial.rglob("*") if p.is_file())
         sums = {p.relative_to(partial).as_posix(): sha256(p) for p in files}
-        manifest = {"run": self._fingerprint(), **about, "sha256": sums}
+        manifest = {"run": self._fingerprints()[0], **about, "sha256": sums}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         logs = [self.run / name for name in LOGS if (self.run / name).exists()]
         for file in [*(p for p in partial.rglob("*") if p.is_file()), *logs]:
@@ -88,9 +88,15 @@ class Checkpoints:
         *older, _ = saved = self.saved()
         last = set(saved[-self.config.train.checkpoints_kept :])
         told = {path: self._examine(path, sums=False)[0].get("score") for path in saved}
-        scores = {path: score for path, score in told.items() if score is not None}
+        scores = {path: score for path, score in told.items() if score is not None and self._in_turn(step_of(path))}
         best = sorted(scores, key=lambda path: (-scores[path], path))[: self.config.train.best_kept]
         return [path for path in older if path not in last and path not in best]
+
+    def _in_turn(self, rollout_index: int) -> bool:
+        """Whether a rollout is one that the run saves and evaluates after, rather than the end of a shorter plan."""
+        train, every = self.config.train, self.config.evaluation.every
+        turns = [train.checkpoint_every, every] if every else [train.checkpoint_every]
+        return rollout_index == train.rollouts or not any(rollout_index % turn for turn in turns)
 
     def rewind(self, rollout_index: int) -> None:
         """Drop those after a rollout, the newest first, and what a killed process left half done."""
@@ -172,12 +178,28 @@ class Checkpoints:
         for name, digest in wanted.items() if sums else ():
             if not (path / name).is_file() or sha256(path / name) != digest:
                 return manifest, f"{name} is missing or does not match its checksum"
-        return manifest, None if run == self._fingerprint() else "was written by a run with other settings"
+        return manifest, None if run in self._fingerprints() else "was written by a run with other settings"
 
-    def _fingerprint(self) -> str:
-        """A hash of the settings as config.yaml holds them; settings that came after the run began are not in it."""
+    def _fingerprints(self) -> tuple[str, str]:
+        """A hash of the settings as config.yaml holds them; settings that came after the run began are not in it.
+
+        Nor is the planned length, which may change; the second hash has it, as those of older checkpoints.
+        """
         settings = read_yaml(self.run / "config.yaml")
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        train = {name: value for name, value in settings.get("train", {}).items() if name != "rollouts"}
+        without, whole = (
+            hashlib.sha256(json.dumps(one, sort_keys=True).encode()).hexdigest()[:16]
+            for one in (settings | {"train": train}, settings)
+        )
+        return without, whole
+
+    def unbind_from_length(self) -> None:
+        """Let checkpoints of older versions, which are bound to the planned length, be this run's under another."""
+        for path in self.saved():
+            manifest, problem = self._examine(path, sums=False)
+            if problem is None:
+                manifest["run"] = self._fingerprints()[0]
+                write_atomically(path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ from steer_core.common import ranks
 from steer_core.common.environment import environment
 from steer_core.common.errors import SteerError
 from steer_core.common.files import PARTIAL, write_atomically
-from steer_core.common.settings import build, read_yaml, to_dict
+from steer_core.common.settings import apply_overrides, build, read_yaml, to_dict
 from steer_core.config.config import Config
+from steer_core.config.sections import CountdownConfig
 from steer_core.engines.base import TrainingEngine
 from steer_core.interventions.base import Memory
 from steer_core.policy.model import Policy, base_digest
+from steer_core.policy.smoke import SMOKE
+from steer_core.problems.sets import find_file
 from steer_core.runs.checkpoints import LOGS, Checkpoints, step_of, writing
 from steer_core.runs.responses import Response, rollout_path
 from steer_core.runs.responses import write as write_responses
@@ -37,7 +41,7 @@ class RunFolder:
     """One run on disk. `start` makes the folder, `open` goes on with one."""
 
     def __init__(self, path: str | Path, config: Config) -> None:
-        self.path, self.config = Path(path), config
+        self.path, self.config, self.written = Path(path), config, config
         self.checkpoints = Checkpoints(self.path, config)
 
     @classmethod
@@ -46,7 +50,50 @@ class RunFolder:
         path = Path(path)
         if not (path / "config.yaml").is_file():
             raise SteerError(f"run folder {path}: holds no config.yaml; give the folder of a run that was started")
-        return cls(path, build(Config, read_yaml(path / "config.yaml")))
+        run = cls(path, build(Config, read_yaml(path / "config.yaml")))
+        run.config = run.checkpoints.config = run.located(run.written)
+        return run
+
+    def located(self, config: Config) -> Config:
+        """A configuration whose files are this run's, with the absolute paths that they had when the run began.
+
+        So a run that was started with relative paths goes on from any folder; paths that are gone stay as written.
+        """
+        try:
+            kept = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["paths"]
+            kept = {name: str(path) for name, path in kept.items() if Path(path).exists()}
+        except (OSError, ValueError, LookupError, AttributeError, TypeError):  # told where the file is needed
+            return config
+        if "model.path" in kept and config.model.path == self.written.model.path:
+            config = replace(config, model=replace(config.model, path=kept["model.path"]))
+        if "task.file" in kept and not isinstance(config.task, CountdownConfig) and config.task == self.written.task:
+            config = replace(config, task=replace(config.task, file=kept["task.file"]))
+        return config
+
+    def plan(self, rollouts: int | str) -> None:
+        """Plan another length than config.yaml holds, which `keep_plan` writes there."""
+        settings = apply_overrides(to_dict(self.config), [f"train.rollouts={rollouts}"])
+        self.config = self.checkpoints.config = build(Config, settings)
+
+    def keep_plan(self, finished: int) -> None:
+        """Write the planned length; the run goes on as one that was planned so from its start.
+
+        finished: rollouts of the checkpoint that it goes on from. Raises SteerError where no more than these are
+        planned.
+        """
+        planned = self.config.train.rollouts
+        if planned == self.written.train.rollouts:
+            return
+        if planned <= finished:
+            raise SteerError(
+                f"train.rollouts: {planned} is not more than the {finished} that {self.path} has finished; raise it, "
+                "or go on from an earlier checkpoint with --from-step"
+            )
+        with writing(self.path):
+            self.checkpoints.unbind_from_length()
+            settings = apply_overrides(read_yaml(self.path / "config.yaml"), [f"train.rollouts={planned}"])
+            write_atomically(self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        self.written = build(Config, settings)
 
     def start(self) -> RunFolder:
         """Make the folder. Raises SteerError where it holds a run already or cannot be written."""
@@ -56,7 +103,8 @@ class RunFolder:
             )
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            about = environment() | {"base_model_sha256": base_digest(self.config.model.path)}
+            digest = base_digest(self.config.model.path)
+            about = environment() | {"base_model_sha256": digest, "paths": absolute_paths(self.config)}
             write_atomically(self.path / "environment.json", json.dumps(about, indent=2) + "\n")
             write_atomically(self.path / "config.yaml", yaml.safe_dump(to_dict(self.config), sort_keys=False))
         return self
@@ -105,12 +153,29 @@ class RunFolder:
             for name in LOGS:
                 if (self.path / name).exists():
                     rows = [row for row in self.read(name) if row["step"] <= rollout_index]
+                    if name == "evaluations.jsonl":
+                        rows = [row for row in rows if self._evaluates(row["step"])]
                     write_atomically(self.path / name, "".join(json.dumps(row) + "\n" for row in rows))
             for path in (self.path / "rollouts").glob("step_*"):
                 if step_of(path) > rollout_index:
                     path.unlink()
             for path in (self.path / "rollouts").glob(f"{PARTIAL}*"):
                 path.unlink()
+
+    def _evaluates(self, rollout_index: int) -> bool:
+        """Whether the run is evaluated after a rollout; the end of a shorter plan that it once had is none such."""
+        every = self.config.evaluation.every
+        return rollout_index == self.config.train.rollouts or bool(every and rollout_index % every == 0)
+
+
+def absolute_paths(config: Config) -> dict[str, str]:
+    """The absolute paths of the model and of the task's file, by the settings that name them."""
+    found = {}
+    if config.model.path not in ("embedded", SMOKE):
+        found["model.path"] = str(Path(config.model.path).resolve())
+    if not isinstance(config.task, CountdownConfig):
+        found["task.file"] = str(find_file(config.task.file).resolve())
+    return found
 
 
 def last_line(path: Path) -> dict[str, Any] | None:

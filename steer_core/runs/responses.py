@@ -30,7 +30,8 @@ class Response:
     """A sampled response; the lists hold a value for each of its tokens, the end token included.
 
     problem: the problem's id. sample: which response of its group, from 0. prompt, response: text, the
-    end token left out of it. finish_reason: "stop", or "length" where it was cut off.
+    end token left out of it. finish_reason: "stop" where an end token, the last of its
+    tokens, ended it, "text" where a text of rollout.stop did, or "length" where it was cut off.
     tokens: each token's text, see `token_texts`. probability, logprob, entropy (nats): of the policy
     that sampled, at its temperature. lambda_ (column `lambda`): the intervention's weight on the
     token's loss in the update. omega: the estimated entropy change that the update was planned by:

@@ -17,7 +17,7 @@ from steer_core.policy.model import Policy
 from steer_core.policy.preflight import check_policy, ragged_pair
 from steer_core.policy.tokenizer import check_prompt
 from steer_core.problems.task import Problem
-from steer_core.rollout.huggingface import check_room
+from steer_core.rollout.huggingface import check_memory, check_room
 from steer_core.rollout.rollout import Sampler
 from steer_core.training.batch import score_rollout
 
@@ -52,17 +52,21 @@ def check_room_for_prompts(
 ) -> int:
     """Most tokens of a prompt and its response, in training and evaluation.
 
-    Raises SteerError where the tokenizer does not carry the prompts or the model has no room for a response.
+    Raises SteerError where the tokenizer does not carry the prompts, the model has no room for a response, or the
+    machine none for all of them.
     """
     check_prompt(policy.tokenizer, problems[0].prompt)
     longest = 0
-    for some, sampling, section in (
-        (problems, config.rollout, "rollout"),
-        (held_out, config.evaluation, "evaluation"),
+    rows = (config.rollout.prompts // ranks.world_size(), config.rollout.responses, "rollout.responses")
+    held_rows = (-(-len(held_out) // ranks.world_size()), config.evaluation.samples, "evaluation.samples")
+    for some, sampling, section, (prompts, responses, field) in (
+        (problems, config.rollout, "rollout", rows),
+        (held_out, config.evaluation, "evaluation", held_rows),
     ):
         encoded = policy.tokenizer([p.prompt for p in some], add_special_tokens=False)
         prompt = max(map(len, encoded["input_ids"]))
         check_room(policy, prompt, sampling.max_new_tokens, f"{section}.max_new_tokens")
+        check_memory(policy, prompts, responses, prompt + sampling.max_new_tokens, field)
         longest = max(longest, prompt + sampling.max_new_tokens)
     return longest
 
@@ -82,7 +86,10 @@ def check_sync(
     rollout_index: int,
     packed: bool = False,
 ) -> None:
-    """Raise SteerError where a sampler with weights of its own and the trainer disagree on log-probs."""
+    """Raise SteerError where a sampler with weights of its own and the trainer disagree on log-probs.
+
+    rollout_index: the rollout that the weights come from, 0 before the first.
+    """
     if config.rollout.engine != "vllm":
         return
     longest = min(_PROBE_TOKENS, config.rollout.max_new_tokens)
@@ -93,8 +100,15 @@ def check_sync(
     own = score_rollout(model, probe, config, packed).logprob[mask]
     gap = float((probe.sampler_logprobs()[mask].to(own) - own).abs().max())
     if not gap <= config.rollout.logprob_tolerance:
+        tolerance = f"(rollout.logprob_tolerance {config.rollout.logprob_tolerance:g})"
+        explained = "raise the tolerance only if model.dtype explains it"
+        if rollout_index == 0:
+            raise SteerError(
+                f"rollout.engine: vllm, given the trainer's own weights, gives log-probs that differ by {gap:.2g} "
+                f"{tolerance}: it computes {type(model).__name__} otherwise; set rollout.engine=huggingface, or "
+                f"{explained}"
+            )
         raise SteerError(
             f"rollout {rollout_index}: after the sync of weights, log-probs of vllm and trainer differ by {gap:.2g} "
-            f"(rollout.logprob_tolerance {config.rollout.logprob_tolerance:g}): its weights are stale or read "
-            "in another precision; raise the tolerance only if model.dtype explains it"
+            f"{tolerance}: its weights are stale or read in another precision; {explained}"
         )

@@ -35,7 +35,7 @@ from steer_core.training.batch import MicroBatch, mini_batches, score_rollout
 from steer_core.training.checks import check_model, check_ranks, check_room_for_prompts, check_sync, packs
 from steer_core.training.data_order import rollout_problems
 from steer_core.training.kept_responses import first_responses
-from steer_core.training.metrics import Clock, Steps, metrics_of
+from steer_core.training.metrics import Clock, Steps, end_metrics, metrics_of
 from steer_core.training.probe import watched_step
 from steer_core.training.sampling import SampledRollout, note_of_unjudged, sample_rollout
 from steer_core.training.update import Update
@@ -97,6 +97,8 @@ class Trainer:
         total, every = self.config.train.rollouts, self.config.evaluation.every
         self.run.rewind(self.finished)
         ranks.barrier()
+        if self.finished == 0:  # before anything is sampled
+            self.sync_weights(0)
         with track(self.run, self.finished) as show:
             for n in range(self.finished + 1, total + 1):
                 metrics = self.rollout_and_update(n)
@@ -134,6 +136,7 @@ class Trainer:
         metrics = metrics_of(sampled, advantages_PG, old, batches, steps, self.update.active, self.packed)
         if metrics["reward/groups_without_signal"] == 1:
             self.run.log(n, {"note": NO_SIGNAL}, "notes.jsonl")
+        metrics |= end_metrics(sampled.rollout, self.policy, self.config.rollout.stop)
         return metrics | clock.metrics(sampled)
 
     def problems_of(self, n: int) -> list[Problem]:

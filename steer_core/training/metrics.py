@@ -27,7 +27,9 @@ probe/...           one watched optimiser step a rollout, over the tokens of a f
                     signs), absent where undefined: a constant estimate, no token with an advantage.
 reward/..., response/..., grad_norm/...  mean reward, share of groups whose rewards are all equal and of responses that
                     the grader did not judge (it timed out or crashed; their reward is 0);
-                    length in tokens and share cut off; norm before clipping, mean and largest.
+                    length in tokens and share cut off, and, where there are several ends, the share that each
+                    end token, or a text of rollout.stop, ended (`response/ended_by/<|im_end|>`);
+                    norm before clipping, mean and largest.
 loss                what the optimiser steps minimise, mean over them; its gradient is the policy gradient, its level
                     says little.
 steps/skipped       optimiser steps whose gradients were not finite and that were not taken.
@@ -60,7 +62,11 @@ from steer_core.formulas.token_stats import TokenStats
 from steer_core.training.batch import MicroBatch, flatten, padding
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from steer_core.interventions.base import LossTerms
+    from steer_core.policy.model import Policy
+    from steer_core.rollout.rollout import Rollout
     from steer_core.training.loss_terms import ActiveIntervention
     from steer_core.training.sampling import SampledRollout
 
@@ -203,6 +209,22 @@ def rollout_metrics(
         "response/length": float(lengths.mean()),
         "response/length_max": float(lengths.max()),
         "response/truncated": float(truncated_PG.double().mean()),
+    }
+
+
+def end_metrics(rollout: Rollout, policy: Policy, stop: Sequence[str]) -> dict[str, float]:
+    """Share of all ranks' responses that each end token ended, and a text of `stop`; nothing where there is one end."""
+    ends, rows, device = policy.end_tokens, len(rollout.texts), rollout.response_ids_BT.device
+    if len(ends) + len(stop) == 1:
+        return {}
+    last = zip(rollout.last_tokens(), rollout.finish_reasons, strict=True)
+    ended = [token if why == "stop" else why for token, why in last]
+    names = {token: policy.tokenizer.convert_ids_to_tokens(token) or str(token) for token in ends}
+    wanted = names | ({"text": "text"} if stop else {})
+    every = ranks.all_reduce_sum(rows, device)
+    return {
+        f"response/ended_by/{name}": ranks.all_reduce_sum(ended.count(end), device) / every
+        for end, name in wanted.items()
     }
 
 
