@@ -46,20 +46,19 @@ from steer_core.policy.score import Sequences, logits_of
 from steer_core.training.batch import MicroBatch, flatten, spread
 from steer_core.training.metrics import most_damped, weight_metrics
 
+_INSTALL = "pip install -c constraints.txt -e '.[parity]'"
 try:
     import trl
     from trl import GRPOConfig, GRPOTrainer
 except ModuleNotFoundError as error:
-    raise SteerError(f"trl: not installed ({error}); pip install -c constraints.txt -e '.[parity]'") from error
+    raise SteerError(f"trl: not installed ({error}); {_INSTALL}") from error
 
 OLDEST_TRL = "1.16"
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 """TRL's `loss_type`s whose per-token loss is the clipped surrogate; they differ in the reduction."""
 
 if Version(trl.__version__) < Version(OLDEST_TRL):
-    raise SteerError(
-        f"trl: {trl.__version__} is older than {OLDEST_TRL}; pip install -c constraints.txt -e '.[parity]'"
-    )
+    raise SteerError(f"trl: {trl.__version__} is older than {OLDEST_TRL}; {_INSTALL}")
 
 _OLD_ENTROPY = "steer_old_entropy"
 _SCORING_ARGUMENTS = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
@@ -341,6 +340,4 @@ def _by_token(advantages: Tensor) -> Tensor:
 
 def _require(holds: bool, what: str) -> None:
     if not holds:
-        raise SteerError(
-            f"trl: {trl.__version__} is built otherwise than {OLDEST_TRL} ({what}); pip install -c constraints.txt -e '.[parity]'"
-        )
+        raise SteerError(f"trl: {trl.__version__} is built otherwise than {OLDEST_TRL} ({what}); {_INSTALL}")

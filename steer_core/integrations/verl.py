@@ -43,6 +43,7 @@ from steer_core.formulas.loss import ClipRange
 from steer_core.formulas.token_stats import TokenStats
 from steer_core.interventions.steer import Steer
 
+_INSTALL = "pip install -c constraints.txt -e '.[parity]'"
 try:
     import verl
     from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla, register_policy_loss
@@ -50,13 +51,11 @@ try:
     from verl.workers.engine.base import BaseEngine
     from verl.workers.utils.padding import no_padding_2_padding
 except ModuleNotFoundError as error:
-    raise SteerError(f"verl: 0.9 is not installed ({error}); pip install -c constraints.txt -e '.[parity]'") from error
+    raise SteerError(f"verl: 0.9 is not installed ({error}); {_INSTALL}") from error
 
 OLDEST_VERL = "0.9"
 if Version(verl.__version__) < Version(OLDEST_VERL):
-    raise SteerError(
-        f"verl: {verl.__version__} is older than {OLDEST_VERL}; pip install -c constraints.txt -e '.[parity]'"
-    )
+    raise SteerError(f"verl: {verl.__version__} is older than {OLDEST_VERL}; {_INSTALL}")
 
 LOSS_MODE = "steer"
 ACTOR = "actor_rollout_ref.actor"
