@@ -194,7 +194,7 @@ def test_settings_at_the_edge_of_contradiction_are_kept():
     [
         (b"train: [1", "not YAML"),
         (b"train:\n\tseed: 1", "not YAML"),
-        (b"\xff\xfe\x00", "not YAML"),
+        (b"\xff\xfe\x00", "not UTF-8 at byte 0"),
         (b"- 1\n- 2", "holds a list"),
         (b"just words", "holds a str"),
         (b"!!python/object/apply:os.getcwd []", "not YAML"),

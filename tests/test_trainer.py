@@ -14,7 +14,8 @@ from steer_core.formulas.advantages import ADVANTAGES
 from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 from steer_core.formulas.loss import REDUCTIONS
 from steer_core.rewards import Verdict
-from steer_core.runs.responses import read, rollout_path
+from steer_core.runs.responses import read
+from steer_core.runs.rollouts import rollout_path
 
 
 def weights_of(trainer):

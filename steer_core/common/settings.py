@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from steer_core.common.errors import SteerError, nearest
+from steer_core.common import plain_yaml
+from steer_core.common.errors import SteerError, nearest, one_line
+from steer_core.common.files import read_text
 
 T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -30,14 +31,15 @@ class KindOf:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping a YAML file holds. Raises SteerError where it is missing, unreadable or no mapping."""
+    """The mapping a YAML file holds. Raises SteerError where it is missing, unreadable or no mapping.
+
+    See `plain_yaml` for the YAML that is refused.
+    """
+    text = read_text(path, "configuration", "give the path of a YAML file")
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SteerError(f"configuration {path}: {error.strerror}; give the path of a YAML file") from error
-    except (yaml.YAMLError, ValueError) as error:
-        where = " ".join(str(error).split())
-        raise SteerError(f"configuration {path}: not YAML ({where}); mend that line") from error
+        data = plain_yaml.load(text)
+    except ValueError as error:
+        raise SteerError(f"configuration {path}: not YAML ({one_line(error, 400)}); mend that line") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -52,16 +54,16 @@ def read_extended(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, An
     a file extends itself, and as `read_yaml` does.
     """
     path = Path(path)
-    if path.resolve() in seen:
+    data, place = read_yaml(path), path.resolve()
+    if place in seen:
         raise SteerError(f"configuration {path}: extends itself; take a name out of `extends`")
-    data = read_yaml(path)
     names = data.pop("extends", [])
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise SteerError(f"configuration {path}: extends: {names!r} is no name; write one name, or a list of names")
     whole: dict[str, Any] = {}
     for name in names:
-        whole = merged(whole, read_extended(path.parent / f"{name}.yaml", (*seen, path.resolve())))
+        whole = merged(whole, read_extended(path.parent / f"{name}.yaml", (*seen, place)))
     return merged(whole, data)
 
 
@@ -91,9 +93,10 @@ def apply_overrides(data: dict[str, Any], overrides: list[str] | tuple[str, ...]
             if not isinstance(node, dict):
                 raise SteerError(f"override {override!r}: {section} is a value, no section; drop `.{key}`")
         try:
-            node[key] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:
-            raise SteerError(f"override {override!r}: the value is not YAML; quote it") from error
+            node[key] = plain_yaml.load(text)
+        except ValueError as error:
+            told = one_line(override)
+            raise SteerError(f"override {told!r}: the value is not YAML ({one_line(error)}); quote it") from error
     return result
 
 

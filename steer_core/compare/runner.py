@@ -26,7 +26,7 @@ from steer_core.compare.comparison import load_comparison
 from steer_core.compare.plan import Plan, run_path
 from steer_core.compare.report import write_report
 from steer_core.policy.model import base_digest
-from steer_core.runs.folder import last_line
+from steer_core.runs.logs import last_row
 
 _POLL_SECONDS = 0.5
 _WHOLE = "all rollouts"
@@ -68,8 +68,8 @@ class Job:
 
     def progress(self) -> tuple[int, str]:
         """(finished rollouts, what the last one looked like)."""
-        row = last_line(self.result) if self.rollouts else None
-        if row is None:
+        row = last_row(self.result) if self.rollouts else None
+        if row is None or not {"entropy/policy", "reward/mean"} <= row.keys():
             return 0, ""
         return row["step"], f"entropy {row['entropy/policy']:.3f}  reward {row['reward/mean']:.2f}"
 

@@ -1,9 +1,10 @@
 """The run folder: configuration, environment, metrics, sampled responses, checkpoints.
 
     config.yaml  environment.json  metrics.jsonl  evaluations.jsonl  notes.jsonl
-    tensorboard/  rollouts/step_000001.parquet  checkpoints/step_000010/  report.html
+    tensorboard/  rollouts/  checkpoints/step_000010/  report.html
 
-What was logged after the checkpoint a run resumes from is dropped and written again. Keys under `time/` are
+What was logged after the checkpoint a run resumes from is dropped and written again; what was logged before it and is
+lost is taken from the checkpoint. Keys under `time/` are
 wall-clock readings; all else is the same, bit for bit, in an interrupted and an uninterrupted run. `step` in a log or
 a file's name counts finished rollouts.
 """
@@ -11,7 +12,7 @@ a file's name counts finished rollouts.
 from __future__ import annotations
 
 import json
-import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,15 @@ import yaml
 from steer_core.common import ranks
 from steer_core.common.environment import environment
 from steer_core.common.errors import SteerError
-from steer_core.common.files import PARTIAL, write_atomically
+from steer_core.common.files import write_atomically
 from steer_core.common.settings import build, read_yaml, to_dict
 from steer_core.config.config import Config
 from steer_core.engines.base import TrainingEngine
 from steer_core.interventions.base import Memory
 from steer_core.policy.model import Policy, base_digest
-from steer_core.runs.checkpoints import LOGS, Checkpoints, step_of, writing
-from steer_core.runs.responses import Response, rollout_path
-from steer_core.runs.responses import write as write_responses
-
-_LONGEST_LINE = 1 << 16
+from steer_core.runs import logs, rollouts
+from steer_core.runs.checkpoints import Checkpoints, step_of, writing
+from steer_core.runs.responses import Response
 
 
 class RunFolder:
@@ -42,19 +41,24 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """The run in a folder. Raises SteerError where there is none."""
+        """The run in a folder. Raises SteerError where there is none.
+
+        A method of another package is read and not imported; see `Config.with_method`.
+        """
         path = Path(path)
         if not (path / "config.yaml").is_file():
             raise SteerError(f"run folder {path}: holds no config.yaml; give the folder of a run that was started")
         return cls(path, build(Config, read_yaml(path / "config.yaml")))
 
     def start(self) -> RunFolder:
-        """Make the folder. Raises SteerError where it holds a run already or cannot be written."""
-        if (self.path / "config.yaml").exists():
-            raise SteerError(
-                f"run folder {self.path}: holds a run already; use --resume to go on with it, or another --out"
-            )
-        with writing(self.path):
+        """Make the folder. Raises SteerError where it holds a run or a comparison already or cannot be written."""
+        with writing(self.path, "make room, give it write permission or name another folder, and start again"):
+            if (self.path / "config.yaml").exists():
+                raise SteerError(
+                    f"run folder {self.path}: holds a run already; use --resume to go on with it, or another --out"
+                )
+            if (self.path / "plan.yaml").exists():
+                raise SteerError(f"run folder {self.path}: holds a comparison; name another --out")
             self.path.mkdir(parents=True, exist_ok=True)
             about = environment() | {"base_model_sha256": base_digest(self.config.model.path)}
             write_atomically(self.path / "environment.json", json.dumps(about, indent=2) + "\n")
@@ -74,10 +78,9 @@ class RunFolder:
             file.write(json.dumps({"step": rollout_index, **metrics}) + "\n")
 
     def write_rollout(self, rollout_index: int, rows: list[Response]) -> None:
-        """The sampled responses of a rollout; see `responses.py`."""
+        """The sampled responses of a rollout; see `rollouts.py`."""
         with writing(self.path):
-            (self.path / "rollouts").mkdir(exist_ok=True)
-            write_responses(rollout_path(self.path, rollout_index), rows)
+            rollouts.add(self.path, rollout_index, rows)
 
     def save_checkpoint(
         self, rollout_index: int, policy: Policy, engine: TrainingEngine, memory: Memory, score: float | None = None
@@ -86,39 +89,51 @@ class RunFolder:
         self.checkpoints.save(rollout_index, policy, engine, memory, score)
 
     def read(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-        """The lines of a log; a last line that a kill cut short is left out."""
-        path = self.path / name
-        if not path.exists():
-            return []
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        """The lines of a log; see `logs.read`."""
+        return logs.read(self.path / name)
 
     def rewind(self, rollout_index: int) -> None:
         """Drop what was saved or logged after a rollout, and what a killed process left half done.
 
-        Checkpoints go first, the newest before the others: whatever is left has its logs in full.
+        Checkpoints go first, the newest before the others: whatever is left has its logs in full. Raises SteerError,
+        before anything goes, where what was logged up to that rollout is lost.
         """
         if not ranks.is_main():
             return
         with writing(self.path):
+            rows_of = self._logged_until(rollout_index)
             self.checkpoints.rewind(rollout_index)
-            for name in LOGS:
-                if (self.path / name).exists():
-                    rows = [row for row in self.read(name) if row["step"] <= rollout_index]
-                    write_atomically(self.path / name, "".join(json.dumps(row) + "\n" for row in rows))
-            for path in (self.path / "rollouts").glob("step_*"):
-                if step_of(path) > rollout_index:
-                    path.unlink()
-            for path in (self.path / "rollouts").glob(f"{PARTIAL}*"):
-                path.unlink()
+            for name, rows in rows_of.items():
+                if rows or (self.path / name).exists():
+                    write_atomically(self.path / name, logs.text_of(rows))
+            rollouts.rewind(self.path, rollout_index)
 
+    def _logged_until(self, rollout_index: int) -> dict[str, list[logs.Row]]:
+        """By log the rows up to a rollout: of its checkpoint's copy, or of the log where that keeps none."""
+        if rollout_index == 0:
+            return {name: [] for name in logs.LOGS}
+        kept = self.checkpoints.kept_logs(rollout_index)
+        if kept is None:
+            return self._whole_logs(rollout_index)
+        for name, rows in kept.items():
+            try:
+                own, why = logs.until(self.read(name), rollout_index), f"is not as checkpoint {rollout_index} keeps it"
+            except SteerError as error:
+                own, why = [], f"is damaged ({error})"
+            if logs.text_of(own) != logs.text_of(rows):
+                print(f"warning: {self.path / name} {why}; its {len(rows)} rows are written again", file=sys.stderr)
+        return kept
 
-def last_line(path: Path) -> dict[str, Any] | None:
-    """The last whole line of a JSON-lines log that may still be growing; None where there is none."""
-    if not path.exists():
-        return None
-    with path.open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - _LONGEST_LINE))
-        lines = file.read().split(b"\n")
-    return json.loads(lines[-2]) if len(lines) > 1 else None
+    def _whole_logs(self, rollout_index: int) -> dict[str, list[logs.Row]]:
+        """The logs up to a rollout. Raises SteerError where metrics.jsonl lacks one of these rollouts."""
+        rows_of = {name: logs.until(self.read(name), rollout_index) for name in logs.LOGS}
+        steps = [row["step"] for row in rows_of["metrics.jsonl"]]
+        if steps != list(range(1, rollout_index + 1)):
+            whole = next((n for n, step in enumerate(steps, 1) if n != step), len(steps) + 1) - 1
+            earlier = [step for step in map(step_of, self.checkpoints.saved()) if step <= whole]
+            remedy = f"--resume --from-step {earlier[-1]}" if earlier else "start the run again in another folder"
+            raise SteerError(
+                f"log {self.path / 'metrics.jsonl'}: lacks rollout {whole + 1}, and the checkpoint of rollout "
+                f"{rollout_index} keeps no copy; put the file back, or {remedy}"
+            )
+        return rows_of
