@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from steer_core.config.config import load_config
 
     path = yaml_path(args.config, CONFIGS)
-    config = None if args.resume else load_config(path, args.settings, args.scale)
+    config = None if args.resume else load_config(path, args.settings, args.scale).with_method()
     from steer_core.common import ranks
     from steer_core.common.files import lock
     from steer_core.runs.folder import RunFolder
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     goes_on = bool(args.resume) or (args.auto_resume and (args.out / "config.yaml").exists())
     if goes_on:
         run = RunFolder.open(args.resume or args.out)
-        if args.auto_resume and run.config != config:
+        if args.auto_resume and run.config.with_method() != config:
             raise SteerError(f"--out: {args.out} holds a run with other settings; name another folder, or --resume it")
     else:
         run = RunFolder(args.out or Path("runs") / (path.stem if path else "run"), config)
@@ -85,6 +85,7 @@ def _fit(trainer: Trainer, run: RunFolder, report: bool) -> int:
 
     total = run.config.train.rollouts
     if trainer.finished == total:
+        run.rewind(total)
         print(f"{run.path}: came to its end already, after {total} rollouts")
         return 0
     _stop_on_signals(trainer)

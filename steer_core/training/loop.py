@@ -58,6 +58,7 @@ class Trainer:
         ranks.init(config.model.device, config.engine.timeout_minutes)
         check_ranks(config)
         torch.set_num_threads(config.train.threads)
+        config = config.with_method()
         self.config, self.run = config, run or MemoryRun()
         in_parts = config.engine.name == "deepspeed" and config.engine.zero_stage == 3  # the engine moves them
         self.policy = load_policy(**vars(config.model) | ({"device": "cpu"} if in_parts else {}))
@@ -224,6 +225,7 @@ def train(config: Config, folder: str | Path | None = None, on_rollout: Watcher 
     on_rollout gets each rollout's number and metrics. Raises SteerError as `Trainer` does, and where the folder
     holds a run already.
     """
+    config = config.with_method()
     run = None if folder is None else RunFolder(folder, config)
     trainer = Trainer(config, run)
     if run is not None:
