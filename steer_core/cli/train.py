@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steer_core.cli.shared import take_config, yaml_path
+from steer_core.cli.shared import path_of, take_config, yaml_path
 from steer_core.common.errors import INTERRUPTED, SteerError
 from steer_core.common.places import CONFIGS
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 def options(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     take_config(parser)
-    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/CONFIG)")
+    parser.add_argument("--out", type=path_of, help="folder of the run (default: runs/CONFIG)")
     parser.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on with the run in this folder from its last checkpoint"
+        "--resume", type=path_of, metavar="RUN", help="go on with the run in this folder from its last checkpoint"
     )
     parser.add_argument(
         "--auto-resume",

@@ -22,6 +22,11 @@ T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 """Of every settings dataclass: no unknown key, no infinity; a line under a field is its help."""
 
+LARGEST_COUNT = 2**53 - 1
+"""Of a setting that is a whole number: what a number in JSON holds exactly."""
+SMALLEST = 1e-30
+"""Of a setting that is a fraction, the least size but 0; its inverse is the largest. float32 holds both."""
+
 
 @dataclasses.dataclass(frozen=True)
 class KindOf:
@@ -113,19 +118,43 @@ def build(kind: type[T], data: dict[str, Any], section: str = "") -> T:
         if isinstance(entry.value, bool) and not _takes_booleans(entry.hint):
             raise SteerError(f"{entry.name}: {entry.value} is not allowed; write a number or a word in quotes")
     try:
-        return TypeAdapter(kind).validate_python(data)
+        built = TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = _path(kind, first["loc"])
-        name = ".".join([section] * bool(section) + path)
+        name, told = ".".join([section] * bool(section) + path), one_line(repr(first["input"]))
         if first["type"] == "missing" and not isinstance(first["input"], list | tuple):
             raise SteerError(f"{name}: is missing; add `{path[-1]}:` with its value") from error
         if first["type"] == "union_tag_invalid":
             value, known = first["input"]["name"], first["ctx"]["expected_tags"]
             raise SteerError(f"{name}.name: {value!r} is not allowed; input should be one of {known}") from error
         if first["type"].startswith(("dataclass", "model_attributes")):
-            raise SteerError(f"{name}: {first['input']!r} is no section; write `key: value` below it") from error
-        raise SteerError(f"{name}: {first['input']!r} is not allowed; {_lower(first['msg'])}") from error
+            raise SteerError(
+                f"{name}: {one_line(repr(first['input']))} is no section; write `key: value` below it"
+            ) from error
+        told = one_line(repr(first["input"]))
+        raise SteerError(f"{name}: {told} is not allowed; {_lower(first['msg'])}") from error
+    _check_sizes(built, section)
+    return built
+
+
+def _check_sizes(value: Any, name: str) -> None:
+    """Raise SteerError for a number that float32, or a count of anything, does not hold, wherever it stands."""
+    parts: list[tuple[Any, Any]]
+    if dataclasses.is_dataclass(value):
+        parts = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    elif isinstance(value, dict):
+        parts = list(value.items())
+    elif isinstance(value, list | tuple):
+        parts = list(enumerate(value))
+    else:
+        if isinstance(value, int) and abs(value) > LARGEST_COUNT:
+            raise SteerError(f"{name}: {one_line(value, 40)} is not allowed; give a whole number below 2**53")
+        if isinstance(value, float) and value and not SMALLEST <= abs(value) <= 1 / SMALLEST:
+            raise SteerError(f"{name}: {value} is not allowed; give 0 or a number between {SMALLEST} and 1e+30")
+        return
+    for key, part in parts:
+        _check_sizes(part, f"{name}.{key}" if name else str(key))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

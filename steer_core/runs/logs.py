@@ -20,7 +20,8 @@ from steer_core.common.files import read_json_lines
 LOGS = ("metrics.jsonl", "evaluations.jsonl", "notes.jsonl")
 Row = dict[str, Any]
 _LONGEST_LINE = 1 << 16
-_REMEDY = "put it back from a copy, mend that line, or have `steer train --resume` write it again from a checkpoint"
+REMEDY = "put it back from a copy, mend that line, or have `steer train --resume` write it again from a checkpoint"
+"""What to do about a log that is damaged."""
 
 
 def read(path: Path) -> list[Row]:
@@ -30,13 +31,13 @@ def read(path: Path) -> list[Row]:
     """
     if not path.exists():
         return []
-    rows, last = read_json_lines(path, "log", _REMEDY), -1
+    rows, last = read_json_lines(path, "log", REMEDY), -1
     for line, row in enumerate(rows, 1):
-        problem = _problem(row)
-        if problem is None and path.name != "notes.jsonl" and row["step"] <= last:
-            problem = f"step {row['step']} stands after step {last}"
-        if problem is not None:
-            raise SteerError(f"log {path}, line {line}: {problem}; {_REMEDY}")
+        why = problem(row)
+        if why is None and path.name != "notes.jsonl" and row["step"] <= last:
+            why = f"step {row['step']} stands after step {last}"
+        if why is not None:
+            raise SteerError(f"log {path}, line {line}: {why}; {REMEDY}")
         last = row["step"]
     return rows
 
@@ -53,7 +54,7 @@ def last_row(path: Path) -> Row | None:
         row = json.loads(lines[-2]) if len(lines) > 1 else None
     except ValueError:  # damaged; who reads the whole log tells
         return None
-    return row if isinstance(row, dict) and _problem(row) is None else None
+    return row if isinstance(row, dict) and problem(row) is None else None
 
 
 def text_of(rows: Iterable[Row]) -> str:
@@ -86,7 +87,7 @@ def kept(checkpoint: Path) -> dict[str, list[Row]] | None:
     return found
 
 
-def _problem(row: Row) -> str | None:
+def problem(row: Row) -> str | None:
     """What makes a line no row of a log; None where it is one."""
     if not _is_count(row.get("step")):
         return f"step is {row.get('step')!r}, no number of rollouts"
