@@ -4,7 +4,6 @@ Seeded, so that a failure repeats. Everything is called in this process; what a 
 the SteerError.
 """
 
-import itertools
 import json
 import os
 import random
@@ -14,9 +13,11 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 from small import SMALL, small_trainer
-from steer_core.cli.shared import path_of, trained
+
+from steer_core.cli.shared import trained
 from steer_core.common.errors import SteerError
-from steer_core.common.settings import describe, read_yaml
+from steer_core.common.places import CONFIGS
+from steer_core.common.settings import describe
 from steer_core.compare.comparison import comparison_of
 from steer_core.compare.report import write_report
 from steer_core.config.config import Config, load_config
@@ -102,13 +103,13 @@ def drawn_only(monkeypatch):
 
 def outcome(action) -> str | None:
     """None where it comes to its end, else the one line that a command would print."""
+    told = None
     try:
         action()
     except SteerError as error:
-        assert len(str(error).splitlines()) == 1, error
-        assert len(str(error)) < 1200, error
-        return str(error)
-    return None
+        told = str(error)
+    assert told is None or (len(told.splitlines()) == 1 and len(told) < 1200), told
+    return told
 
 
 def content(folder: Path) -> dict[str, bytes | None]:
@@ -164,3 +165,100 @@ def test_a_damaged_or_stray_file_of_a_run_is_told_in_one_line_and_nothing_is_los
             shutil.rmtree(folder)
     finally:
         run.run = original
+
+
+HOSTILE = [
+    *[
+        "0",
+        "-1",
+        "1",
+        "2",
+        "3",
+        "2.5",
+        ".nan",
+        ".inf",
+        "-.inf",
+        "1e-300",
+        "1.0e-300",
+        "1e300",
+        "1.0e+300",
+        "1000000000",
+        "99999999999999999999999",
+    ],
+    *[
+        "null",
+        "true",
+        "''",
+        "x",
+        "[]",
+        "[1]",
+        "{}",
+        "[[1]]",
+        "2020-01-01",
+        "!!python/name:os.system",
+        "0x10",
+        "1_000",
+        "'\\0'",
+        "�",
+        "..",
+        "~",
+        "none",
+        "auto",
+    ],
+    *("9" * 5000, "[1, 1]", "{a: 1}", "&a [*a]"),
+]
+SETTINGS = 1500
+"""Of all odd settings, how many are tried."""
+TRAINED = 14
+"""Of the odd settings that are allowed, how many are trained with for a rollout."""
+ONE_ROLLOUT = [
+    "train.rollouts=1",
+    "rollout.prompts=2",
+    "rollout.responses=2",
+    "rollout.max_new_tokens=8",
+    "evaluation.max_new_tokens=8",
+    "evaluation.problems=2",
+    "evaluation.samples=2",
+    "evaluation.pass_at=[1]",
+    "optimizer.mini_batch_prompts=1",
+]
+ELSEWHERE = ("rollout.engine", "engine.name", "train.tracker", "model.path", "model.device")
+
+
+def odd_settings() -> list[str]:
+    """Every setting of a run and of every method with every hostile value."""
+    keys = [key for key, *_ in describe(Config) if key != "intervention.name"]
+    odd = [f"{key}={value}" for key in keys for value in HOSTILE]
+    for name in METHODS:
+        own = [key for key, *_ in describe(method(name), "intervention.") if key != "intervention.name"]
+        odd += [f"intervention={{name: {name}, {key.partition('.')[2]}: {value}}}" for key in own for value in HOSTILE]
+    return odd
+
+
+def test_an_odd_value_of_any_setting_is_refused_in_one_line_or_trains(tmp_path):
+    taken = [
+        odd
+        for odd in random.Random(0).sample(odd_settings(), SETTINGS)
+        if outcome(lambda odd=odd: load_config(None, [*SMALL, *ONE_ROLLOUT, odd])) is None
+        and not odd.startswith(ELSEWHERE)
+    ]
+    for i, odd in enumerate(random.Random(1).sample(taken, TRAINED)):
+        outcome(lambda odd=odd, i=i: small_trainer(tmp_path / str(i), *ONE_ROLLOUT, odd).fit())
+
+
+PIECES = [
+    *("a: 1\n", "train:\n", "  seed: 1\n", "- x\n", "&a ", "*a", "<<: *a\n", "? ", ": ", "|\n", "!!int ", "# x\n"),
+    *("!!python/object:os.x ", "%YAML 9\n", "---\n", "...\n", "extends: x\n", "extends: fuzz\n", "seed: 1\n"),
+    *("model: {path: &b [*b]}\n", "1e400", "0o9", "2020-13-45", *"[]{},'\"~=\t\0\x07é\u2028"),
+]
+
+
+def test_random_yaml_is_read_or_refused_in_one_line(tmp_path):
+    source, path = random.Random(3), tmp_path / "fuzz.yaml"
+    for _ in range(1500):
+        path.write_bytes("".join(source.choices(PIECES, k=source.randrange(1, 12))).encode())
+        outcome(lambda: load_config(path))
+    shipped = (CONFIGS / "steer.yaml").read_bytes()
+    for _ in range(150):
+        path.write_bytes(flipped(flipped(shipped, source), source))
+        outcome(lambda: load_config(path))

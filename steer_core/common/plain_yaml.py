@@ -28,6 +28,8 @@ def load(text: str) -> Any:
             loader.dispose()
     except RecursionError as error:
         raise ValueError("sections are nested too deep; write fewer levels") from error
+    except (LookupError, TypeError, AttributeError) as error:  # PyYAML's own, of a value that a tag does not fit
+        raise ValueError("a tag such as !!int stands at a value that it does not fit; drop the tag") from error
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
 
