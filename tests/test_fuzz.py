@@ -167,61 +167,20 @@ def test_a_damaged_or_stray_file_of_a_run_is_told_in_one_line_and_nothing_is_los
         run.run = original
 
 
-HOSTILE = [
-    *[
-        "0",
-        "-1",
-        "1",
-        "2",
-        "3",
-        "2.5",
-        ".nan",
-        ".inf",
-        "-.inf",
-        "1e-300",
-        "1.0e-300",
-        "1e300",
-        "1.0e+300",
-        "1000000000",
-        "99999999999999999999999",
-    ],
-    *[
-        "null",
-        "true",
-        "''",
-        "x",
-        "[]",
-        "[1]",
-        "{}",
-        "[[1]]",
-        "2020-01-01",
-        "!!python/name:os.system",
-        "0x10",
-        "1_000",
-        "'\\0'",
-        "�",
-        "..",
-        "~",
-        "none",
-        "auto",
-    ],
-    *("9" * 5000, "[1, 1]", "{a: 1}", "&a [*a]"),
-]
+WORDS = (
+    "0 -1 1 2 3 2.5 .nan .inf -.inf 1e-300 1.0e-300 1e300 1.0e+300 1000000000 99999999999999999999999 null true '' x "
+    "[] [1] {} [[1]] 2020-01-01 !!python/name:os.system 0x10 1_000 '\\0' .. ~ none auto"
+)
+HOSTILE = [*WORDS.split(), "9" * 5000, "[1, 1]", "{a: 1}", "&a [*a]", "\ud800"]
 SETTINGS = 1500
 """Of all odd settings, how many are tried."""
 TRAINED = 14
 """Of the odd settings that are allowed, how many are trained with for a rollout."""
-ONE_ROLLOUT = [
-    "train.rollouts=1",
-    "rollout.prompts=2",
-    "rollout.responses=2",
-    "rollout.max_new_tokens=8",
-    "evaluation.max_new_tokens=8",
-    "evaluation.problems=2",
-    "evaluation.samples=2",
-    "evaluation.pass_at=[1]",
+ONE_ROLLOUT = (
+    *("train.rollouts=1", "rollout.prompts=2", "rollout.responses=2", "rollout.max_new_tokens=8"),
+    *("evaluation.problems=2", "evaluation.samples=2", "evaluation.pass_at=[1]", "evaluation.max_new_tokens=8"),
     "optimizer.mini_batch_prompts=1",
-]
+)
 ELSEWHERE = ("rollout.engine", "engine.name", "train.tracker", "model.path", "model.device")
 
 
