@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from steer_core.runs.folder import RunFolder
 
-_SHOWN, _NAME_BYTES, _PATH_BYTES = 60, 200, 3000  # 255 and 4096 of Linux, with room for what is put beside
+_SHOWN, _NAME_BYTES, _NAMES = 60, 200, 100  # below the 255 bytes of Linux, with room for what is put beside
 
 
 def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
@@ -113,10 +113,9 @@ def path_of(text: str) -> Path:
         raise SteerError(f"path {shown}: is not UTF-8; give it another name") from error
     if not text or "\0" in text:
         raise SteerError(f"path {shown!r}: is empty or holds a null character; name a file or folder")
-    if max(parts) > _NAME_BYTES or sum(parts) > _PATH_BYTES:
-        raise SteerError(
-            f"path {shown}: has {max(parts)} bytes in one name; choose a shorter one (at most {_NAME_BYTES})"
-        )
+    if max(parts) > _NAME_BYTES or len(parts) > _NAMES:
+        told = f"{max(parts)} bytes in one name, {len(parts)} names"
+        raise SteerError(f"path {shown}: is too long ({told}); {_NAME_BYTES} and {_NAMES} are allowed")
     return Path(text)
 
 
