@@ -26,7 +26,7 @@ SMALL = (
 
 def small_config(*overrides: str) -> Config:
     """The small configuration with overrides on top."""
-    return load_config(None, [*SMALL, *overrides])
+    return load_config(None, [*SMALL, *overrides]).with_method()
 
 
 def small_trainer(folder: Path, *overrides: str) -> Trainer:

@@ -1,6 +1,7 @@
 """Settings: overrides, unknown keys, ranges, types, rules across fields, broken YAML, the way there and back."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -189,16 +190,25 @@ def test_settings_at_the_edge_of_contradiction_are_kept():
     assert (config.task.train_problems, config.task.smallest_target, config.evaluation.pass_at) == (64, 99, (32,))
 
 
+BOMB = b"".join(b"%c: &%c [%s]\n" % (n, n, b", ".join([b"*%c" % (n - 1)] * 10)) for n in range(98, 110))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"train: [1", "not YAML"),
         (b"train:\n\tseed: 1", "not YAML"),
-        (b"\xff\xfe\x00", "not YAML"),
+        (b"\xff\xfe\x00", "not UTF-8 at byte 0"),
         (b"- 1\n- 2", "holds a list"),
         (b"just words", "holds a str"),
         (b"!!python/object/apply:os.getcwd []", "not YAML"),
         (b"train:\n  seed: 2020-13-45", "not YAML"),
+        (b"train:\n  seed: 1\n  seed: 2", "line 3: key seed is given twice, in line 2 too"),
+        (b"train: {}\nmodel: {}\ntrain: {}", "line 3: key train is given twice, in line 1 too"),
+        (b"train: &a\n  seed: *a", "an alias stands within what it stands for"),
+        (b"a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + BOMB, "aliases stand for more than 100000 values"),
+        (b"[" * 5000, "nested too deep"),
+        (b"train: !!int ", "a tag such as !!int"),
     ],
 )
 def test_a_file_that_is_no_mapping_in_yaml_raises(tmp_path, content, message):
@@ -213,6 +223,21 @@ def test_a_missing_file_or_a_folder_raises(tmp_path):
     for path in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(SteerError, match="give the path of a YAML file"):
             read_yaml(path)
+
+
+def test_a_pipe_and_a_link_to_itself_are_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "loop.yaml").symlink_to(tmp_path / "loop.yaml")
+    with pytest.raises(SteerError, match=r"pipe\.yaml: is no regular file; give the path"):
+        load_config(tmp_path / "pipe.yaml")
+    with pytest.raises(SteerError, match=r"loop\.yaml: Too many levels of symbolic links; give the path"):
+        load_config(tmp_path / "loop.yaml")
+
+
+def test_an_anchor_and_a_merge_are_read(tmp_path):
+    (tmp_path / "run.yaml").write_text("rollout: &some {max_new_tokens: 9}\nevaluation: {<<: *some, every: 0}\n")
+    config = load_config(tmp_path / "run.yaml")
+    assert (config.rollout.max_new_tokens, config.evaluation.max_new_tokens, config.evaluation.every) == (9, 9, 0)
 
 
 def test_an_empty_file_is_the_defaults(tmp_path):

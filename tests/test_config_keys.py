@@ -151,7 +151,7 @@ class Flagged(Intervention):
 
 
 def flagged(*overrides):
-    return load_config(None, ["intervention.name=test_config_keys:Flagged", *overrides]).intervention
+    return load_config(None, ["intervention.name=test_config_keys:Flagged", *overrides]).with_method().intervention
 
 
 def test_a_method_of_ones_own_may_have_settings_that_are_a_yes_or_a_no():
@@ -175,6 +175,11 @@ def test_a_plan_may_hold_a_yes_for_a_method_and_no_other():
 
     arms = {"one": {"label": "one", "overrides": ["intervention.name=test_config_keys:Flagged"]}}
     plan = {"arms": arms, "baseline": "one", "seeds": [0]}
-    assert build(Plan, plan | {"common": {"intervention": {"flag": True}}}).config("one", 0).intervention.flag
+    assert (
+        build(Plan, plan | {"common": {"intervention": {"flag": True}}})
+        .config("one", 0)
+        .with_method()
+        .intervention.flag
+    )
     assert "train.threads: True is not allowed" in refused(plan | {"common": {"train": {"threads": True}}}, kind=Plan)
     assert refused(plan | {"seeds": [True]}, kind=Plan).startswith("seeds.0: True is not allowed")

@@ -234,7 +234,7 @@ def test_an_intervention_of_another_package_trains_and_goes_on(tmp_path):
     assert [row["intervention/rollouts"] for row in rows] == [1, 2]
     assert rows[0]["lambda/q0"] == 0.25
     assert rows[0]["lambda/q100"] == 1
-    config = RunFolder.open(tmp_path / "a").config
+    config = RunFolder.open(tmp_path / "a").config.with_method()
     assert config.intervention == Halved(factor=0.25)
     assert config.intervention.touches == ("weights",)
 

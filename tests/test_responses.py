@@ -18,7 +18,8 @@ from sampled import HOSTILE, byte_level_tokenizer, response, some_responses, spa
 from steer_core.common.errors import SteerError
 from steer_core.policy.model import EMBEDDED, load_tokenizer
 from steer_core.runs import responses
-from steer_core.runs.responses import COLUMNS, TOKEN_COLUMNS, read, rollout_path, steps_in, token_texts, write
+from steer_core.runs.responses import COLUMNS, TOKEN_COLUMNS, read, token_texts, write
+from steer_core.runs.rollouts import rollout_path, steps_in
 
 BYTES = byte_level_tokenizer()
 OTHERS = {

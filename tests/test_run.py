@@ -16,8 +16,10 @@ from small import small_config, small_trainer, trainer_in, without_time
 
 from steer_core.common.errors import SteerError
 from steer_core.common.files import lock, sha256
-from steer_core.runs.folder import RunFolder, last_line
-from steer_core.runs.responses import read, rollout_path
+from steer_core.runs.folder import RunFolder
+from steer_core.runs.logs import last_row
+from steer_core.runs.responses import read
+from steer_core.runs.rollouts import rollout_path
 from steer_core.training.loop import Trainer
 
 
@@ -162,7 +164,7 @@ def test_rewind_drops_what_came_after_the_step_and_a_line_cut_short(tmp_path):
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "x"')
     assert [row["step"] for row in run.read()] == [1, 2, 3]
-    assert last_line(run.path / "metrics.jsonl") == {"step": 3, "x": 3}
+    assert last_row(run.path / "metrics.jsonl") == {"step": 3, "x": 3}
     run.rewind(2)
     assert (run.path / "metrics.jsonl").read_text() == '{"step": 1, "x": 1}\n{"step": 2, "x": 2}\n'
     assert [path.name for path in sorted((run.path / "rollouts").iterdir())] == [

@@ -14,7 +14,8 @@ from steer_core.formulas.advantages import ADVANTAGES
 from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 from steer_core.formulas.loss import REDUCTIONS
 from steer_core.rewards import Verdict
-from steer_core.runs.responses import read, rollout_path
+from steer_core.runs.responses import read
+from steer_core.runs.rollouts import rollout_path
 
 
 def weights_of(trainer):
@@ -166,7 +167,8 @@ def test_log_probs_that_turn_nan_after_sampling_are_refused_before_the_loss(tmp_
     with torch.no_grad():
         next(trainer.model.parameters())[5, 0] = float("nan")
     with pytest.raises(
-        SteerError, match=r"rollout 7: the log-probs or entropies are not finite .*learning_rate.*check"
+        SteerError,
+        match=r"rollout 7: the log-probs or entropies are not finite .*learning_rate.*start again in another",
     ):
         trainer.optimizer_steps(batches, 7)
     assert all(parameter.grad is None for parameter in trainer.model.parameters())

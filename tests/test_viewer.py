@@ -16,7 +16,8 @@ from sampled import HOSTILE, response, some_responses
 
 from steer_core.cli.main import main
 from steer_core.common.errors import SteerError
-from steer_core.runs.responses import read, rollout_path, write
+from steer_core.runs.responses import read, write
+from steer_core.runs.rollouts import rollout_path
 from steer_core.show import show
 from steer_core.show.colours import DARK, LEVELS, LIGHT, Scale, contrast, level_class, luminance, stylesheet
 from steer_core.show.page import MEASURES, Heading, embedded, legend, most_damped, number, render, shown, summary

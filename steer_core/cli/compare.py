@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from steer_core.cli.shared import take_settings, yaml_path
+from steer_core.cli.shared import path_of, take_settings, yaml_path
 from steer_core.common.environment import cores
 from steer_core.common.errors import INTERRUPTED, SteerError
 from steer_core.common.places import PLANS
@@ -25,7 +25,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", nargs="?", metavar="PLAN", help="a plan's YAML file or shipped name (default: compare)")
     take_settings(parser)
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/compare"), help="folder of the comparison (default: %(default)s)"
+        "--out", type=path_of, default=Path("runs/compare"), help="folder of the comparison (default: %(default)s)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", help="replace the plan's seeds")
     parser.add_argument(

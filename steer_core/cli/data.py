@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from steer_core.cli.shared import wide_console
+from steer_core.cli.shared import path_of, wide_console
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -17,13 +17,16 @@ def options(parser: argparse.ArgumentParser) -> None:
     for parser in (listed, audited):
         parser.add_argument(
             "--data",
-            type=Path,
+            type=path_of,
             metavar="FOLDER",
             help="folder of the parquet files (default: STEER_DATA, else ../shared/data beside the checkout)",
         )
     audited.add_argument("names", nargs="*", metavar="NAME", help="sets to look at (default: all whose file is there)")
     audited.add_argument(
-        "--out", type=Path, default=Path("runs/data"), help="folder of data_audit.md and .json (default: %(default)s)"
+        "--out",
+        type=path_of,
+        default=Path("runs/data"),
+        help="folder of data_audit.md and .json (default: %(default)s)",
     )
     audited.add_argument(
         "--accept-changed", action="store_true", help="look at files that are not the manifest's too, and say so"

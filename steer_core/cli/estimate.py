@@ -6,7 +6,7 @@ import argparse
 from contextlib import suppress
 from pathlib import Path
 
-from steer_core.cli.shared import take_settings, trained, wide_console, writing, yaml_path
+from steer_core.cli.shared import path_of, take_settings, trained, wide_console, writing, yaml_path
 from steer_core.common.places import CONFIGS
 
 _EXAMPLES = """examples:
@@ -37,7 +37,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", help="a run's YAML file or shipped name (default: the run's own, or all defaults)")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/estimate"), help="folder of the results (default: %(default)s)"
+        "--out", type=path_of, default=Path("runs/estimate"), help="folder of the results (default: %(default)s)"
     )
 
 

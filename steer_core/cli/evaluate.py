@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from steer_core.cli.shared import take_settings, trained, wide_console, writing, yaml_path
+from steer_core.cli.shared import path_of, take_settings, trained, wide_console, writing, yaml_path
 from steer_core.common.errors import SteerError
 from steer_core.common.places import CONFIGS
 
@@ -34,7 +34,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path_of,
         help="write the result to this JSON file too; with --benchmarks, the folder (default: runs/evaluate/MODEL)",
     )
     parser.add_argument("--resume", action="store_true", help="with --benchmarks: go on with the evaluation in --out")

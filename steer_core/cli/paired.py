@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from steer_core.cli.evaluate import COLUMNS
-from steer_core.cli.shared import wide_console
+from steer_core.cli.shared import path_of, wide_console
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("first", type=Path, metavar="A", help="folder of a finished `steer evaluate --benchmarks`")
-    parser.add_argument("second", type=Path, metavar="B", help="another one; the difference is A minus B")
+    parser.add_argument("first", type=path_of, metavar="A", help="folder of a finished `steer evaluate --benchmarks`")
+    parser.add_argument("second", type=path_of, metavar="B", help="another one; the difference is A minus B")
     parser.add_argument("--grader", metavar="NAME", help="whose verdicts to go by (default: the first of each)")
 
 

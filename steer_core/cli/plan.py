@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from steer_core.cli.shared import take_config, wide_console, writing, yaml_path
+from steer_core.cli.shared import path_of, take_config, wide_console, writing, yaml_path
 from steer_core.common.places import CONFIGS
 
 _EXAMPLES = """
@@ -26,7 +25,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s [CONFIG] [key=value ...] [options]"
     take_config(parser)
     parser.epilog += _EXAMPLES
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this JSON file too")
+    parser.add_argument("--json", type=path_of, metavar="FILE", help="write everything to this JSON file too")
     for name, default, meaning in describe(Machine):
         if name != "on_cpu":
             kind = int if isinstance(default, int) else float

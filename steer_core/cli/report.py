@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from steer_core.cli.shared import path_of
+
 
 def options(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument(
         "runs",
         nargs="+",
-        type=Path,
+        type=path_of,
         metavar="RUN",
         help="a comparison's folder, one run's, or run folders to set side by side (the first is the baseline)",
     )
     parser.add_argument(
-        "--out", type=Path, help="folder to write report.html and figures/ to (default: the folder itself, or ./report)"
+        "--out",
+        type=path_of,
+        help="folder to write report.html and figures/ to (default: the folder itself, or ./report)",
     )
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from steer_core.runs.folder import RunFolder
 
+_SHOWN, _NAME_BYTES, _NAMES = 60, 200, 100  # below the 255 bytes of Linux, with room for what is put beside
+
 
 def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     """The arguments of a command, options in any place; its words `key=value` are its settings, wherever they stand."""
@@ -117,19 +119,35 @@ def settings_text(word: str = "", benchmarks: bool = False) -> str:
     return "\n\n".join(told)
 
 
+def path_of(text: str) -> Path:
+    """The path that an argument of a command is. Raises SteerError for one that no file system or page can hold."""
+    name = ascii(text)[1:-1]
+    shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+    try:
+        parts = [len(part) for part in text.encode().split(b"/")]
+    except UnicodeEncodeError as error:
+        raise SteerError(f"path {shown}: is not UTF-8; give it another name") from error
+    if not text or "\0" in text:
+        raise SteerError(f"path {shown!r}: is empty or holds a null character; name a file or folder")
+    if max(parts) > _NAME_BYTES or len(parts) > _NAMES:
+        told = f"{max(parts)} bytes in one name, {len(parts)} names"
+        raise SteerError(f"path {shown}: is too long ({told}); {_NAME_BYTES} and {_NAMES} are allowed")
+    return Path(text)
+
+
 def yaml_path(name: str | None, shipped: Path) -> Path | None:
     """The YAML file that a word names: itself, or the shipped one of that name."""
     if name is None:
         return None
-    own = shipped / f"{name}.yaml"
-    return own if own.is_file() and not Path(name).is_file() else Path(name)
+    own = shipped / path_of(f"{name}.yaml")
+    return own if own.is_file() and not path_of(name).is_file() else path_of(name)
 
 
 def trained(model: str) -> tuple[str, RunFolder | None]:
     """(folder of weights, the run they are the last checkpoint of or None) of a MODEL argument."""
     from steer_core.runs.folder import RunFolder
 
-    if not (Path(model) / "config.yaml").is_file():
+    if not (path_of(model) / "config.yaml").is_file():
         return model, None
     run = RunFolder.open(model)
     saved = run.checkpoints.saved()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from steer_core.cli.shared import path_of
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +14,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         "estimated entropy change), entropy and probability; pointing at a token tells all of them.\n\n"
         "examples:\n  steer show runs/one\n  steer show runs/one --step 1 --step 20"
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, with responses in its rollouts/")
+    parser.add_argument("run", type=path_of, metavar="RUN", help="folder of a run, with responses in its rollouts/")
     parser.add_argument(
         "--step",
         type=int,
@@ -22,7 +23,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="the rollout to show, more than once for several (default: the last that is there)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the page of one step (default: RUN/rollouts/step_00000N.html)"
+        "--out", type=path_of, metavar="FILE", help="the page of one step (default: RUN/rollouts/step_00000N.html)"
     )
 
 

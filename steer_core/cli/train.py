@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steer_core.cli.shared import take_config, yaml_path
+from steer_core.cli.shared import path_of, take_config, yaml_path
 from steer_core.common.errors import INTERRUPTED, SteerError
 from steer_core.common.places import CONFIGS
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 def options(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     take_config(parser)
-    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/CONFIG)")
+    parser.add_argument("--out", type=path_of, help="folder of the run (default: runs/CONFIG)")
     parser.add_argument(
         "--resume",
-        type=Path,
+        type=path_of,
         metavar="RUN",
         help="go on with the run in this folder from its last checkpoint; train.rollouts=N plans another length for it",
     )
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from steer_core.config.config import load_config
 
     path = yaml_path(args.config, CONFIGS)
-    config = None if args.resume else load_config(path, args.settings, args.scale)
+    config = None if args.resume else load_config(path, args.settings, args.scale).with_method()
     from steer_core.common import ranks
     from steer_core.common.files import lock
     from steer_core.runs.folder import RunFolder
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     goes_on = bool(args.resume) or (args.auto_resume and (args.out / "config.yaml").exists())
     if goes_on:
         run = RunFolder.open(args.resume or args.out)
-        if args.auto_resume and run.written != config:
+        if args.auto_resume and run.written.with_method() != config:
             raise SteerError(f"--out: {args.out} holds a run with other settings; name another folder, or --resume it")
         for setting in args.settings if args.resume else ():
             run.plan(setting.partition("=")[2])
@@ -93,6 +93,7 @@ def _fit(trainer: Trainer, run: RunFolder, report: bool) -> int:
 
     total = run.config.train.rollouts
     if trainer.finished == total:
+        run.rewind(total)
         print(f"{run.path}: came to its end already, after {total} rollouts")
         return 0
     _stop_on_signals(trainer)

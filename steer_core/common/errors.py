@@ -16,6 +16,10 @@ class SteerError(Exception):
     """
 
 
+class NotFiniteError(SteerError):
+    """The model gives NaN or infinite logits; who trains it knows whether training made it so."""
+
+
 def nearest(word: object, known: Iterable[str]) -> str:
     """`did you mean 'x'?` where a known word is near, else all known words."""
     known = list(known)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from steer_core.common.errors import SteerError
+from steer_core.common.errors import SteerError, one_line
 
 PARTIAL = ".partial_"
 """What the name of a file or folder begins with while it is being written."""
@@ -67,6 +67,48 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_text(path: str | Path, what: str, remedy: str) -> str:
+    """The text of a file. Raises SteerError `WHAT PATH: reason; REMEDY` where it is missing, no file or not UTF-8."""
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device may have no end
+            raise SteerError(f"{what} {path}: is no regular file; {remedy}")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SteerError(f"{what} {path}: {error.strerror}; {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise SteerError(f"{what} {path}: not UTF-8 at byte {error.start} ({error.reason}); {remedy}") from error
+    except ValueError as error:  # a name with a null character
+        raise SteerError(f"{what} {str(path)!r}: {error}; {remedy}") from error
+
+
+def read_json(path: str | Path, what: str, remedy: str) -> dict[str, Any]:
+    """The object that a JSON file holds. Raises SteerError as `read_text` does, and where it holds something else."""
+    return _json_object(read_text(path, what, remedy), f"{what} {path}", remedy)
+
+
+def read_json_lines(path: str | Path, what: str, remedy: str) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; a last line without an end, which a kill cut short, is left out.
+
+    Raises SteerError as `read_json` does, naming the line.
+    """
+    lines = read_text(path, what, remedy).split("\n")[:-1]
+    return [_json_object(line, f"{what} {path}, line {n}", remedy) for n, line in enumerate(lines, 1)]
+
+
+def _json_object(text: str, name: str, remedy: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        told = f"line {error.lineno} column {error.colno}: {error.msg.lower()}"
+        raise SteerError(f"{name}: not JSON ({told}); {remedy}") from error
+    except (RecursionError, ValueError) as error:  # nested too deep, a number of thousands of digits
+        raise SteerError(f"{name}: not JSON ({one_line(error)}); {remedy}") from error
+    if not isinstance(data, dict):
+        raise SteerError(f"{name}: holds {one_line(text, 40)!r}, no object; {remedy}")
+    return data
 
 
 def json_text(data: Any, indent: int = 2) -> str:

@@ -20,6 +20,8 @@ ARM_COLOURS = ("#1f2a36", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00",
 """Okabe and Ito's colour-blind safe colours, the first arm in ink."""
 ARM_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MUTED = "#6b7280"
+MOST_POINTS = 400
+"""Of a line over rollouts: more than a figure of this size shows."""
 STYLE = {
     **sns.axes_style("ticks"),
     **sns.plotting_context("paper"),
@@ -93,6 +95,27 @@ def label(axis: Axes, title: str, x: str, y: str, whole: bool = True) -> None:
     axis.set_ylabel(y)
     if whole:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+
+
+def bin_width(rows: pd.DataFrame) -> int:
+    """How many rows of a run share a point of a line, so that it has about MOST_POINTS; 1 where it has fewer anyway."""
+    return max(1, -(-rows["step"].nunique() // MOST_POINTS))
+
+
+def thinned(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows by arm, seed and step as a figure shows them: the mean of every `bin_width` steps, at the last of them.
+
+    Step 0 and the last row of every run stay as they are.
+    """
+    width = bin_width(rows)
+    if width == 1:
+        return rows
+    steps, own = np.sort(rows["step"].unique()), rows["step"].to_numpy()
+    ends = steps[np.minimum((np.searchsorted(steps, own) // width + 1) * width, len(steps)) - 1].astype(float)
+    last = rows.groupby(["arm", "seed"])["step"].transform("max").to_numpy()
+    ends = np.where((own == 0) | (own == last), own, np.minimum(ends, last - 0.5))
+    values = rows.drop(columns=["arm", "seed", "step"]).select_dtypes("number")
+    return values.groupby([rows["arm"], rows["seed"], pd.Series(ends, rows.index, name="step")]).mean().reset_index()
 
 
 def draw_lines(

@@ -11,15 +11,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from steer_core.common.errors import SteerError, nearest
+from steer_core.common import plain_yaml
+from steer_core.common.errors import SteerError, nearest, one_line
+from steer_core.common.files import read_text
 
 T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 """Of every settings dataclass: no unknown key, no infinity; a line under a field is its help."""
+
+LARGEST_COUNT = 2**53 - 1
+"""Of a setting that is a whole number: what a number in JSON holds exactly."""
+SMALLEST = 1e-30
+"""Of a setting that is a fraction, the least size but 0; its inverse is the largest. float32 holds both."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +36,15 @@ class KindOf:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping a YAML file holds. Raises SteerError where it is missing, unreadable or no mapping."""
+    """The mapping a YAML file holds. Raises SteerError where it is missing, unreadable or no mapping.
+
+    See `plain_yaml` for the YAML that is refused.
+    """
+    text = read_text(path, "configuration", "give the path of a YAML file")
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SteerError(f"configuration {path}: {error.strerror}; give the path of a YAML file") from error
-    except (yaml.YAMLError, ValueError) as error:
-        where = " ".join(str(error).split())
-        raise SteerError(f"configuration {path}: not YAML ({where}); mend that line") from error
+        data = plain_yaml.load(text)
+    except ValueError as error:
+        raise SteerError(f"configuration {path}: not YAML ({one_line(error, 400)}); mend that line") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -52,16 +59,16 @@ def read_extended(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, An
     a file extends itself, and as `read_yaml` does.
     """
     path = Path(path)
-    if path.resolve() in seen:
+    data, place = read_yaml(path), path.resolve()
+    if place in seen:
         raise SteerError(f"configuration {path}: extends itself; take a name out of `extends`")
-    data = read_yaml(path)
     names = data.pop("extends", [])
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise SteerError(f"configuration {path}: extends: {names!r} is no name; write one name, or a list of names")
     whole: dict[str, Any] = {}
     for name in names:
-        whole = merged(whole, read_extended(path.parent / f"{name}.yaml", (*seen, path.resolve())))
+        whole = merged(whole, read_extended(path.parent / f"{name}.yaml", (*seen, place)))
     return merged(whole, data)
 
 
@@ -91,9 +98,10 @@ def apply_overrides(data: dict[str, Any], overrides: list[str] | tuple[str, ...]
             if not isinstance(node, dict):
                 raise SteerError(f"override {override!r}: {section} is a value, no section; drop `.{key}`")
         try:
-            node[key] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:
-            raise SteerError(f"override {override!r}: the value is not YAML; quote it") from error
+            node[key] = plain_yaml.load(text)
+        except ValueError as error:
+            told = one_line(override)
+            raise SteerError(f"override {told!r}: the value is not YAML ({one_line(error)}); quote it") from error
     return result
 
 
@@ -110,19 +118,43 @@ def build(kind: type[T], data: dict[str, Any], section: str = "") -> T:
         if isinstance(entry.value, bool) and not _takes_booleans(entry.hint):
             raise SteerError(f"{entry.name}: {entry.value} is not allowed; write a number or a word in quotes")
     try:
-        return TypeAdapter(kind).validate_python(data)
+        built = TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = _path(kind, first["loc"])
-        name = ".".join([section] * bool(section) + path)
+        name, told = ".".join([section] * bool(section) + path), one_line(repr(first["input"]))
         if first["type"] == "missing" and not isinstance(first["input"], list | tuple):
             raise SteerError(f"{name}: is missing; add `{path[-1]}:` with its value") from error
         if first["type"] == "union_tag_invalid":
             value, known = first["input"]["name"], first["ctx"]["expected_tags"]
             raise SteerError(f"{name}.name: {value!r} is not allowed; input should be one of {known}") from error
         if first["type"].startswith(("dataclass", "model_attributes")):
-            raise SteerError(f"{name}: {first['input']!r} is no section; write `key: value` below it") from error
-        raise SteerError(f"{name}: {first['input']!r} is not allowed; {_lower(first['msg'])}") from error
+            raise SteerError(
+                f"{name}: {one_line(repr(first['input']))} is no section; write `key: value` below it"
+            ) from error
+        told = one_line(repr(first["input"]))
+        raise SteerError(f"{name}: {told} is not allowed; {_lower(first['msg'])}") from error
+    _check_sizes(built, section)
+    return built
+
+
+def _check_sizes(value: Any, name: str) -> None:
+    """Raise SteerError for a number that float32, or a count of anything, does not hold, wherever it stands."""
+    parts: list[tuple[Any, Any]]
+    if dataclasses.is_dataclass(value):
+        parts = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    elif isinstance(value, dict):
+        parts = list(value.items())
+    elif isinstance(value, list | tuple):
+        parts = list(enumerate(value))
+    else:
+        if isinstance(value, int) and abs(value) > LARGEST_COUNT:
+            raise SteerError(f"{name}: {one_line(value, 40)} is not allowed; give a whole number below 2**53")
+        if isinstance(value, float) and value and not SMALLEST <= abs(value) <= 1 / SMALLEST:
+            raise SteerError(f"{name}: {value} is not allowed; give 0 or a number between {SMALLEST} and 1e+30")
+        return
+    for key, part in parts:
+        _check_sizes(part, f"{name}.{key}" if name else str(key))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from steer_core.common.environment import read_environment
 from steer_core.common.errors import SteerError
+from steer_core.common.files import read_json
 from steer_core.common.settings import build, read_yaml, to_dict
 from steer_core.compare.plan import Arm, Plan, arm_name, run_path
+from steer_core.runs import logs
 from steer_core.runs.folder import RunFolder
 from steer_core.stats.intervals import Interval, at_first_crossing, bootstrap_over_problems, interval_over_seeds
 from steer_core.stats.pass_at_k import pass_at_k
@@ -43,8 +46,8 @@ class Comparison:
 
     @property
     def largest_k(self) -> int:
-        """The largest k of the plan; 1 where it names none."""
-        return max(self.ks, default=1)
+        """The largest k of the plan."""
+        return max(self.ks)
 
     def label(self, arm: str) -> str:
         """How tables and figures call an arm."""
@@ -100,7 +103,7 @@ class Comparison:
             table[arm]["entropy"] = interval_over_seeds(rows.policy_entropy)
             last = self.metrics[(self.metrics.arm == arm) & self.metrics.seed.isin(rows.seed)]
             last = last[last.step > last.step.max() - 5]
-            if len(last):
+            if len(last) and "reward/mean" in last:
                 table[arm]["reward"] = interval_over_seeds(last.groupby("seed")["reward/mean"].mean())
         return table
 
@@ -180,12 +183,11 @@ def load_comparison(folder: str | Path) -> Comparison:
     plan = build(Plan, read_yaml(folder / "plan.yaml"))
     runs = {(arm, seed): run_path(folder, arm, seed) for arm in plan.arms for seed in plan.seeds}
     base = folder / "base.json"
-    environment = folder / "environment.json"
     return _collect(
         plan,
         {key: RunFolder.open(path) for key, path in runs.items() if (path / "config.yaml").exists()},
-        json.loads(base.read_text()) if base.exists() else None,
-        json.loads(environment.read_text()) if environment.exists() else {},
+        _base(base) if base.exists() else None,
+        read_environment(folder / "environment.json"),
     )
 
 
@@ -220,8 +222,41 @@ def comparison_of(paths: list[str | Path]) -> Comparison:
     if len(lengths) > 1:
         raise SteerError(f"{paths[0]}: the runs differ in train.rollouts or evaluation; report like with like")
     plan = Plan(arms=plan_arms, baseline=next(iter(plan_arms)), seeds=sorted({seed for _, seed in runs}))
-    environment = json.loads((next(iter(runs.values())).path / "environment.json").read_text())
+    environment = read_environment(next(iter(runs.values())).path / "environment.json")
     return _collect(plan, runs, None, environment)
+
+
+_EVALUATED = {"samples", "correct", "policy_entropy", "truncated", "length"}
+_NEEDED = {"metrics.jsonl": set(), "evaluations.jsonl": _EVALUATED, "notes.jsonl": {"note"}}
+"""What a row of each log holds at least."""
+
+
+def _base(path: Path) -> dict[str, Any]:
+    """What the base model was measured to do. Raises SteerError where the file holds something else."""
+    remedy = "delete it and have `steer compare --resume` evaluate the base model again"
+    base = read_json(path, "base model", remedy)
+    lacking = _EVALUATED - base.keys()
+    why = f"lacks {min(lacking)}" if lacking else logs.problem({"step": 0, **{key: base[key] for key in _EVALUATED}})
+    if why is not None:
+        raise SteerError(f"base model {path}: {why}; {remedy}")
+    return base
+
+
+def _rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
+    """The rows of a log. Raises SteerError where one lacks what a report is made of."""
+    rows = run.read(name)
+    for line, row in enumerate(rows, 1):
+        if missing := _NEEDED[name] - row.keys():
+            raise SteerError(f"log {run.path / name}, line {line}: lacks {min(missing)}; {logs.REMEDY}")
+    return rows
+
+
+def _check_problems(evaluations: list[dict[str, Any]]) -> None:
+    """Raise SteerError where evaluations are not of equally many problems: they could not be compared."""
+    counts = {len(row["correct"]): f"{row['arm']}, seed {row['seed']}, step {row['step']}" for row in evaluations}
+    if len(counts) > 1:
+        told = " and ".join(f"{count} problems ({name})" for count, name in counts.items())
+        raise SteerError(f"evaluations.jsonl: {told} are evaluated; report runs of the same problems")
 
 
 def _collect(
@@ -230,15 +265,16 @@ def _collect(
     metrics, evaluations, notes, finished = [], [], [], 0
     for (arm, seed), run in runs.items():
         key = {"arm": arm, "seed": seed}
-        rows = run.read("metrics.jsonl")
+        rows = _rows(run, "metrics.jsonl")
         metrics += [key | row for row in rows]
         evaluations += [{**base, **key, "step": 0}] if base else []
-        evaluations += [key | row for row in run.read("evaluations.jsonl")]
-        finished += bool(rows) and rows[-1]["step"] == run.config.train.rollouts
+        evaluations += [key | row for row in _rows(run, "evaluations.jsonl")]
+        finished += len(rows) == run.config.train.rollouts
         notes += [
             f"{plan.arms[arm].label}, seed {seed}, rollout {row['step']}: {row['note']}"
-            for row in run.read("notes.jsonl")
+            for row in _rows(run, "notes.jsonl")
         ]
+    _check_problems(evaluations)
     return Comparison(
         plan=plan,
         metrics=pd.DataFrame(metrics, columns=None if metrics else ["arm", "seed", "step"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,6 +55,27 @@ class Plan:
                     f"arms.{name}: differs from {self.baseline} in model, task, evaluation or train.rollouts; "
                     "give all arms the same, so that like is compared with like"
                 )
+        self._check_seeds()
+        self._check_twins()
+
+    def _check_seeds(self) -> None:
+        """Raise SteerError for an arm that sets a seed, which the plan's own would replace."""
+        common = _seed(self.common)
+        for name, arm in self.arms.items():
+            seed = _seed(apply_overrides(self.common, arm.overrides))
+            if seed not in (common, None):
+                raise SteerError(
+                    f"arms.{name}: sets train.seed={seed}; take it out, for `seeds` gives every arm its own"
+                )
+
+    def _check_twins(self) -> None:
+        """Raise SteerError for two arms that are one."""
+        configs = {name: self.config(name, self.seeds[0]) for name in self.arms}
+        for one, other in combinations(configs, 2):
+            if configs[one] == configs[other]:
+                raise SteerError(
+                    f"arms.{other}: has the same settings as arm {one}; take it out, or change its overrides"
+                )
 
     @property
     def controls(self) -> list[str]:
@@ -89,6 +111,12 @@ def _by_name(method: str) -> dict[str, Any]:
     return {"label": method, "overrides": [f"intervention.name={method}"]}
 
 
+def _seed(data: dict[str, Any]) -> Any:
+    """The seed that settings hold; None where they hold none."""
+    section = data.get("train")
+    return section.get("seed") if isinstance(section, dict) else None
+
+
 def _key(override: str) -> str:
     return override.partition("=")[0]
 
@@ -108,11 +136,14 @@ def load_plan(
     when a default changes.
     """
     data = read_yaml(path)
+    if (seed := _seed(apply_overrides({}, overrides))) is not None:
+        raise SteerError(f"train.seed: {seed} is for one run; give a comparison its seeds with --seeds {seed}")
     if methods is not None:
         twice = [name for name in methods if methods.count(name) > 1]
         if twice:
             raise SteerError(f"--methods: {twice[0]} is named twice; name each once")
-        kept = {name: arm for name, arm in data["arms"].items() if name == data["baseline"]}
+        arms = build(Plan, data).arms  # whole, before any of it is left out
+        kept = {name: data["arms"][name] for name in arms if name == data["baseline"]}
         data["arms"] = kept | {arm_name(name): _by_name(name) for name in methods}
     arms = data.get("arms")
     for name, arm in arms.items() if isinstance(arms, dict) else ():

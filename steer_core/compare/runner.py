@@ -19,14 +19,14 @@ from rich.console import Console
 
 from steer_core.common.environment import environment
 from steer_core.common.errors import INTERRUPTED, SteerError
-from steer_core.common.files import lock, write_atomically
+from steer_core.common.files import lock, read_json, write_atomically
 from steer_core.common.progress import Progress
 from steer_core.common.settings import build, read_yaml, to_dict
 from steer_core.compare.comparison import load_comparison
 from steer_core.compare.plan import Plan, run_path
 from steer_core.compare.report import write_report
 from steer_core.policy.model import base_digest
-from steer_core.runs.folder import last_line
+from steer_core.runs.logs import last_row
 
 _POLL_SECONDS = 0.5
 _WHOLE = "all rollouts"
@@ -77,8 +77,8 @@ class Job:
 
     def progress(self) -> tuple[int, str]:
         """(finished rollouts, what the last one looked like)."""
-        row = last_line(self.result) if self.rollouts else None
-        if row is None:
+        row = last_row(self.result) if self.rollouts else None
+        if row is None or not {"entropy/policy", "reward/mean"} <= row.keys():
             return 0, ""
         return row["step"], f"entropy {row['entropy/policy']:.3f}  reward {row['reward/mean']:.2f}"
 
@@ -88,6 +88,8 @@ def start_comparison(plan: Plan, folder: Path, resume: bool) -> None:
 
     Raises SteerError where the folder holds one and `resume` is off, or holds another plan's.
     """
+    for arm in plan.arms:
+        plan.config(arm, plan.seeds[0]).with_method()
     path, base = folder / "plan.yaml", base_digest(plan.config(plan.baseline, plan.seeds[0]).model.path)
     try:
         if path.exists():
@@ -95,10 +97,12 @@ def start_comparison(plan: Plan, folder: Path, resume: bool) -> None:
                 raise SteerError(f"--out: {folder} holds a comparison already; add --resume to go on, or name another")
             if build(Plan, read_yaml(path)) != plan:
                 raise SteerError(f"--out: {folder} holds a comparison with another plan; name another folder")
-            began_from = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["base_model_sha256"]
-            if began_from != base:
+            began_from = read_json(folder / "environment.json", "environment", "put it back, or name another folder")
+            if began_from.get("base_model_sha256") != base:
                 raise SteerError(f"--out: {folder} began from other weights than model.path has; name another folder")
             return
+        if (folder / "config.yaml").exists():
+            raise SteerError(f"--out: {folder} holds a run; name another folder")
         folder.mkdir(parents=True, exist_ok=True)
         about = environment() | {"base_model_sha256": base}
         write_atomically(folder / "environment.json", json.dumps(about, indent=2) + "\n")

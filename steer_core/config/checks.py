@@ -18,6 +18,11 @@ from steer_core.config.sections import (
 )
 from steer_core.interventions.base import Intervention
 
+MOST_SEQUENCES = 2**24
+"""Responses of a rollout or an evaluation, whose tokens are in memory at once."""
+MOST_TOKENS = 2**32
+"""Their tokens: 34 GB of ids alone."""
+
 
 class Sections(Protocol):
     """The sections of a `Config`."""
@@ -52,7 +57,7 @@ class Sections(Protocol):
 
 def check(config: Sections) -> None:
     """Raise SteerError for the first thing that does not go together."""
-    for rule in (_batches, _attention, _engine, _sampler, _evaluation):
+    for rule in (_batches, _sizes, _attention, _engine, _sampler, _evaluation):
         for message in rule(config):
             raise SteerError(message)
 
@@ -66,6 +71,21 @@ def _batches(config: Sections) -> Iterator[str]:
             f"rollout.prompts: {prompts} is more than task.train_problems ({problems}); "
             "lower the one or raise the other"
         )
+
+
+def _sizes(config: Sections) -> Iterator[str]:
+    rollout, held_out = config.rollout, config.evaluation
+    for section, groups, group, sampling in (
+        ("rollout.responses", rollout.prompts, rollout.responses, rollout),
+        ("evaluation.samples", held_out.problems, held_out.samples, held_out),
+    ):
+        tokens = groups * group * sampling.max_new_tokens
+        if groups * group > MOST_SEQUENCES or tokens > MOST_TOKENS:
+            yield (
+                f"{section}: {group} for each of {groups} problems are {groups * group:.3g} responses of up to "
+                f"{tokens:.3g} tokens, and no memory holds more than {MOST_SEQUENCES:.3g} responses or "
+                f"{MOST_TOKENS:.3g} tokens at once; lower it, or {section.partition('.')[0]}.max_new_tokens"
+            )
 
 
 def _attention(config: Sections) -> Iterator[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Field, InstanceOf, SerializeAsAny
 from pydantic.dataclasses import dataclass
 
-from steer_core.common.errors import SteerError
 from steer_core.common.places import CONFIGS, SCALES
 from steer_core.common.settings import STRICT, KindOf, apply_overrides, build, merged, read_extended, read_yaml
 from steer_core.config.checks import check
@@ -25,7 +25,7 @@ from steer_core.config.sections import (
     TaskConfig,
     TrainConfig,
 )
-from steer_core.interventions.base import Intervention
+from steer_core.interventions.base import Intervention, Outside
 
 _TASKS = {kind.name: kind for kind in get_args(TaskConfig)}
 
@@ -41,21 +41,18 @@ def _task_kind(task: dict[str, Any]) -> type | None:
 
 
 def _intervention(settings: Any) -> Any:
-    """The intervention that a mapping names, with its settings checked."""
+    """The intervention that a mapping names, with its settings checked; one of another package is not imported."""
     from steer_core.interventions import intervention
 
-    return intervention(settings)
+    return intervention(settings, outside=False)
 
 
 def _intervention_kind(settings: dict[str, Any]) -> type | None:
-    """The class of the method that a mapping names; None where it names none, or one that is not there."""
-    from steer_core.interventions import method
+    """The class of the method of this package that a mapping names; None where it names none, or another's."""
+    from steer_core.interventions import METHODS, method
 
     name = settings.get("name", "none")
-    try:
-        return method(name) if isinstance(name, str) and name != "none" else None
-    except SteerError:
-        return None  # told when the intervention is made
+    return method(name) if isinstance(name, str) and name in METHODS and name != "none" else None
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -93,13 +90,24 @@ class Config:
     def __post_init__(self) -> None:
         check(self)
 
+    def with_method(self) -> Config:
+        """The same with a method of another package imported, which only what trains does.
+
+        Raises SteerError where Python does not find it or its settings do not fit.
+        """
+        from steer_core.interventions import intervention
+
+        method = self.intervention
+        return replace(self, intervention=intervention(method.as_written())) if isinstance(method, Outside) else self
+
 
 def load_config(
     path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), scale: str | None = None
 ) -> Config:
     """The configuration of a YAML file (or the defaults), a scale's overlay on it, `section.key=value` on top.
 
-    The file may extend others; see `read_extended`. scale: a name in `configs/scales`.
+    The file may extend others; see `read_extended`. A method of another package is not imported; see
+    `Config.with_method`. scale: a name in `configs/scales`.
     """
     data = {} if path is None else read_extended(path)
     if scale is not None:

@@ -45,7 +45,7 @@ class CountdownConfig:
     """Smallest target of a problem."""
     largest_target: int = Field(default=99, le=999)
     """Largest target of a problem."""
-    train_problems: int = Field(default=4096, ge=1)
+    train_problems: int = Field(default=4096, ge=1, le=1_000_000)
     """How many distinct training problems there are; an epoch visits each once."""
 
     def __post_init__(self) -> None:
@@ -227,12 +227,12 @@ class EvaluationConfig(SamplingConfig):
     """Evaluate after every this many rollouts, and after the last; 0 never evaluates."""
     split: Literal["validation", "test"] = "test"
     """Which held-out problems."""
-    problems: int = Field(default=150, ge=1)
+    problems: int = Field(default=150, ge=1, le=1_000_000)
     """How many of them."""
     samples: int = Field(default=32, ge=1)
     """Samples a problem: the n of the unbiased pass@k."""
-    pass_at: tuple[int, ...] = (1, 16, 32)
-    """Which k to report; none above `samples`."""
+    pass_at: tuple[int, ...] = Field(default=(1, 16, 32), min_length=1)
+    """Which k to report, at least one; none above `samples`."""
 
     def __post_init__(self) -> None:
         remedy = "set evaluation.samples=1 and evaluation.pass_at=[1]"
@@ -262,7 +262,7 @@ class BenchmarkConfig(SamplingConfig):
     """What model-written code runs in; `limits` is for machines without bubblewrap and is no wall."""
     seed: int = Field(default=0, ge=0)
     """Sets every draw, by (seed, benchmark, batch)."""
-    threads: int = Field(default=2, ge=1)
+    threads: int = Field(default=2, ge=1, le=1024)
     """torch's threads."""
 
     def __post_init__(self) -> None:
@@ -291,7 +291,7 @@ class TrainConfig:
     """Responses written to the run folder each rollout, one a problem."""
     probe_sequences: int = Field(default=16, ge=0)
     """Sequences (of one micro-batch at most) on which a rollout logs predicted and measured entropy change; 0: none."""
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=1024)
     """torch's threads; on a model this small one is faster than two."""
     tracker: Literal["none", "wandb"] = "none"
     """Where metrics go besides metrics.jsonl and TensorBoard; wandb reads its own WANDB_* variables."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
-from steer_core.common.errors import SteerError, nearest
+from steer_core.common.errors import SteerError, nearest, one_line
 from steer_core.common.settings import build
-from steer_core.interventions.base import Intervention
+from steer_core.interventions.base import Intervention, Outside
 
 METHODS = {
     "none": "base:Intervention",
@@ -56,12 +54,13 @@ def method(name: str) -> type[Intervention]:
     module, separator, kind = place.partition(":")
     if not separator:
         raise SteerError(f"intervention.name: {name!r} is no method; {nearest(name, METHODS)}, or write module:Class")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # an installed `steer` does not look there by itself
     try:
         found = getattr(import_module(module), kind)
     except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: an empty or relative module
-        raise SteerError(f"intervention.name: {name} is not found ({error}); check module and class") from error
+        raise SteerError(
+            f"intervention.name: {name} is not found ({one_line(error)}); check module and class, and have Python find "
+            "the module: PYTHONPATH=FOLDER steer train ..."
+        ) from error
     if not (isinstance(found, type) and issubclass(found, Intervention)):
         raise SteerError(f"intervention.name: {name} is no Intervention; derive it from steer_core's")
     return found
@@ -75,8 +74,11 @@ def catalogue() -> list[tuple[str, str, tuple[str, ...]]]:
     ]
 
 
-def intervention(settings: Any) -> Intervention:
-    """The intervention that a mapping of settings names; one that is an intervention already is kept."""
+def intervention(settings: Any, outside: bool = True) -> Intervention:
+    """The intervention that a mapping of settings names; one that is an intervention already is kept.
+
+    outside: import a method of another package; else it stays `Outside`, by its name and settings.
+    """
     if isinstance(settings, Intervention):
         return settings
     if not isinstance(settings, dict):
@@ -87,4 +89,6 @@ def intervention(settings: Any) -> Intervention:
     if name == "none" and len(settings) > ("name" in settings):
         key = next(key for key in settings if key != "name")
         raise SteerError(f"intervention.{key}: no method is named that takes it; add intervention.name=METHOD")
+    if ":" in name and not outside:
+        return Outside(name=name, written={key: value for key, value in settings.items() if key != "name"})
     return build(method(name), {**settings, "name": name}, "intervention")

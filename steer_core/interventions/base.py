@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from pydantic import Field, model_serializer
 from pydantic.dataclasses import dataclass as settings
 
 from steer_core.common.errors import SteerError
@@ -172,3 +173,16 @@ class Intervention:
         if (weights < 0).any():
             raise SteerError(f"intervention.name: {self.name} makes negative weights; its rule must not")
         return LossTerms(advantages, weights, extra)
+
+
+@settings(config=STRICT, kw_only=True, frozen=True)
+class Outside(Intervention):
+    """A method of another package, by its name and its settings as they are written: nothing of it is imported."""
+
+    written: dict[str, Any] = Field(default_factory=dict)
+    """Its settings."""
+
+    @model_serializer
+    def as_written(self) -> dict[str, Any]:
+        """The section of a configuration."""
+        return {"name": self.name, **self.written}

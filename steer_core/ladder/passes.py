@@ -26,7 +26,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from steer_core.common.errors import SteerError, one_line
+from steer_core.common.errors import NotFiniteError, SteerError, one_line
 from steer_core.formulas.token_stats import TokenStats, concatenate, token_stats
 from steer_core.policy.score import Sequences, body_of, hidden_states, logits_of
 
@@ -110,7 +110,7 @@ def require_finite(stats: TokenStats) -> TokenStats:
     """The statistics. Raises SteerError where one is not finite."""
     bad = int((~(stats.entropy.isfinite() & stats.logprob.isfinite())).sum())
     if bad:
-        raise SteerError(
+        raise NotFiniteError(
             f"model: NaN or infinite logits at {bad} of {len(stats.entropy)} response tokens; check its weights"
         )
     return stats

@@ -21,6 +21,7 @@ CHARACTERS = "0123456789+-*/=,:"
 LARGEST_VALUE = 999
 _DRAWS = 1000
 _DRAWS_PER_PROBLEM = 100
+_LONGEST_WAIT = 20_000  # draws without a new problem before there is held to be none
 
 
 class Countdown(Task):
@@ -60,13 +61,15 @@ class Countdown(Task):
     def problems(self, split: Split, count: int) -> list[Problem]:
         """See `Task.problems`. Raises SteerError where the ranges hold too few distinct problems."""
         found: dict[str, Problem] = {}
-        stream = self._plays(random.Random(f"countdown-{split}"))
+        stream, waited = self._plays(random.Random(f"countdown-{split}")), 0
         for _ in range(_DRAWS + _DRAWS_PER_PROBLEM * count):
-            play = next(stream)
-            if play is not None and split_of(play[0].id) == split:
-                found.setdefault(play[0].id, play[0])
+            play, waited = next(stream), waited + 1
+            if play is not None and split_of(play[0].id) == split and play[0].id not in found:
+                found[play[0].id], waited = play[0], 0
             if len(found) == count:
                 return list(found.values())
+            if waited > _LONGEST_WAIT + _DRAWS_PER_PROBLEM * len(found):
+                break
         raise SteerError(
             f"task: found {len(found)} distinct {split} problems where {count} are asked for; "
             f"ask for fewer, or widen task.largest_number ({self.config.largest_number}) "

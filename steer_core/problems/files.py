@@ -51,11 +51,13 @@ class FileTask(Task, Generic[Settings]):
         """See `Task.problems`: in the file's order. Raises SteerError where the split holds fewer."""
         found = [problem for problem in self.fitting if split_of(problem.id) == split]
         if len(found) < count:
-            limit = self.config.prompt_tokens
+            limit, setting = self.config.prompt_tokens, "task.train_problems"
+            if split != "train":
+                setting = "evaluation.problems"
+            fewer = f"lower {setting} to {len(found)} or " if found else "raise task.prompt_tokens or " if limit else ""
             raise SteerError(
                 f"task.file: {self.config.file} holds {len(found)} distinct {split} problems "
                 f"{f'of at most {limit} tokens ' if limit else ''}where {count} are asked "
-                f"for; lower {'task.train_problems' if split == 'train' else 'evaluation.problems'} to {len(found)} "
-                "or name a larger file"
+                f"for; {fewer}name a larger file"
             )
         return found[:count]

@@ -19,7 +19,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from steer_core.common.errors import SteerError
+from steer_core.common.errors import NotFiniteError, SteerError
 from steer_core.common.seeding import derive_seed
 from steer_core.config.sections import SamplingConfig
 from steer_core.policy.model import Policy
@@ -76,7 +76,7 @@ class HuggingFaceSampler:
             except RuntimeError as error:
                 if "probability tensor" not in str(error):
                     raise
-                raise SteerError("model: NaN or infinite logits while sampling; check its weights") from error
+                raise NotFiniteError("model: NaN or infinite logits while sampling; check its weights") from error
             response = full[:, prompt_ids.shape[1] :]
             ids[rows, : response.shape[1]] = response
         mask = response_mask(ids, self.policy.end_tokens)
@@ -107,7 +107,7 @@ class _Draw(LogitsProcessor):
             tempered = TopPLogitsWarper(self.sampling.top_p)(input_ids, tempered)
         reached_BV = tempered.softmax(-1).cumsum(-1)
         if not reached_BV.isfinite().all():
-            raise SteerError("model: NaN or infinite logits while sampling; check its weights")
+            raise NotFiniteError("model: NaN or infinite logits while sampling; check its weights")
         point_B1 = self.draws[:, self.step, None] * reached_BV[:, -1:]
         self.step += 1
         chosen_B1 = torch.searchsorted(reached_BV, point_B1, right=True).clamp_max(scores.shape[-1] - 1)
@@ -159,6 +159,12 @@ def generation_settings(policy: Policy, sampling: SamplingConfig) -> GenerationC
 def check_room(policy: Policy, prompt_tokens: int, max_new_tokens: int, field: str) -> None:
     """Raise SteerError where a prompt of so many tokens leaves no room for the longest response."""
     room = policy.positions - prompt_tokens
+    if room < 1:
+        raise SteerError(
+            f"model.path: the longest prompt has {prompt_tokens} tokens and the model {policy.positions} positions, so "
+            "there is no room for a response; give a model with more, or shorter prompts (for a task of a file: "
+            f"task.prompt_tokens={max(1, policy.positions - max_new_tokens)})"
+        )
     if max_new_tokens > room:
         raise SteerError(
             f"{field}: {max_new_tokens} is more than the {room} of the model's {policy.positions} positions that "

@@ -1,16 +1,18 @@
 """The checkpoints of a run: written whole or not at all, checked by checksums, chosen to go on from.
 
-    checkpoints/step_000010/   model.safetensors  config.json  tokenizer...  optimizer.safetensors  manifest.json
+    checkpoints/step_000010/   model.safetensors  config.json  tokenizer...  optimizer.safetensors  metrics.jsonl.gz ...
+                               manifest.json
 
-A checkpoint is a Hugging Face folder with the training engine's files beside. Its manifest holds the SHA-256 of every
-file, the run's fingerprint, the intervention's memory and, where it was evaluated, its pass@k. It is written aside and
-renamed: after a kill at any moment the folder holds whole checkpoints or none.
+A checkpoint is a Hugging Face folder with the training engine's files and the run's logs so far beside. Its manifest
+holds the SHA-256 of every file, the run's fingerprint, the intervention's memory and, where it was evaluated, its
+pass@k. It is written aside and renamed: after a kill at any moment the folder holds whole checkpoints or none.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -24,14 +26,15 @@ from transformers import PreTrainedTokenizerBase
 
 from steer_core.common import ranks
 from steer_core.common.errors import SteerError
-from steer_core.common.files import PARTIAL, fsync, sha256, write_atomically
+from steer_core.common.files import PARTIAL, fsync, read_json, sha256, write_atomically
 from steer_core.common.settings import read_yaml
 from steer_core.config.config import Config
 from steer_core.engines.base import TrainingEngine
 from steer_core.interventions.base import Memory
 from steer_core.policy.model import Policy, base_digest
+from steer_core.runs import logs
 
-LOGS = ("metrics.jsonl", "evaluations.jsonl", "notes.jsonl")
+_NAME = re.compile(r"step_(\d+)")
 
 
 class Checkpoints:
@@ -41,8 +44,9 @@ class Checkpoints:
         self.run, self.config, self.folder = run, config, run / "checkpoints"
 
     def saved(self) -> list[Path]:
-        """Finished checkpoints, oldest first."""
-        return sorted(p for p in self.folder.glob("step_*") if p.is_dir())
+        """Finished checkpoints, oldest first; whatever else lies beside them is left alone."""
+        found = (p for p in self.folder.glob("step_*") if _NAME.fullmatch(p.name) and p.is_dir())
+        return sorted(found, key=step_of)
 
     def save(
         self, rollout_index: int, policy: Policy, engine: TrainingEngine, memory: Memory, score: float | None = None
@@ -70,13 +74,14 @@ class Checkpoints:
         return final
 
     def _finish(self, partial: Path, final: Path, about: dict[str, Any]) -> None:
-        """Give a written checkpoint its manifest and its name, and drop older ones."""
+        """Give a written checkpoint the logs, its manifest and its name, and drop older ones."""
+        logs.keep(self.run, partial)
         files = sorted(p for p in partial.rglob("*") if p.is_file())
         sums = {p.relative_to(partial).as_posix(): sha256(p) for p in files}
         manifest = {"run": self._fingerprints()[0], **about, "sha256": sums}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        logs = [self.run / name for name in LOGS if (self.run / name).exists()]
-        for file in [*(p for p in partial.rglob("*") if p.is_file()), *logs]:
+        own = [self.run / name for name in logs.LOGS if (self.run / name).exists()]
+        for file in [*(p for p in partial.rglob("*") if p.is_file()), *own]:
             fsync(file)
         partial.rename(final)
         fsync(final.parent)
@@ -161,24 +166,34 @@ class Checkpoints:
 
     def check_base(self) -> None:
         """Raise SteerError where model.path no longer holds the weights that the run began from."""
-        about = json.loads((self.run / "environment.json").read_text(encoding="utf-8"))
-        if about.get("base_model_sha256") != base_digest(self.config.model.path):
+        digest = base_digest(self.config.model.path)
+        remedy = "put it back from a copy" + (
+            f', or, where model.path is as it was when the run began, write {{"base_model_sha256": "{digest}"}} into it'
+        )
+        about = read_json(self.run / "environment.json", "environment", remedy)
+        if about.get("base_model_sha256") != digest:
             raise SteerError(
                 f"run folder {self.run}: model.path ({self.config.model.path}) has other weights than when the run "
                 "began; put them back, or start the run again in another folder"
             )
 
+    def kept_logs(self, rollout_index: int) -> dict[str, list[logs.Row]] | None:
+        """What the checkpoint of a rollout keeps of the logs up to it; None where it keeps nothing."""
+        return logs.kept(self.folder / f"step_{rollout_index:06d}")
+
     def _examine(self, path: Path, sums: bool = True) -> tuple[dict[str, Any], str | None]:
         """(manifest, what is wrong with the checkpoint or None); without `sums`, of the manifest alone."""
         try:
-            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-            wanted, run = manifest["sha256"], manifest["run"]
-        except (OSError, ValueError, KeyError):
+            manifest = read_json(path / "manifest.json", "manifest", "")
+        except SteerError:
             return {}, "manifest.json is missing or damaged"
-        for name, digest in wanted.items() if sums else ():
+        if not _is_manifest(manifest, step_of(path)):
+            return {}, "manifest.json is missing or damaged"
+        for name, digest in manifest["sha256"].items() if sums else ():
             if not (path / name).is_file() or sha256(path / name) != digest:
                 return manifest, f"{name} is missing or does not match its checksum"
-        return manifest, None if run in self._fingerprints() else "was written by a run with other settings"
+        own = manifest["run"] in self._fingerprints()
+        return manifest, None if own else "was written by a run with other settings"
 
     def _fingerprints(self) -> tuple[str, str]:
         """A hash of the settings as config.yaml holds them; settings that came after the run began are not in it.
@@ -202,17 +217,31 @@ class Checkpoints:
                 write_atomically(path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
 
+_GO_ON = "make room or give it write permission, then --resume: every finished checkpoint is kept"
+
+
 @contextmanager
-def writing(run: Path) -> Iterator[None]:
+def writing(run: Path, remedy: str = _GO_ON) -> Iterator[None]:
     """Turn what a full disk or a missing permission raises into a SteerError with the remedy."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise SteerError(
-            f"run folder {run}: cannot be written ({reason}); make room or give it write permission, "
-            "then --resume: every finished checkpoint is kept"
-        ) from error
+        raise SteerError(f"run folder {run}: cannot be written ({reason}); {remedy}") from error
+
+
+def _is_manifest(manifest: dict[str, Any], step: int) -> bool:
+    """Whether a manifest is of the shape that `save` writes, and of this rollout."""
+    sums, memory, score = (manifest.get(key) for key in ("sha256", "intervention", "score"))
+    return (
+        manifest.get("step") == step
+        and all(isinstance(manifest.get(key), str) for key in ("run", "engine"))
+        and isinstance(sums, dict)
+        and any(name.endswith(".safetensors") for name in sums)
+        and isinstance(memory, dict)
+        and all(isinstance(value, int | float) for value in memory.values())
+        and isinstance(score, int | float | None)
+    )
 
 
 def step_of(path: Path) -> int:

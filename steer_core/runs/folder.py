@@ -1,9 +1,10 @@
 """The run folder: configuration, environment, metrics, sampled responses, checkpoints.
 
     config.yaml  environment.json  metrics.jsonl  evaluations.jsonl  notes.jsonl
-    tensorboard/  rollouts/step_000001.parquet  checkpoints/step_000010/  report.html
+    tensorboard/  rollouts/  checkpoints/step_000010/  report.html
 
-What was logged after the checkpoint a run resumes from is dropped and written again. Keys under `time/` are
+What was logged after the checkpoint a run resumes from is dropped and written again; what was logged before it and is
+lost is taken from the checkpoint. Keys under `time/` are
 wall-clock readings; all else is the same, bit for bit, in an interrupted and an uninterrupted run. `step` in a log or
 a file's name counts finished rollouts.
 """
@@ -11,7 +12,7 @@ a file's name counts finished rollouts.
 from __future__ import annotations
 
 import json
-import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import yaml
 from steer_core.common import ranks
 from steer_core.common.environment import environment
 from steer_core.common.errors import SteerError
-from steer_core.common.files import PARTIAL, write_atomically
+from steer_core.common.files import write_atomically
 from steer_core.common.settings import apply_overrides, build, read_yaml, to_dict
 from steer_core.config.config import Config
 from steer_core.config.sections import CountdownConfig
@@ -30,11 +31,9 @@ from steer_core.interventions.base import Memory
 from steer_core.policy.model import Policy, base_digest
 from steer_core.policy.smoke import SMOKE
 from steer_core.problems.sets import find_file
-from steer_core.runs.checkpoints import LOGS, Checkpoints, step_of, writing
-from steer_core.runs.responses import Response, rollout_path
-from steer_core.runs.responses import write as write_responses
-
-_LONGEST_LINE = 1 << 16
+from steer_core.runs import logs, rollouts
+from steer_core.runs.checkpoints import Checkpoints, step_of, writing
+from steer_core.runs.responses import Response
 
 
 class RunFolder:
@@ -46,7 +45,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """The run in a folder. Raises SteerError where there is none."""
+        """The run in a folder. Raises SteerError where there is none.
+
+        A method of another package is read and not imported; see `Config.with_method`.
+        """
         path = Path(path)
         if not (path / "config.yaml").is_file():
             raise SteerError(f"run folder {path}: holds no config.yaml; give the folder of a run that was started")
@@ -96,12 +98,14 @@ class RunFolder:
         self.written = build(Config, settings)
 
     def start(self) -> RunFolder:
-        """Make the folder. Raises SteerError where it holds a run already or cannot be written."""
-        if (self.path / "config.yaml").exists():
-            raise SteerError(
-                f"run folder {self.path}: holds a run already; use --resume to go on with it, or another --out"
-            )
-        with writing(self.path):
+        """Make the folder. Raises SteerError where it holds a run or a comparison already or cannot be written."""
+        with writing(self.path, "make room, give it write permission or name another folder, and start again"):
+            if (self.path / "config.yaml").exists():
+                raise SteerError(
+                    f"run folder {self.path}: holds a run already; use --resume to go on with it, or another --out"
+                )
+            if (self.path / "plan.yaml").exists():
+                raise SteerError(f"run folder {self.path}: holds a comparison; name another --out")
             self.path.mkdir(parents=True, exist_ok=True)
             digest = base_digest(self.config.model.path)
             about = environment() | {"base_model_sha256": digest, "paths": absolute_paths(self.config)}
@@ -122,10 +126,9 @@ class RunFolder:
             file.write(json.dumps({"step": rollout_index, **metrics}) + "\n")
 
     def write_rollout(self, rollout_index: int, rows: list[Response]) -> None:
-        """The sampled responses of a rollout; see `responses.py`."""
+        """The sampled responses of a rollout; see `rollouts.py`."""
         with writing(self.path):
-            (self.path / "rollouts").mkdir(exist_ok=True)
-            write_responses(rollout_path(self.path, rollout_index), rows)
+            rollouts.add(self.path, rollout_index, rows)
 
     def save_checkpoint(
         self, rollout_index: int, policy: Policy, engine: TrainingEngine, memory: Memory, score: float | None = None
@@ -134,38 +137,65 @@ class RunFolder:
         self.checkpoints.save(rollout_index, policy, engine, memory, score)
 
     def read(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-        """The lines of a log; a last line that a kill cut short is left out."""
-        path = self.path / name
-        if not path.exists():
-            return []
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        """The lines of a log; see `logs.read`."""
+        return logs.read(self.path / name)
 
     def rewind(self, rollout_index: int) -> None:
         """Drop what was saved or logged after a rollout, and what a killed process left half done.
 
-        Checkpoints go first, the newest before the others: whatever is left has its logs in full.
+        Checkpoints go first, the newest before the others: whatever is left has its logs in full. Raises SteerError,
+        before anything goes, where what was logged up to that rollout is lost.
         """
         if not ranks.is_main():
             return
         with writing(self.path):
+            rows_of = self._logged_until(rollout_index)
             self.checkpoints.rewind(rollout_index)
-            for name in LOGS:
-                if (self.path / name).exists():
-                    rows = [row for row in self.read(name) if row["step"] <= rollout_index]
-                    if name == "evaluations.jsonl":
-                        rows = [row for row in rows if self._evaluates(row["step"])]
-                    write_atomically(self.path / name, "".join(json.dumps(row) + "\n" for row in rows))
-            for path in (self.path / "rollouts").glob("step_*"):
-                if step_of(path) > rollout_index:
-                    path.unlink()
-            for path in (self.path / "rollouts").glob(f"{PARTIAL}*"):
-                path.unlink()
+            for name, rows in rows_of.items():
+                if rows or (self.path / name).exists():
+                    write_atomically(self.path / name, logs.text_of(rows))
+            rollouts.rewind(self.path, rollout_index)
 
-    def _evaluates(self, rollout_index: int) -> bool:
-        """Whether the run is evaluated after a rollout; the end of a shorter plan that it once had is none such."""
-        every = self.config.evaluation.every
-        return rollout_index == self.config.train.rollouts or bool(every and rollout_index % every == 0)
+    def _logged_until(self, rollout_index: int) -> dict[str, list[logs.Row]]:
+        """By log the rows up to a rollout: of its checkpoint's copy, or of the log where that keeps none."""
+        if rollout_index == 0:
+            return {name: [] for name in logs.LOGS}
+        kept = self.checkpoints.kept_logs(rollout_index)
+        if kept is None:
+            return self._whole_logs(rollout_index)
+        kept = {name: self._planned(name, rows, rollout_index) for name, rows in kept.items()}
+        for name, rows in kept.items():
+            try:
+                own, why = (
+                    self._planned(name, self.read(name), rollout_index),
+                    f"is not as checkpoint {rollout_index} keeps it",
+                )
+            except SteerError as error:
+                own, why = [], f"is damaged ({error})"
+            if logs.text_of(own) != logs.text_of(rows):
+                print(f"warning: {self.path / name} {why}; its {len(rows)} rows are written again", file=sys.stderr)
+        return kept
+
+    def _whole_logs(self, rollout_index: int) -> dict[str, list[logs.Row]]:
+        """The logs up to a rollout. Raises SteerError where metrics.jsonl lacks one of these rollouts."""
+        rows_of = {name: self._planned(name, self.read(name), rollout_index) for name in logs.LOGS}
+        steps = [row["step"] for row in rows_of["metrics.jsonl"]]
+        if steps != list(range(1, rollout_index + 1)):
+            whole = next((n for n, step in enumerate(steps, 1) if n != step), len(steps) + 1) - 1
+            earlier = [step for step in map(step_of, self.checkpoints.saved()) if step <= whole]
+            remedy = f"--resume --from-step {earlier[-1]}" if earlier else "start the run again in another folder"
+            raise SteerError(
+                f"log {self.path / 'metrics.jsonl'}: lacks rollout {whole + 1}, and the checkpoint of rollout "
+                f"{rollout_index} keeps no copy; put the file back, or {remedy}"
+            )
+        return rows_of
+
+    def _planned(self, name: str, rows: list[logs.Row], rollout_index: int) -> list[logs.Row]:
+        """The rows of a log up to a rollout, without the evaluation that ended a shorter plan it once had."""
+        rows, every, last = logs.until(rows, rollout_index), self.config.evaluation.every, self.config.train.rollouts
+        if name != "evaluations.jsonl":
+            return rows
+        return [row for row in rows if row["step"] == last or (every and row["step"] % every == 0)]
 
 
 def absolute_paths(config: Config) -> dict[str, str]:
@@ -176,14 +206,3 @@ def absolute_paths(config: Config) -> dict[str, str]:
     if not isinstance(config.task, CountdownConfig):
         found["task.file"] = str(find_file(config.task.file).resolve())
     return found
-
-
-def last_line(path: Path) -> dict[str, Any] | None:
-    """The last whole line of a JSON-lines log that may still be growing; None where there is none."""
-    if not path.exists():
-        return None
-    with path.open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - _LONGEST_LINE))
-        lines = file.read().split(b"\n")
-    return json.loads(lines[-2]) if len(lines) > 1 else None

@@ -1,13 +1,12 @@
-"""Sampled responses on disk: `rollouts/step_000001.parquet`, a row a response, a value a token.
+"""Sampled responses in a Parquet file: a row a response, a value a token.
 
-This is the one home of the format. Any reader of Parquet opens such a file (`pandas.read_parquet`);
-`steer show` makes a page of it. Nothing here needs torch.
+This is the one home of the format; `rollouts.py` says which files a run has. Any reader of Parquet opens such a file
+(`pandas.read_parquet`). Nothing here needs torch.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, get_type_hints
@@ -63,18 +62,7 @@ COLUMNS = {name.rstrip("_"): _KINDS[kind] for name, kind in get_type_hints(Respo
 """The columns and their types, in the order of `Response`."""
 TOKEN_COLUMNS = [name for name, kind in COLUMNS.items() if pa.types.is_list(kind)]
 _VERSION = {b"steer.rollouts": b"1"}
-
-
-def rollout_path(folder: str | Path, step: int) -> Path:
-    """The file of a rollout's responses in a run's folder."""
-    return Path(folder) / "rollouts" / f"step_{step:06d}.parquet"
-
-
-def steps_in(folder: str | Path, suffix: str = "parquet") -> list[int]:
-    """The steps whose files lie in a run's rollouts/, in order."""
-    names = (path.name for path in (Path(folder) / "rollouts").glob(f"step_*.{suffix}"))
-    found = (re.fullmatch(rf"step_(\d+)\.{suffix}", name) for name in names)
-    return sorted(int(match[1]) for match in found if match)
+_WRITTEN_AGAIN = "write it with steer_core.runs.responses.write"
 
 
 def write(path: str | Path, rows: Iterable[Response]) -> None:
@@ -104,23 +92,56 @@ def read(path: str | Path) -> list[Response]:
     Raises SteerError naming the file, the column and the remedy: where it is missing or damaged, lacks
     a column or a value, or holds another type.
     """
-    path = Path(path)
+    return _rows(_checked(_table(Path(path)), Path(path)))
+
+
+def join(paths: Mapping[int, Path], path: Path) -> None:
+    """Make one file, whole or not at all, of those of several rollouts by number, which a column `step` tells.
+
+    Raises SteerError as `read` does, and OSError where it cannot be written.
+    """
+    parts = []
+    for step, one in paths.items():
+        table = _checked(_table(one), one)
+        parts.append(table.add_column(0, "step", pa.array([step] * len(table), pa.int32())))
+    with written_whole(path) as partial:
+        pq.write_table(pa.concat_tables(parts).replace_schema_metadata(_VERSION), partial, compression="zstd")
+
+
+def read_rollout(path: Path, step: int) -> list[Response]:
+    """The responses of one rollout in a file that `join` made. Raises SteerError as `read` does."""
+    table = _table(path)
+    if "step" not in table.column_names:
+        raise SteerError(f"responses {path}: column step is missing; {_WRITTEN_AGAIN}")
+    return _rows(_checked(table.filter(pc.equal(table["step"], step)), path))
+
+
+def _table(path: Path) -> pa.Table:
+    if path.exists() and not path.is_file():
+        raise SteerError(f"responses {path}: is no regular file; move it away")
     try:
-        table = pq.read_table(path, partitioning=None)
+        return pq.read_table(path, partitioning=None)
     except FileNotFoundError as error:
         raise SteerError(f"responses {path}: no such file; name one that `steer train` wrote") from error
     except (pa.ArrowException, OSError, UnicodeError) as error:
         raise SteerError(
             f"responses {path}: damaged or no Parquet ({one_line(error)}); delete it, and train again if you need it"
         ) from error
+
+
+def _checked(table: pa.Table, path: Path) -> pa.Table:
+    """A file's columns of the format, checked. Raises SteerError where one is missing or holds something else."""
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise SteerError(
-            f"responses {path}: column {missing[0]} is missing; it was not written by `steer train`: write it with "
-            "steer_core.runs.responses.write"
+            f"responses {path}: column {missing[0]} is missing; it was not written by `steer train`: {_WRITTEN_AGAIN}"
         )
     table = pa.table({name: _typed(table[name], name, path) for name in COLUMNS})
-    _check_rows(table, path, "write it with steer_core.runs.responses.write")
+    _check_rows(table, path, _WRITTEN_AGAIN)
+    return table
+
+
+def _rows(table: pa.Table) -> list[Response]:
     return [Response(*row.values()) for row in table.to_pylist()]
 
 
@@ -176,8 +197,7 @@ def _typed(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
         return column.cast(COLUMNS[name])
     except (pa.ArrowException, UnicodeError) as error:
         raise SteerError(
-            f"responses {path}: column {name} holds {column.type}, not {COLUMNS[name]}; write it with "
-            "steer_core.runs.responses.write"
+            f"responses {path}: column {name} holds {column.type}, not {COLUMNS[name]}; {_WRITTEN_AGAIN}"
         ) from error
 
 

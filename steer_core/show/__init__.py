@@ -8,7 +8,7 @@ from typing import Any
 from steer_core.common.errors import SteerError
 from steer_core.common.files import write_atomically
 from steer_core.common.settings import read_yaml
-from steer_core.runs import responses
+from steer_core.runs import rollouts
 from steer_core.show.page import Heading, render
 
 
@@ -40,7 +40,7 @@ def show(run: Path, steps: list[int] | None = None, out: Path | None = None) -> 
 
 def _write_beside(run: Path, method: dict[str, Any], chosen: list[int]) -> list[Path]:
     """The pages of these steps in the run's rollouts/, and again those before and after each that exist."""
-    pages = sorted({*chosen, *responses.steps_in(run, "html")} & set(responses.steps_in(run)))
+    pages = sorted({*chosen, *rollouts.steps_in(run, "html")} & set(rollouts.steps_in(run)))
     near = {}
     for i, step in enumerate(pages):
         near[step] = {"previous": pages[i - 1] if i else None, "next": pages[i + 1] if i + 1 < len(pages) else None}
@@ -53,12 +53,12 @@ def _write_beside(run: Path, method: dict[str, Any], chosen: list[int]) -> list[
 
 def _write(run: Path, method: dict[str, Any], step: int, path: Path, links: dict[str, tuple[int, str]]) -> None:
     heading = Heading(str(run), step, method.get("name", "none"), method.get("form", "paper"), links)
-    text = render(responses.read(responses.rollout_path(run, step)), heading)
+    text = render(rollouts.read(run, step), heading)
     write_atomically(path, text)
 
 
 def _page(run: Path, step: int) -> Path:
-    return responses.rollout_path(run, step).with_suffix(".html")
+    return rollouts.rollout_path(run, step).with_suffix(".html")
 
 
 def _method(run: Path) -> dict[str, Any]:
@@ -74,10 +74,10 @@ def _method(run: Path) -> dict[str, Any]:
 
 def _steps(run: Path) -> list[int]:
     """The steps whose responses are there. Raises SteerError where there is none, and says why."""
-    found = responses.steps_in(run)
+    found = rollouts.steps_in(run)
     if found:
         return found
-    older = responses.steps_in(run, "jsonl")
+    older = rollouts.steps_in(run, "jsonl")
     if older:
         raise SteerError(
             f"RUN: {run} keeps its responses as rollouts/step_*.jsonl, as older versions wrote them, without tokens, "

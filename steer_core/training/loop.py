@@ -37,7 +37,7 @@ from steer_core.training.data_order import rollout_problems
 from steer_core.training.kept_responses import first_responses
 from steer_core.training.metrics import Clock, Steps, end_metrics, metrics_of
 from steer_core.training.probe import watched_step
-from steer_core.training.sampling import SampledRollout, note_of_unjudged, sample_rollout
+from steer_core.training.sampling import SampledRollout, divergence_told, note_of_unjudged, sample_rollout
 from steer_core.training.update import Update
 
 Watcher = Callable[[int, dict[str, float]], None]
@@ -58,6 +58,7 @@ class Trainer:
         ranks.init(config.model.device, config.engine.timeout_minutes)
         check_ranks(config)
         torch.set_num_threads(config.train.threads)
+        config = config.with_method()
         self.config, self.run = config, run or MemoryRun()
         in_parts = config.engine.name == "deepspeed" and config.engine.zero_stage == 3  # the engine moves them
         self.policy = load_policy(**vars(config.model) | ({"device": "cpu"} if in_parts else {}))
@@ -65,8 +66,7 @@ class Trainer:
         self.engine = make_engine(self.policy, config)
         self.packed = packs(self.policy, config.optimizer)
         check_model(self.policy, config, self.packed)
-        kept = f", or {self.run.how_to_go_on}: every finished checkpoint is kept" if run else ""
-        self.update = Update(self.policy, self.engine, config, self.packed, kept)
+        self.update = Update(self.policy, self.engine, config, self.packed)
         self.task = make_task(config.task, self.policy.tokenizer)
         self.problems = self.task.problems("train", config.task.train_problems)
         self.held_out = self.task.problems(config.evaluation.split, config.evaluation.problems)
@@ -128,7 +128,8 @@ class Trainer:
         clock.tick()
         # every mini-batch (`Update.step`): 4. lambda from Omega; 5. lambda x clipped surrogate, its gradient; 6. a step
         batches = list(self.batches(sampled.rollout, old, advantages_B, n, sampled.places))
-        steps = self.optimizer_steps(batches, n)
+        with divergence_told(self.config, n):
+            steps = self.optimizer_steps(batches, n)
         # 7. sample from the new policy from now on
         self.sync_weights(n)
         clock.tick()
@@ -146,7 +147,8 @@ class Trainer:
     def sample(self, n: int) -> SampledRollout:
         """This rank's part of rollout n, graded; what could not be judged is noted."""
         go_on = self.run.how_to_go_on
-        sampled = sample_rollout(self.sampler, self.task, self.problems_of(n), self.config, n, go_on)
+        with divergence_told(self.config, n - 1):
+            sampled = sample_rollout(self.sampler, self.task, self.problems_of(n), self.config, n, go_on)
         note = note_of_unjudged(sampled, n, go_on)
         if note is not None:
             self.run.log(n, {"note": note}, "notes.jsonl")
@@ -201,7 +203,8 @@ class Trainer:
         seed = derive_seed(config.train.seed, "evaluation", n)
         began = time.perf_counter()
         budget = (config.optimizer.micro_batch_tokens, self.packed)
-        result = evaluate(self.policy, self.sampler, self.task, self.held_out, config.evaluation, seed, *budget)
+        with divergence_told(config, n):
+            result = evaluate(self.policy, self.sampler, self.task, self.held_out, config.evaluation, seed, *budget)
         row = result.to_dict(config.evaluation.pass_at)
         self.run.log(n, {**row, "time/seconds": time.perf_counter() - began}, "evaluations.jsonl")
         return {f"evaluation/{name}": value for name, value in row.items() if isinstance(value, float)}
@@ -228,6 +231,7 @@ def train(config: Config, folder: str | Path | None = None, on_rollout: Watcher 
     on_rollout gets each rollout's number and metrics. Raises SteerError as `Trainer` does, and where the folder
     holds a run already.
     """
+    config = config.with_method()
     run = None if folder is None else RunFolder(folder, config)
     trainer = Trainer(config, run)
     if run is not None:

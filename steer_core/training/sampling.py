@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from steer_core.common import ranks
-from steer_core.common.errors import SteerError
+from steer_core.common.errors import NotFiniteError, SteerError
 from steer_core.config.config import Config
 from steer_core.evaluation.sample_and_grade import GradedRollout, sample_and_grade
 from steer_core.problems.problem import Problem
@@ -71,6 +72,20 @@ def sample_rollout(
     own_BK = torch.stack([torch.tensor(column, device=device, dtype=dtype) for column in columns], -1)
     groups = (column.view(-1, group) for column in ranks.all_gather_rows(own_BK).unbind(-1))
     return SampledRollout(graded, own, places, own_BK[:, 0], *groups)
+
+
+@contextmanager
+def divergence_told(config: Config, rollouts: int) -> Iterator[None]:
+    """Say of logits that are not finite that training made them so, where the policy has learnt from some rollouts."""
+    try:
+        yield
+    except NotFiniteError as error:
+        if rollouts == 0:
+            raise
+        raise SteerError(
+            f"rollout {rollouts}: training has made the policy's logits NaN or infinite (optimizer.learning_rate "
+            f"{config.optimizer.learning_rate:g}); lower the rate and start again in another folder"
+        ) from error
 
 
 def note_of_unjudged(sampled: SampledRollout, rollout_index: int, how_to_go_on: str) -> str | None:

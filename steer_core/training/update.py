@@ -25,14 +25,11 @@ class Update:
     """The optimiser steps of a run, each from the micro-batches of a mini-batch.
 
     active: the intervention in force. skipped: steps not taken, in a row, because gradients were not finite.
-    go_on: what an error says about going on with the run.
     """
 
-    def __init__(
-        self, policy: Policy, engine: TrainingEngine, config: Config, packed: bool = False, go_on: str = ""
-    ) -> None:
+    def __init__(self, policy: Policy, engine: TrainingEngine, config: Config, packed: bool = False) -> None:
         self.model, self.engine, self.config = policy.model, engine, config
-        self.packed, self.go_on, self.skipped = packed, go_on, 0
+        self.packed, self.skipped = packed, 0
         self.token_log = token_log  # a benchmark leaves it out
         self.active = ActiveIntervention(config, policy.model, engine)
 
@@ -104,7 +101,7 @@ class Update:
             raise SteerError(
                 f"rollout {rollout_index}: the gradients of {self.skipped} optimiser steps in a row were not finite "
                 f"(optimizer.skipped_steps {settings.skipped_steps}, optimizer.learning_rate "
-                f"{settings.learning_rate}); lower the rate and start again{self.go_on}"
+                f"{settings.learning_rate}); lower the rate and start again in another folder"
             )
 
     def require_finite(self, stats: TokenStats, rollout_index: int) -> None:
@@ -112,5 +109,5 @@ class Update:
         if not (stats.logprob + stats.entropy).isfinite().all():
             raise SteerError(
                 f"rollout {rollout_index}: the log-probs or entropies are not finite (optimizer.learning_rate "
-                f"{self.config.optimizer.learning_rate}); lower it and start again{self.go_on}"
+                f"{self.config.optimizer.learning_rate}); lower it and start again in another folder"
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from steer_core.common.plot_style import bin_width
 from steer_core.compare.comparison import Comparison
 from steer_core.compare.report import wording as say
 from steer_core.compare.report.figures import QUADRANT_NAMES, lambda_quantiles, quadrant_form
@@ -92,12 +93,14 @@ def estimates_shows(comparison: Comparison) -> str:
     """What the probe did, and how to read its three panels."""
     some, arms = watched_arms(comparison), comparison.plan.arms
     of = "" if len(some) == len(arms) else f" of {say.listed([comparison.label(arm) for arm in some])}"
+    near = NEAR * bin_width(comparison.metrics)
+    each = _points(comparison) or " Each point is one watched step."
     return (
         f"At every rollout{of} one optimiser step is watched on a few of its own sequences: each token's entropy is "
         "read before and after, and compared with what each estimate says of that token. First order is the derivative "
         "of entropy along the step really taken, through all parameters; the other estimates leave out what tokens do "
-        f"to each other through them. Lines: mean over all runs and the rollouts at most {NEAR} away; bands: the "
-        "middle half of those readings. Dashed: no agreement, a coin, equality. Each point is one watched step."
+        f"to each other through them. Lines: mean over all runs and the rollouts at most {near} away; bands: the "
+        f"middle half of those readings. Dashed: no agreement, a coin, equality.{each}"
     )
 
 
@@ -155,11 +158,19 @@ def _how_good(comparison: Comparison) -> str:
     )
 
 
+def _points(comparison: Comparison) -> str:
+    """How many rollouts a point stands for, where it is more than one."""
+    width = bin_width(comparison.metrics)
+    return f" Each point is the mean of {width} rollouts." if width > 1 else ""
+
+
 _LINES = "Thin lines are seeds, thick lines their mean."
 CAPTIONS = {
     "training": Caption(
         "Training",
-        lambda c: f"Shannon entropy of the policy that sampled, and mean reward, at every rollout. {_LINES}",
+        lambda c: (
+            f"Shannon entropy of the policy that sampled, and mean reward, at every rollout. {_LINES}{_points(c)}"
+        ),
         training_numbers,
     ),
     "heldout": Caption(
@@ -184,7 +195,7 @@ CAPTIONS = {
             "Predicted change of the mean entropy at each rollout by sign of the advantage and by whether the token "
             "is likely (ln p above minus the entropy). The single-state form counts a token's effect at its own state "
             "only and for plain gradient steps, so its scale is no forecast of the measured change: it says which "
-            f"tokens the form names, not what entropy will do. {_how_good(c)}"
+            f"tokens the form names, not what entropy will do. {_how_good(c)}{_points(c)}"
         ),
         quadrants_numbers,
     ),

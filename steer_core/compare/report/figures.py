@@ -31,6 +31,7 @@ from steer_core.common.plot_style import (
     panels,
     plain,
     styled,
+    thinned,
 )
 from steer_core.compare.comparison import Comparison
 from steer_core.compare.report.probes import estimates_figure
@@ -56,7 +57,7 @@ def training_figure(comparison: Comparison) -> Figure:
 
     Raises SteerError where no rollout has been logged.
     """
-    metrics = _with_column(comparison.metrics, "entropy/policy", "no rollout has been logged yet")
+    metrics = thinned(_with_column(comparison.metrics, "entropy/policy", "no rollout has been logged yet"))
     figure, axes = panels(1, 2, height=2.5)
     for axis, column, title, unit in zip(
         axes.flat,
@@ -75,11 +76,9 @@ def training_figure(comparison: Comparison) -> Figure:
 def heldout_figure(comparison: Comparison) -> Figure:
     """Held-out pass@k over rollouts, one panel for each k of the plan; the base model is step 0.
 
-    Raises SteerError where nothing has been evaluated, or the plan reports no k.
+    Raises SteerError where nothing has been evaluated.
     """
     curves = _curves(comparison)
-    if not comparison.ks:
-        raise SteerError("evaluation.pass_at: is empty; name at least one k to draw pass@k")
     columns = min(len(comparison.ks), 3)
     figure, axes = panels(-(-len(comparison.ks) // columns), columns, height=2.5)
     for axis, k in zip(axes.flat, comparison.ks, strict=False):
@@ -154,7 +153,7 @@ def quadrants_figure(comparison: Comparison) -> Figure:
         axis.axhline(0, color=MUTED, lw=0.7, zorder=1, label="_zero")
         for name in QUADRANTS:
             colour, style = _QUADRANT_LOOKS[name]
-            draw_lines(axis, rows, f"entropy_change/{forms[arm]}/{name}", colour, name, style=style)
+            draw_lines(axis, thinned(rows), f"entropy_change/{forms[arm]}/{name}", colour, name, style=style)
         form = f" ({forms[arm]} form)" if len(set(forms.values())) > 1 else ""
         lowest = arms.index(arm) + columns >= len(arms)
         label(
@@ -270,7 +269,7 @@ def _with_column(frame: pd.DataFrame, column: str, why: str) -> pd.DataFrame:
 
 
 def _curves(comparison: Comparison) -> pd.DataFrame:
-    return _with_column(comparison.curves(), "pass@1", "nothing has been evaluated yet")
+    return thinned(_with_column(comparison.curves(), "pass@1", "nothing has been evaluated yet"))
 
 
 def _arm_rows(frame: pd.DataFrame, arm: str) -> pd.DataFrame:

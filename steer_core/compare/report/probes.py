@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from steer_core.common.errors import SteerError
-from steer_core.common.plot_style import MUTED, label, panels, styled
+from steer_core.common.plot_style import MUTED, bin_width, label, panels, styled, thinned
 from steer_core.compare.comparison import Comparison
 from steer_core.ladder.attribution import RUNG_TITLES
 from steer_core.stats.intervals import Interval, Verdict, interval_over_seeds
@@ -99,6 +99,7 @@ def estimates_figure(comparison: Comparison) -> Figure:
     if why := absence(comparison):
         raise SteerError(f"{why}; there is nothing to draw")
     figure, (axes,) = panels(1, 3, height=2.5)
+    metrics, near = thinned(comparison.metrics), NEAR * bin_width(comparison.metrics)
     drawn: set[str] = set()
     for axis, score, title, unit in zip(
         axes,
@@ -108,7 +109,7 @@ def estimates_figure(comparison: Comparison) -> Figure:
         strict=False,
     ):
         for name in ESTIMATES:
-            if _draw_pooled(axis, comparison.metrics, f"probe/{score}/{name}", name):
+            if _draw_pooled(axis, metrics, f"probe/{score}/{name}", name, near):
                 drawn.add(name)
         chance = {"pearson": 0.0, "sign": COIN}[score]
         axis.axhline(chance, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1, label="_chance")
@@ -117,19 +118,19 @@ def estimates_figure(comparison: Comparison) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     at, place = (0, COIN), {"ha": "left", "va": "top", "fontsize": 7, "color": MUTED}
     axes[1].annotate("a coin", at, (4, -6), axes[1].get_yaxis_transform(), "offset points", **place)
-    _draw_means(axes[2], comparison.metrics)
+    _draw_means(axes[2], metrics)
     names = [name for name in ESTIMATES if name in drawn]
     handles = [Line2D([], [], color=_LOOKS[name][0], ls=_LOOKS[name][1], lw=1.6) for name in names]
     figure.legend(handles, [ESTIMATES[name] for name in names], loc="outside lower center", ncols=len(names))
     return figure
 
 
-def _draw_pooled(axis: Axes, metrics: pd.DataFrame, column: str, name: str) -> bool:
+def _draw_pooled(axis: Axes, metrics: pd.DataFrame, column: str, name: str, near: int) -> bool:
     """One estimate's running mean over runs and its band; whether there was anything to draw."""
     if column not in metrics or metrics[column].dropna().empty:
         return False
     colour, style = _LOOKS[name]
-    pooled = running(metrics, column)
+    pooled = running(metrics, column, near)
     axis.fill_between(
         pooled.index, pooled["low"], pooled["high"], color=colour, alpha=0.09, lw=0, label=f"_{name} band"
     )
@@ -160,11 +161,11 @@ def _draw_means(axis: Axes, metrics: pd.DataFrame) -> None:
         side.set_major_locator(MaxNLocator(nbins=5))
 
 
-def running(metrics: pd.DataFrame, column: str) -> pd.DataFrame:
-    """By rollout: mean, low and high (quartiles) of a column over all runs and the rollouts at most NEAR away."""
+def running(metrics: pd.DataFrame, column: str, near: int = NEAR) -> pd.DataFrame:
+    """By rollout: mean, low and high (quartiles) of a column over all runs and the rollouts at most `near` away."""
     told = metrics[["step", column]].dropna()
     steps = np.sort(told["step"].unique())
-    windows = [told[column][(told["step"] - step).abs() <= NEAR] for step in steps]
+    windows = [told[column][(told["step"] - step).abs() <= near] for step in steps]
     rows = [(values.mean(), values.quantile(0.25), values.quantile(0.75)) for values in windows]
     return pd.DataFrame(rows, index=steps, columns=["mean", "low", "high"])
 
