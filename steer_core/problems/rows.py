@@ -166,7 +166,7 @@ def _hub_row(hub: Hub, record: dict[str, Any], where: str) -> Row:
     if hub.form == "verl":
         return _row(where, **record)
     if hub.form == "livecodebench":
-        return _livecodebench_row(record, where)
+        return _livecodebench_row(record)
     return [{"role": "user", "content": str(record[hub.question]).strip()}], _truth(record[hub.answer], hub.take)
 
 
@@ -193,7 +193,7 @@ def last_box(text: str) -> str:
     return ""
 
 
-def _livecodebench_row(record: dict[str, Any], where: str) -> Row:
+def _livecodebench_row(record: dict[str, Any]) -> Row:
     """A problem of LiveCodeBench; its hidden tests are a compressed pickle of one JSON text."""
     hidden = record["private_test_cases"]
     try:
@@ -202,32 +202,11 @@ def _livecodebench_row(record: dict[str, Any], where: str) -> Row:
         packed = zlib.decompress(base64.b64decode(hidden))
         tests = json.loads(_PlainUnpickler(io.BytesIO(packed)).load())
     tests = [*json.loads(record["public_test_cases"]), *tests]
-    name = json.loads(record.get("metadata") or "{}").get("func_name")
-    if name:
-        tests = [{**test, "metadata": {"func_name": name}} for test in tests]
+    if name := json.loads(record.get("metadata") or "{}").get("func_name"):
+        tests = [{**test, "func_name": name} for test in tests]
     start = (record.get("starter_code") or "").rstrip()
     question = record["question_content"].strip() + (f"\n\nStart from:\n```python\n{start}\n```" if start else "")
-    return [{"role": "user", "content": question}], code_tests(json.dumps(tests), where)
-
-
-def code_tests(truth: str, where: str) -> str:
-    """The ground truth of a code problem as JSON text {"inputs", "outputs"[, "fn_name"]}, or {"functional": program}.
-
-    LiveCodeBench's list of {"input", "output", "metadata"} becomes the first. Raises SteerError for anything else.
-    """
-    try:
-        tests = json.loads(truth)
-    except json.JSONDecodeError:
-        tests = None
-    cases = tests if isinstance(tests, list) else []
-    if cases and all(isinstance(case, dict) and {"input", "output"} <= case.keys() for case in cases):
-        metadata = cases[0].get("metadata") or {}
-        name = (json.loads(metadata) if isinstance(metadata, str) else metadata).get("func_name")
-        tests = {key: [case[key[:-1]] for case in cases] for key in ("inputs", "outputs")}
-        return json.dumps({**tests, "fn_name": name} if name else tests)
-    if isinstance(tests, dict) and ({"inputs", "outputs"} <= tests.keys() or "functional" in tests):
-        return truth
-    raise SteerError(f"{where}: the ground truth {truth[:80]!r} is no tests; give JSON with `inputs` and `outputs`")
+    return [{"role": "user", "content": question}], json.dumps(tests)
 
 
 class _PlainUnpickler(pickle.Unpickler):
