@@ -13,10 +13,11 @@ import pytest
 from problem_files import row, user
 
 from steer_core.common.errors import SteerError
+from steer_core.common.records import json_records
 from steer_core.problems import sets
-from steer_core.problems.rows import json_records, last_box
-from steer_core.rewards.code_tests import Case, parse_tests
+from steer_core.problems.rows import last_box
 from steer_core.problems.sets import load_set
+from steer_core.rewards.code_tests import Case, parse_tests
 
 
 @pytest.fixture

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     """The arguments of a command, options in any place; its words `key=value` are its settings, wherever they stand."""
     actions = parser._actions
-    if any(action.nargs == argparse.PARSER for action in actions):  # argparse cannot mix the words of such a one
-        return parser.parse_args(words)
+    for action in actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return _parse_named(parser, action, words)
     if not any(action.dest == "settings" for action in actions):
         return parser.parse_intermixed_args(words)
     single = [name for action in actions if action.nargs is None for name in action.option_strings]
@@ -32,6 +33,18 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
         (settings if re.match(r"[\w.]+=", word) and not is_value else others).append(word)
     args = parser.parse_intermixed_args(others)
     args.settings += settings
+    return args
+
+
+def _parse_named(
+    parser: argparse.ArgumentParser, actions: argparse._SubParsersAction[argparse.ArgumentParser], words: list[str]
+) -> argparse.Namespace:
+    """The arguments of a command whose first plain word names what it does, such as `steer data audit`."""
+    place = next((i for i, word in enumerate(words) if word in actions.choices), None)
+    if place is None:
+        return parser.parse_args(words)
+    args = parse(actions.choices[words[place]], words[:place] + words[place + 1 :])
+    setattr(args, actions.dest, words[place])
     return args
 
 
@@ -113,6 +126,8 @@ def trained(model: str) -> tuple[str, RunFolder | None]:
     """(folder of weights, the run they are the last checkpoint of or None) of a MODEL argument."""
     from steer_core.runs.folder import RunFolder
 
+    if not model:
+        raise SteerError("MODEL: is empty; name `embedded`, a model folder or a run folder")
     if not (Path(model) / "config.yaml").is_file():
         return model, None
     run = RunFolder.open(model)

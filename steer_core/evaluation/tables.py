@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from steer_core.evaluation.held_out import Evaluation
 
-RESPONSES = "responses.parquet"
-"""In the folder of an evaluation on problem sets: one row a response."""
+RESPONSES, RECORD = "responses.parquet", "evaluation.json"
+"""In the folder of an evaluation on problem sets: one row a response; its settings and where its problems come from."""
 PUBLISHED = CHECKOUT / "reproduce" / "published" / "scores.tsv"
 """The paper's scores; part of a checkout, not of an installed package."""
 
@@ -62,6 +62,31 @@ def read_responses(folder: Path) -> pd.DataFrame:
     return frame
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """What an evaluation began with (`about`, `environment`, `data`). Raises SteerError for a damaged record."""
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SteerError(f"{path}: is not read ({one_line(error)}); evaluate again into another folder") from error
+    if not all(isinstance(part, dict) for part in (record, *map(dict(record).get, ("about", "environment")))):
+        raise SteerError(f"{path}: is no record of an evaluation; evaluate again into another folder")
+    return record
+
+
+def noted(name: str, problems: int, data: dict[str, Any]) -> str:
+    """A set's name as every table has it: beside it, what keeps its numbers from being those of the set."""
+    notes = {"changed": ["changed data"], "unverified": ["unverified data"]}.get(data.get("state", ""), [])
+    if problems < data.get("of", 0):
+        notes.append(f"first {problems} of {data['of']}")
+    return f"{name} ({', '.join(notes)})" if notes else name
+
+
+def comparable(one: dict[str, Any]) -> bool:
+    """Whether published scores may stand beside a set's: it was evaluated whole, on data not known to be others."""
+    return one["data"].get("state") != "changed" and one["problems"] >= one["data"].get("of", 0)
+
+
 def graders_in(frame: pd.DataFrame) -> list[str]:
     """The names of the graders that judged a benchmark's rows, in their order; the first is the one to go by."""
     found = [column.removesuffix("/status") for column in frame.columns if column.endswith("/status")]
@@ -81,12 +106,13 @@ def samples_of(frame: pd.DataFrame, name: str) -> int:
     return int(counts.iloc[0])
 
 
-def summarise(frame: pd.DataFrame) -> dict[str, Any]:
-    """By benchmark, every measure as JSON; the errors and intervals are over problems."""
+def summarise(frame: pd.DataFrame, data: dict[str, Any] | None = None) -> dict[str, Any]:
+    """By benchmark, every measure as JSON; errors and intervals are over problems. data: see `noted`, by benchmark."""
     found = {}
     for name, rows in frame.groupby("benchmark", sort=False):
         samples = samples_of(rows, name)
         found[name] = {
+            "data": (data or {}).get(name, {}),
             "problems": int(rows.problem.nunique()),
             "samples": samples,
             "truncated": float((rows.finish_reason == "length").mean()),
@@ -142,7 +168,7 @@ def lines_of(summary: dict[str, Any]) -> list[list[str]]:
             failed = sum(status.get(name, 0) for name in UNJUDGED)
             lines.append(
                 [
-                    name if first else "",
+                    noted(name, one["problems"], one["data"]) if first else "",
                     f"{one['problems']} x {one['samples']}" if first else "",
                     grader,
                     percent(found["avg"], error=True),
@@ -173,11 +199,15 @@ def published_scores(model: str | None = None) -> pd.DataFrame:
 
 
 def published_lines(summary: dict[str, Any], title: str, scores: pd.DataFrame) -> list[list[str]]:
-    """avg@n by benchmark in percent: a head, the rows of this evaluation, and published ones. Empty where none fits."""
-    shared = [name for name in summary if name in set(scores.benchmark)]
+    """avg@n by benchmark in percent: a head, the rows of this evaluation, and published ones. Empty where none fits.
+
+    A benchmark of which the data are changed, or only some of the problems, is left out; see `comparable`.
+    """
+    shared = [name for name, one in summary.items() if name in set(scores.benchmark) and comparable(one)]
     if not shared:
         return []
-    lines = [["model", "method", "source", *shared]]
+    titles = [noted(name, summary[name]["problems"], summary[name]["data"]) for name in shared]
+    lines = [["model", "method", "source", *titles]]
     for grader in summary[shared[0]]["graders"]:
         cells = [summary[name]["graders"].get(grader) for name in shared]
         told = [percent(found["avg"], error=True) if found else "" for found in cells]
@@ -194,12 +224,12 @@ def write_summary(folder: Path, title: str, scores: pd.DataFrame) -> dict[str, A
 
     scores: the published ones to set beside it.
     """
-    summary = summarise(read_responses(folder))
-    about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    about = read_record(folder)
+    summary = summarise(read_responses(folder), about.get("data"))
     text = f"# {title}\n\nPercent; standard errors and 95% intervals over problems.\n\n"
     text += markdown_table(HEAD, lines_of(summary)) + "\n"
     passes = [
-        [name, grader, k, percent(value)]
+        [noted(name, one["problems"], one["data"]), grader, k, percent(value)]
         for name, one in summary.items()
         for grader, found in one["graders"].items()
         for k, value in found["pass"].items()
@@ -224,6 +254,7 @@ def paired_evaluations(first: Path, second: Path, grader: str | None = None) -> 
     Raises SteerError where they share no benchmark, where the problems or prompts of a shared one differ, and for a
     grader that did not judge it.
     """
+    data = [read_record(folder).get("data", {}) if (folder / RECORD).exists() else {} for folder in (first, second)]
     frames = [dict(list(read_responses(folder).groupby("benchmark", sort=False))) for folder in (first, second)]
     shared = [name for name in frames[0] if name in frames[1]]
     if not shared:
@@ -243,15 +274,17 @@ def paired_evaluations(first: Path, second: Path, grader: str | None = None) -> 
         decision = paired(counts[0], counts[1].loc[counts[0].index], *samples)
         means = [float((c / n).mean()) for c, n in zip(counts, samples, strict=True)]
         alike = bool((prompts[0] == prompts[1].loc[prompts[0].index]).all())
+        told = next((one[name] for one in data if one.get(name, {}).get("state") == "changed"), data[0].get(name, {}))
         found[name] = {"grader": chosen, "problems": len(counts[0]), "samples": samples, "means": means,
-                       "decision": decision, "same_prompts": alike}  # fmt: skip
+                       "decision": decision, "same_prompts": alike, "data": told}  # fmt: skip
     return found
 
 
 def paired_lines(found: dict[str, dict[str, Any]]) -> list[list[str]]:
     """One row a benchmark: both means, the difference, and what would decide it."""
     return [
-        [name, one["grader"], f"{one['problems']} x {' and '.join(map(str, dict.fromkeys(one['samples'])))}",
+        [noted(name, one["problems"], one["data"]), one["grader"],
+         f"{one['problems']} x {' and '.join(map(str, dict.fromkeys(one['samples'])))}",
          *(f"{100 * mean:.1f}" for mean in one["means"]), percent(asdict(one["decision"].difference)),
          verdict(one["decision"]), "yes" if one["same_prompts"] else "NO"]
         for name, one in found.items()

@@ -81,6 +81,8 @@ class ProblemSet:
     """Problems that are graded alike. grader: who grades them. samples: responses to each.
 
     source, digest: where they come from, and the `content_hash` of all rows there; empty for problems that are made.
+    state: whether these are the manifest's problems; `own` for a file of one's own, `made` for Countdown. of: how many
+    problems there are, of which these are the first.
     """
 
     name: str
@@ -89,6 +91,8 @@ class ProblemSet:
     problems: list[Problem] = field(repr=False)
     source: str
     digest: str
+    state: State | Literal["own", "made"] = "made"
+    of: int = 0
 
 
 def names() -> list[str]:
@@ -152,7 +156,9 @@ def load_set(name: str, folder: Path | None = None, accept_changed: bool = False
         Problem(problem_id(name, text), "", truth, question_of(messages)[1], messages)
         for text, (messages, truth) in rows.items()
     ]
-    return ProblemSet(name, facts.grader, facts.samples, problems, release.source, release.digest)
+    return ProblemSet(
+        name, facts.grader, facts.samples, problems, release.source, release.digest, release.state, len(problems)
+    )
 
 
 def read_release(name: str, folder: Path | None = None, accept_changed: bool = False) -> Release:
