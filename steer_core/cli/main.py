@@ -6,11 +6,11 @@ import argparse
 import sys
 from textwrap import fill
 
-from steer_core.cli import compare, data, doctor, estimate, evaluate, paired, plan, report, show, train
+from steer_core.cli import compare, data, doctor, estimate, evaluate, grade, paired, plan, report, show, train
 from steer_core.cli.shared import parse
 from steer_core.common.errors import INTERRUPTED, SteerError
 
-_MODULES = (compare, train, plan, evaluate, paired, estimate, report, show, data, doctor)
+_MODULES = (compare, train, plan, evaluate, grade, paired, estimate, report, show, data, doctor)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 """A command has `options(parser)`, which states its options, and `run(arguments)`, whose docstring is its help."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from scipy.stats import binomtest
 
 from steer_core.common.errors import SteerError, nearest, one_line
 from steer_core.common.files import json_text, write_atomically
@@ -15,7 +16,7 @@ from steer_core.common.places import CHECKOUT
 from steer_core.common.tables import markdown_table
 from steer_core.rewards.base import UNJUDGED
 from steer_core.stats.intervals import bootstrap_over_problems
-from steer_core.stats.pass_at_k import Decision, average, maj_at_k, paired, pass_at_k, pass_interval
+from steer_core.stats.pass_at_k import Decision, average, maj_at_k, paired, pass_at_k
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -110,35 +111,55 @@ def summarise(frame: pd.DataFrame, data: dict[str, Any] | None = None) -> dict[s
     """By benchmark, every measure as JSON; errors and intervals are over problems. data: see `noted`, by benchmark."""
     found = {}
     for name, rows in frame.groupby("benchmark", sort=False):
-        samples = samples_of(rows, name)
+        sizes = rows.groupby("problem", sort=False).size()
+        cut, tokens = rows.finish_reason, rows.tokens
         found[name] = {
             "data": (data or {}).get(name, {}),
             "problems": int(rows.problem.nunique()),
-            "samples": samples,
-            "truncated": float((rows.finish_reason == "length").mean()),
-            "tokens": float(rows.tokens.mean()),
-            "graders": {grader: judged(rows, grader, samples) for grader in graders_in(rows)},
+            "samples": int(sizes.min()),
+            "most_samples": int(sizes.max()),
+            "responses": len(rows),
+            "truncated": float((cut == "length").mean()) if cut.notna().any() else None,
+            "tokens": float(tokens.mean()) if tokens.notna().any() else None,
+            "graders": {grader: judged(rows, grader) for grader in graders_in(rows)},
         }
     return found
 
 
-def judged(rows: pd.DataFrame, grader: str, samples: int) -> dict[str, Any]:
-    """One benchmark by one grader: avg@n with its standard error, pass@k, maj@n, and how often each status came."""
-    counts = right(rows, grader)
-    ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if k < samples] + [samples]
+def judged(rows: pd.DataFrame, grader: str) -> dict[str, Any]:
+    """One benchmark by one grader: avg@n with its standard error, pass@k, maj@n, and how often each status came.
+
+    Where problems have different numbers of responses, each counts by its own share of right ones.
+    """
+    counts, sizes = right(rows, grader), rows.groupby("problem", sort=False).size()
+    least = int(sizes.min())
+    ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if k < least] + [least]
+    passes = {k: [float(pass_at_k([c], n, k)[0]) for c, n in zip(counts, sizes, strict=True)] for k in ks}
     status = rows[f"{grader}/status"].value_counts().to_dict()
+    mean = average(counts, least) if sizes.nunique() == 1 else average(passes[1], 1)
     measures: dict[str, Any] = {
-        "avg": asdict(average(counts, samples)),
-        "pass": {str(k): asdict(pass_interval(counts, samples, k)) for k in ks},
+        "avg": asdict(mean),
+        "pass": {str(k): asdict(bootstrap_over_problems([values], expanded=True)) for k, values in passes.items()},
         "status": {name: int(count) for name, count in status.items()},
     }
-    if rows[f"{grader}/answer"].notna().any() and samples > 1:
+    if rows[f"{grader}/answer"].notna().any() and sizes.max() > 1:
         votes = []
         for _, part in rows.groupby("problem", sort=False):
             answers = [None if pd.isna(answer) else answer for answer in part[f"{grader}/answer"]]
-            votes.append(maj_at_k(answers, list(part[f"{grader}/status"] == "right"), samples))
+            votes.append(maj_at_k(answers, list(part[f"{grader}/status"] == "right"), len(answers)))
         measures["maj"] = asdict(bootstrap_over_problems([votes], expanded=True))
     return measures
+
+
+def problem_lines(frame: pd.DataFrame) -> pd.DataFrame:
+    """By benchmark, problem and grader: responses, right ones, and the 95% Wilson interval of their share."""
+    lines = []
+    for (name, problem), rows in frame.groupby(["benchmark", "problem"], sort=False):
+        for grader in graders_in(rows):
+            count, n = int((rows[f"{grader}/status"] == "right").sum()), len(rows)
+            span = binomtest(count, n).proportion_ci(method="wilson")
+            lines.append((name, problem, grader, n, count, span.low, span.high))
+    return pd.DataFrame(lines, columns=["benchmark", "problem", "grader", "responses", "right", "low", "high"])
 
 
 def percent(value: dict[str, float], error: bool = False) -> str:
@@ -162,25 +183,30 @@ def lines_of(summary: dict[str, Any]) -> list[list[str]]:
     """The main table, one row a benchmark and grader; `no verdict`: see `UNJUDGED`."""
     lines = []
     for name, one in summary.items():
-        responses = one["problems"] * one["samples"]
+        responses, least, most = one["responses"], one["samples"], one["most_samples"]
         for i, (grader, found) in enumerate(one["graders"].items()):
             status, first = found["status"], i == 0
             failed = sum(status.get(name, 0) for name in UNJUDGED)
             lines.append(
                 [
                     noted(name, one["problems"], one["data"]) if first else "",
-                    f"{one['problems']} x {one['samples']}" if first else "",
+                    f"{one['problems']} x {least}{f' to {most}' if most > least else ''}" if first else "",
                     grader,
                     percent(found["avg"], error=True),
                     percent(found["pass"][str(one["samples"])]) if one["samples"] > 1 else "",
                     percent(found["maj"]) if "maj" in found else "",
                     f"{100 * status.get('unanswered', 0) / responses:.1f}",
                     f"{100 * failed / responses:.1f}",
-                    f"{100 * one['truncated']:.1f}" if first else "",
-                    f"{one['tokens']:.0f}" if first else "",
+                    _known(one["truncated"], 100, 1) if first else "",
+                    _known(one["tokens"], 1, 0) if first else "",
                 ]
             )
     return lines
+
+
+def _known(value: float | None, scale: int, digits: int) -> str:
+    """A number in a cell; a dash where it is not known, as of responses that another harness kept."""
+    return "-" if value is None else f"{scale * value:.{digits}f}"
 
 
 def published_scores(model: str | None = None) -> pd.DataFrame:

@@ -118,7 +118,7 @@ def spelled_out(style: str) -> str:
 
 
 def styled(problem: Problem, style: str) -> Messages:
-    """The chat messages of a problem in a style or template; see `spelled_out`. Raises SteerError for an unknown one."""
+    """The chat messages of a problem in a style or a template. Raises SteerError as `spelled_out` does."""
     if style == SHIPPED:
         return [dict(message) for message in problem.messages]
     text = spelled_out(style)
