@@ -10,7 +10,8 @@ from steer_core.cli.shared import wide_console
 
 _EXAMPLES = """\
 FILE is Parquet, JSON Lines or JSON. Read without further words are:
-  responses.parquet of `steer evaluate` (or its folder), a run's rollouts/*.parquet
+  responses.parquet of `steer evaluate` (or its folder), a run's rollouts/*.parquet (or
+  its folder: the last rollout)
   verl's generations (prompt, reward_model, responses), its validation dumps (input, output, gts)
   samples of lm-evaluation-harness (doc_id, target, resps)
   chat completions (choices, or messages) beside an answer
@@ -28,7 +29,9 @@ examples:
 def options(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.epilog = _EXAMPLES
-    parser.add_argument("file", type=Path, metavar="FILE", help="responses, or the folder of an evaluation")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="responses; or the folder of an evaluation, or of a run"
+    )
     parser.add_argument("--out", type=Path, help="folder of the verdicts (default: runs/grade/NAME of the file)")
     parser.add_argument("--response", metavar="COLUMN", help="the column of the responses; a.b is b within a")
     parser.add_argument("--reference", metavar="COLUMN", help="the column of the right answer, or of the tests")

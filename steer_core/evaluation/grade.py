@@ -37,12 +37,12 @@ def grade_file(
 ) -> dict[str, str]:
     """Judge the responses of a file by every grader of their kind; by grader, how its verdicts differ from kept ones.
 
-    file: see `foreign.read_responses`; or the folder of an evaluation. benchmark: a problem set, by name or in a file,
+    file: see `foreign.read_responses`; or the folder of an evaluation, or of a run (its last rollout). benchmark: a problem set, by name or in a file,
     that holds the references. Raises SteerError for what does not fit, and where `out` holds an evaluation.
     """
     if (out / tables.RECORD).exists() or (out / tables.RESPONSES).exists():
         raise SteerError(f"--out: {out} holds an evaluation; name another folder")
-    file = file / tables.RESPONSES if (file / tables.RESPONSES).is_file() else file
+    file = _file_of(file)
     names = names or Names()
     rows = read_responses(file, names, _problems(benchmark) if benchmark else ())
     kinds = kinds_of(rows, file)
@@ -61,6 +61,19 @@ def grade_file(
     except OSError as error:
         raise SteerError(f"--out: {out} cannot be written ({error.strerror}); name another folder") from error
     return _differences(rows, parts)
+
+
+def _file_of(path: Path) -> Path:
+    """The file of responses that a path names. Raises SteerError for a folder that holds none."""
+    if not path.is_dir():
+        return path
+    found = [path / tables.RESPONSES, *sorted(path.glob("rollouts/*.parquet"), reverse=True)]
+    file = next((one for one in found if one.is_file()), None)
+    if file is None:
+        raise SteerError(
+            f"FILE: {path} holds no {tables.RESPONSES} and no rollouts/*.parquet; name a file of responses"
+        )
+    return file
 
 
 def _problems(benchmark: str) -> list[Problem]:
