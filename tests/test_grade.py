@@ -36,6 +36,11 @@ FILES = {
          "choices": [{"message": {"role": "assistant", "content": BOX % n}, "finish_reason": "stop"} for n in (i, 7)]}
         for i in (7, 8)
     ],
+    "OpenAI's batches": [
+        {"custom_id": f"q{i}", "answer": "7", "tokens": "other", "finish_reason": 3, "sample": "other",
+         "response": {"body": {"choices": [{"message": {"content": BOX % n}} for n in (i, 7)]}}}
+        for i in (7, 8)
+    ],
     "conversations": [
         {"problem": f"question {i}", "answer": "7", "messages": [
             {"role": "user", "content": [{"type": "text", "text": f"question {i}"}]},
@@ -114,12 +119,15 @@ def test_columns_of_other_names_are_named_and_references_come_from_a_benchmark_o
 
 def test_rollouts_of_a_run_on_countdown_are_judged_by_their_prompts(tmp_path):
     (tmp_path / "rollouts").mkdir()
-    rows = [{"problem": "2,3=5", "sample": 0, "prompt": "2,3=5:", "response": text, "reward": 0.0}
+    rows = [{"problem": "2,3=5", "sample": 0, "prompt": "2,3=5:", "response": text, "reward": 0.0,
+             "tokens": list(text), "finish_reason": "stop"}
             for text in ("2+3=5", "2+3=6")]  # fmt: skip
     write(tmp_path / "rollouts" / "step_000002.parquet", rows)
     write(tmp_path / "rollouts" / "step_000001.parquet", rows[:1])
     assert grade(tmp_path, "--out", tmp_path / "out") == 0
-    assert list(tables.read_responses(tmp_path / "out")["countdown/status"]) == ["right", "wrong"]
+    frame = tables.read_responses(tmp_path / "out")
+    assert list(frame["countdown/status"]) == ["right", "wrong"]
+    assert list(frame.tokens) == [5, 5]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +162,7 @@ def test_what_does_not_fit_is_told_in_one_line_with_the_remedy(records, words, m
         ("kept.parquet", b"PAR1", "kept.parquet is not read ("),
         ("kept.csv", b"a,b", "kept.csv is none of .parquet, .jsonl, .json"),
         ("kept.json", None, "kept.json is no file"),
-        ("", None, "holds no responses.parquet and no rollouts/*.parquet; name a file of responses"),
+        ("", None, "holds no responses.parquet and no rollouts/*.parquet; name a file of them"),
     ],
 )
 def test_a_file_that_is_not_read_is_told(name, content, message, tmp_path, capsys):

@@ -36,8 +36,6 @@ PROBLEM = ("problem", "problem_id", "question_id", "doc_id", "task_id", "unique_
            "question", "prompt", "input")  # fmt: skip
 PROMPT = ("prompt", "question", "input", "problem", "doc.question", "doc.problem", "origin_prompt")
 SET = ("benchmark", "data_source")
-KEPT = ("finish_reason", "tokens", "sample")
-"""Columns of this package that stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def read_responses(path: Path, names: Names, problems: Sequence[Problem] = ()) -
             lacking += 1
             continue
         base: Record = {"benchmark": _set(record, path), "problem": problem, "prompt": prompt, "reference": truth}
-        base |= {name: record.get(name) for name in KEPT}
+        base |= _kept(record)
         base |= {name: value for name, value in record.items() if name.endswith("/status")}
         texts = _texts(value_at(record, response), f"{where}, record {number + 1}")
         rows += [{**base, "response": text} for text in texts]
@@ -145,10 +143,20 @@ def _texts(value: Any, where: str) -> list[str]:
             return ["".join(str(part.get("text") or "") for part in value)]
         return [text for part in value for text in _texts(part, where)]
     if isinstance(value, dict):
-        for name in ("message", "content", "text", "generated_text"):
+        for name in ("message", "content", "text", "generated_text", "body", "choices"):
             if name in value:
                 return _texts(value[name], where)
     raise SteerError(f"{where}: the response {str(value)[:60]!r} is no text; name its column with --response COLUMN")
+
+
+def _kept(record: Record) -> Record:
+    """What this package keeps of a response and others may not, or under the same name of another type: else None."""
+    reason, tokens, sample = (record.get(name) for name in ("finish_reason", "tokens", "sample"))
+    return {
+        "finish_reason": reason if isinstance(reason, str) else None,
+        "tokens": len(tokens) if isinstance(tokens, list) else tokens if isinstance(tokens, int | float) else None,
+        "sample": sample if isinstance(sample, int) else None,
+    }
 
 
 def _prompt(record: Record) -> str:

@@ -37,8 +37,9 @@ def grade_file(
 ) -> dict[str, str]:
     """Judge the responses of a file by every grader of their kind; by grader, how its verdicts differ from kept ones.
 
-    file: see `foreign.read_responses`; or the folder of an evaluation, or of a run (its last rollout). benchmark: a problem set, by name or in a file,
-    that holds the references. Raises SteerError for what does not fit, and where `out` holds an evaluation.
+    file: see `foreign.read_responses`; or the folder of an evaluation, or of a run (its last rollout). benchmark: a
+    problem set, by name or in a file, that holds the references. Raises SteerError for what does not fit, and where
+    `out` holds an evaluation.
     """
     if (out / tables.RECORD).exists() or (out / tables.RESPONSES).exists():
         raise SteerError(f"--out: {out} holds an evaluation; name another folder")
@@ -70,9 +71,7 @@ def _file_of(path: Path) -> Path:
     found = [path / tables.RESPONSES, *sorted(path.glob("rollouts/*.parquet"), reverse=True)]
     file = next((one for one in found if one.is_file()), None)
     if file is None:
-        raise SteerError(
-            f"FILE: {path} holds no {tables.RESPONSES} and no rollouts/*.parquet; name a file of responses"
-        )
+        raise SteerError(f"FILE: {path} holds no {tables.RESPONSES} and no rollouts/*.parquet; name a file of them")
     return file
 
 
