@@ -117,11 +117,11 @@ def test_refused_calls_are_refused_to_every_program(mode):
      "resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)", "fcntl.fcntl(0, fcntl.F_SETOWN, os.getppid())",
      "fcntl.fcntl(0, 10, 9)", "fcntl.ioctl(0, 0x8901, b'1234')", "fcntl.fcntl(0, fcntl.F_SETLEASE, fcntl.F_RDLCK)",
      "os.open('.', os.O_TMPFILE | os.O_RDWR)", "os.utime('.')", "os.chmod('.', 0o777)", "os.chmod('/dev/null', 0o666)",
-     "os.utime('/dev/null')", "os.setxattr('.', 'user.x', b'1')"],
+     "time.clock_gettime(~os.getppid() << 3 | 2)", "os.utime('/dev/null')", "os.setxattr('.', 'user.x', b'1')"],
 )  # fmt: skip
 def test_no_process_no_memory_beside_the_address_space_and_nobody_else_can_be_reached(mode, call):
     program = f"""
-        import ctypes, fcntl, os, resource, socket
+        import ctypes, fcntl, os, resource, socket, time
         libc = ctypes.CDLL(None, use_errno=True)
         def check(value):
             if value < 0:

@@ -18,7 +18,7 @@ from steer_core.common.records import SUFFIXES, Record, columns, read_records
 from steer_core.problems.problem import Messages, Problem, Row
 from steer_core.problems.prompts import question_of
 from steer_core.problems.rows import last_box, livecodebench_row, truth_of, verl_row
-from steer_core.problems.sets import ProblemSet, content_hash, distinct, problem_id, row_identity, runnable
+from steer_core.problems.sets import ProblemSet, content_hash, distinct, names, problem_id, row_identity, runnable
 from steer_core.rewards.code_tests import are_tests
 
 QUESTIONS = ("question", "problem", "prompt")
@@ -29,7 +29,7 @@ ANSWERS = ("answer", "ground_truth", "final_answer", "expected_answer", "tests",
 
 def is_own(name: str) -> bool:
     """Whether a word names a file, and not a set of the manifest."""
-    return name.lower().endswith(SUFFIXES) or Path(name).is_file()
+    return name.lower().endswith(SUFFIXES) or (Path(name).is_file() and name not in names())
 
 
 def load_own(path: Path, field: str = "--benchmarks") -> ProblemSet:

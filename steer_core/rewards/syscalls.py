@@ -98,6 +98,8 @@ UNREADABLE = {"clone3": (435, 435), "openat2": (437, 437)}
 CLONE_THREAD = 0x10000
 TEMPORARY_FILE = 0o20000000
 """O_TMPFILE: a file in no folder, of which the folder's times tell nothing; Python makes one with a name instead."""
+NUMBERED_CLOCK = 1 << 31
+"""Set in a clock's name that is made of a process' number: the supervisor's tells what the tests before used."""
 OWNERS = (8, 10, 15, 1024, 1026)
 """F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY: the kernel signals a file's owner, whoever that is."""
 DEVICE_OWNERS = (0x8901, 0x8902)
@@ -148,6 +150,7 @@ def _partly_refused() -> list[tuple[tuple[int | None, int], int, list[Step]]]:
     return [
         (CLONE, 0, _unless(ANY_BIT, CLONE_THREAD, REFUSE)),
         ((302, 261), 0, _unless(EQUAL, 0, REFUSE)),  # prlimit64, of another process than itself
+        ((228, 113), 0, _if(ANY_BIT, NUMBERED_CLOCK, REFUSE)),  # clock_gettime, of a process by its number
         ((2, None), 1, _if(ANY_BIT, TEMPORARY_FILE, REFUSE)),  # open
         ((257, 56), 2, _if(ANY_BIT, TEMPORARY_FILE, REFUSE)),  # openat
         ((72, 25), 1, [step for value in OWNERS for step in _if(EQUAL, value, REFUSE)]),  # fcntl
