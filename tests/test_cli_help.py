@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from steer_core.cli import compare, estimate, evaluate, report, train
+from steer_core.cli import compare, data, estimate, evaluate, report, train
 from steer_core.cli.main import COMMANDS, main
 
 HELPS = [[], *([name] for name in COMMANDS), ["data", "list"], ["data", "audit"]]
@@ -182,6 +182,14 @@ def test_the_value_of_an_option_is_no_setting(parsed, words):
 def test_settings_may_stand_behind_options_that_take_several_words(parsed, command, words, key, value):
     seen = parsed(command, *words.split())
     assert (seen[key], seen["settings"]) == (value, ["train.rollouts=2"])
+
+
+@pytest.mark.parametrize(
+    "words", ["audit a --out x b", "audit --out x a b", "audit a b --out x", "--out x audit a b", "--out=x a audit b"]
+)
+def test_sets_to_audit_may_stand_on_both_sides_of_an_option(parsed, words):
+    seen = parsed(data, *words.split())
+    assert (seen["action"], seen["names"], str(seen["out"])) == ("audit", ["a", "b"], "x")
 
 
 def test_runs_to_report_may_stand_on_both_sides_of_an_option(parsed):

@@ -17,7 +17,8 @@ from sandboxes import SHORT, needs_bubblewrap, resident, sandboxed
 
 from steer_core.common.errors import SteerError
 from steer_core.rewards.base import Verdict
-from steer_core.rewards.code import Case, CodeGrader, last_block, parse_tests, same_text, same_value
+from steer_core.rewards.code import CodeGrader, run
+from steer_core.rewards.code_tests import parse_tests
 from steer_core.rewards.sandbox import Limits, Sandbox
 
 WORKERS = 4
@@ -91,7 +92,7 @@ def test_right_answers_never_enter_the_sandbox(grader):
     program = HOSTILE["prints every string it can reach"]
     reference = json.dumps({"inputs": ["given-1\n", "given-2\n"], "outputs": [secret, secret]})
     with Sandbox(program, Limits()) as sandbox:
-        seen = parse_tests(reference)[0].run(sandbox, 12.0)
+        seen = run(parse_tests(reference)[0], sandbox)
     assert seen.end == "done"
     assert b"given-1" in seen.output
     assert b"given-2" not in seen.output
@@ -176,7 +177,8 @@ def test_calls_from_several_threads_share_the_workers(grader):
         ("n = int(input())\nprint(n * n, flush=True)\nif n == 3: import time; time.sleep(9)", "timed out",
          "test 2 of 3: timed out (more than 2 seconds)"),
         ("n = int(input())\nx = bytearray(n << 27)\nprint(n * n)", "crashed", "test 1 of 3: memory (MemoryError)"),
-        ("n = int(input())\nprint(n * n)\nwhile n == 4: print()", "crashed", "test 3 of 3: output (more than"),
+        ("n = int(input())\nprint(n * n)\nwhile n == 4: print('x' * 9999)", "crashed",
+         "test 3 of 3: output (more than"),
         ("n = int(input())\nprint(n * n)\nexit(1)", "wrong", "test 1 of 3: failed (exit 1)"),
         ("n = int(input())\nprint(n * n)\nquit()", "right", "passed 3 tests"),
         ("print(int(open(0).read()) ** 2, end='')", "right", "passed 3 tests"),
@@ -200,10 +202,20 @@ def test_no_block_is_unanswered_and_a_block_too_long_is_wrong(grader):
 def test_all_tests_together_have_a_time():
     grader = CodeGrader(1, Limits(total=1.0))
     reference = stdin_tests(*[("", "1")] * 50)
-    verdict = judged(grader, reference, "import time\ntime.sleep(0.4)\nprint(1)")
-    grader.close()
+    busy = "import time\nwhile time.process_time() < 0.4: pass\nprint(1)"
+    verdict = judged(grader, reference, busy)
     assert verdict.status == "timed out"
-    assert "of 50" in verdict.detail
+    assert "of 50: more than 1 seconds of CPU" in verdict.detail
+
+
+@needs_bubblewrap
+def test_time_is_cpu_time_so_that_a_program_beside_load_is_judged_as_one_alone(grader):
+    """Waiting stands for a crowded machine: more seconds by the clock than any limit of CPU time, alone and in all."""
+    patient = CodeGrader(1, Limits(cpu=1, wall=60.0, total=1.0))
+    waits = "import time\ntime.sleep(1.2)\nprint(1)"
+    assert judged(patient, stdin_tests(("", "1"), ("", "1")), waits).correct
+    patient.close()
+    assert Limits().wall >= 10 * Limits().cpu
 
 
 @needs_bubblewrap
@@ -262,137 +274,19 @@ def test_limits_mode_grades_too():
     assert [verdict.correct for verdict in verdicts] == [True, False]
 
 
-# What is a program
-
-
+@needs_bubblewrap
 @pytest.mark.parametrize(
-    ("response", "program"),
+    "response",
     [
-        ("a\n```python\nx = 1\n```\nb", "x = 1\n"),
-        ("```\nx = 1\n```", "x = 1\n"),
-        ("```py\n1\n```\n```python\n2\n```\n", "2\n"),
-        ("```python\n1\n```\n```text\n2\n```\n", "1\n"),
-        ("```python\n1\n```\n```python\n2", "1\n"),
-        ("```python\nforgot\n```python\n2\n```", "2\n"),
-        ("```Python\r\n1\r\n```\r\n", "1\r\n"),
-        ("  ```python\n  1\n  ```", "  1\n"),
-        ("```python\ns = '```'\nt = '''\n ```x y\n'''\n```", "s = '```'\nt = '''\n ```x y\n'''\n"),
-        ("```python\n```", ""),
-        ("print(1)", None),
-        ("```python\nprint(1)", None),
-        ("```java\n1\n```", None),
-        ("", None),
+        "```python\nprint(int(input()) ** 2)\n```\nFor 3 it prints:\n```\n9\n```",
+        "1. The program:\n\n   ```python\n   n = int(input())\n   print(n ** 2)\n   ```",
+        "````python\nprint(int(input()) ** 2)\n````",
+        "~~~python\nprint(int(input()) ** 2)\n~~~",
+        "```python\nprint()\nprint('', int(input()) ** 2)\n```",
+        "```python\nseed(1)\nassert maxsize == sys.maxsize and randint(1, 1) and datetime.date and mean([1])\n"
+        "print(int(stdin.readline()) ** 2)\n```",
     ],
 )
-def test_the_last_closed_block_of_python_is_the_program(response, program):
-    assert last_block(response) == program
-
-
-@pytest.mark.parametrize("text", ["```" * 3_000_000, "```\n" * 2_000_000, "``` " + " " * 5_000_000 + "x y",
-                                  "\n" * 9_000_000, "```" + "a" * 9_000_000 + " b"])  # fmt: skip
-def test_looking_for_a_block_takes_linear_time(text):
-    began = time.monotonic()
-    last_block(text)
-    assert time.monotonic() - began < 10
-
-
-# What is right
-
-
-@pytest.mark.parametrize(
-    ("output", "expected", "same"),
-    [
-        ("1\n2\n", "1\n2", True),
-        ("1  \n2\r\n\n\n", "1\n2", True),
-        ("1\n\n2", "1\n2", False),
-        ("1\n2", "1", False),
-        ("1", "1\n2", False),
-        ("1 2", "1\n2", False),
-        ("  *", "*", False),
-        ("yes", "YES", False),
-        ("0.50", "0.5", True),
-        ("1e3", "1000", True),
-        ("1  2.0", "1 2", True),
-        ("0.1", "0.10000000000000001", False),
-        ("1 a", "1.0 a", False),
-        ("NaN", "nan", False),
-        ("sNaN", "1", False),
-        ("1e999999999999999999999", "2", False),
-        ("", "", True),
-        ("\n", "", True),
-        ("0", "", False),
-        ("é", "é", True),
-    ],
-)
-def test_stdout_is_compared_by_lines_and_as_decimals(output, expected, same):
-    assert same_text(output.encode(), expected) is same
-
-
-def test_output_that_is_not_utf8_is_wrong_and_bombs_are_not_unpacked():
-    began = time.monotonic()
-    assert not same_text(b"\xff", "\ufffd")
-    assert not same_text(b"\n" * (64 << 20) + b"x", "1\nx")
-    assert not same_value(b"[" + b"[]," * (8 << 20) + b"0]", [0])
-    assert not same_value(b"[" * 100_000, ["x" * 99_999])
-    assert not same_value(b"9" * 9_000, ["x" * 9_000])
-    assert not same_value(b"NaN", float("nan"))
-    assert time.monotonic() - began < 5
-
-
-# What is a test
-
-
-def test_apps_stdin_and_function_formats():
-    assert parse_tests('{"inputs": ["1\\n", ["2", "3"]], "outputs": ["2\\n", ["4"]]}') == [
-        Case("1\n", ("2\n",)), Case("2\n3", ("4",))]  # fmt: skip
-    assert parse_tests('{"fn_name": "f", "inputs": [[1, [2]], [3]], "outputs": [[5], 6]}') == [
-        Case([1, [2]], ([5], 5), "f"), Case([3], (6,), "f")]  # fmt: skip
-
-
-def test_livecodebench_formats_and_the_places_of_a_function_s_name():
-    stdin = {"input": "1\n", "output": "2\n", "testtype": "stdin"}
-    called = {"input": '[1, 2]\n"a"', "output": "[3]", "testtype": "functional"}
-    expected = Case([[1, 2], "a"], ([3],), "f")
-    assert parse_tests(json.dumps([stdin])) == [Case("1\n", ("2\n",))]
-    for reference in ([called | {"func_name": "f"}], [called | {"metadata": {"func_name": "f"}}],
-                      {"tests": [called], "func_name": "f"},
-                      {"tests": [called], "metadata": {"func_name": "f"}}):  # fmt: skip
-        assert parse_tests(json.dumps(reference)) == [expected]
-    assert parse_tests(json.dumps({"tests": [stdin, called], "func_name": "f"}))[1] == expected
-
-
-@pytest.mark.parametrize(
-    ("reference", "message"),
-    [
-        ("", r"tests: ''.*no JSON"),
-        ("[" * 100_000, r"tests: .*no JSON"),
-        ("3", r"tests: 3: no tests.*inputs"),
-        ("[]", r"tests: \[\]: no tests"),
-        ('{"tests": []}', r"no tests"),
-        ('{"inputs": []}', r"inputs: \[\]: give a list"),
-        ('{"inputs": ["1"]}', r"outputs: None: give a list"),
-        ('{"inputs": ["1"], "outputs": ["1", "2"]}', r"outputs: .*2 for 1 inputs"),
-        ('{"inputs": [1], "outputs": ["1"]}', r"inputs\[0\]: 1: give a text"),
-        ('{"inputs": ["1"], "outputs": [null]}', r"outputs\[0\]: None: give a text"),
-        ('{"inputs": ["\\ud800"], "outputs": ["1"]}', r"inputs\[0\]: .*surrogate"),
-        ('{"inputs": ["1"], "outputs": ["1"], "fn_name": "f"}', r"inputs\[0\]: '1': give the list"),
-        ('{"inputs": [[1]], "outputs": ["1"], "fn_name": "a b"}', r"fn_name: 'a b': give the name"),
-        ("[1]", r"tests\[0\]: 1: give"),
-        ('[{"input": "1", "output": 2, "testtype": "stdin"}]', r"tests\[0\]\.output: 2: give a text"),
-        ('[{"input": "1", "output": "2", "testtype": "std"}]', r"tests\[0\]\.testtype: 'std': give 'stdin'"),
-        ('[{"input": "1", "output": "2", "testtype": "functional"}]', r"tests\[0\]\.func_name: None: give the name"),
-        ('[{"input": "x", "output": "2", "testtype": "functional", "func_name": "f"}]', r"tests\[0\]\.input: 'x': g"),
-        ('[{"input": "1", "output": "y", "testtype": "functional", "func_name": "f"}]', r"tests\[0\]\.output: 'y': g"),
-    ],
-)  # fmt: skip
-def test_malformed_tests_are_told_by_field_value_and_remedy(reference, message):
-    with pytest.raises(SteerError, match=message) as caught:
-        parse_tests(reference)
-    assert len(str(caught.value)) < 500
-    assert "\n" not in str(caught.value)
-
-
-def test_a_long_value_is_shortened_in_the_message():
-    with pytest.raises(SteerError) as caught:
-        parse_tests(json.dumps([{"input": "1", "output": ["x" * 10**6, 3], "testtype": "stdin"}]))
-    assert len(str(caught.value)) < 300
+def test_an_answer_is_judged_as_livecodebench_judges_it_in_whatever_form_it_is_written(grader, response):
+    verdicts = grader.grade([stdin_tests(("3", "9")), stdin_tests(("3", "8"))], [response] * 2)
+    assert [verdict.status for verdict in verdicts] == ["right", "wrong"]

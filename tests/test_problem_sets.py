@@ -22,6 +22,7 @@ from steer_core.common.settings import build
 from steer_core.config.config import BenchmarksConfig
 from steer_core.config.sections import BenchmarkConfig
 from steer_core.evaluation import problem_sets, tables
+from steer_core.evaluation.grading import graded
 from steer_core.evaluation.problem_sets import parts_of
 from steer_core.problems import Countdown, Problem
 from steer_core.problems.sets import ProblemSet
@@ -240,7 +241,7 @@ class Scripted:
 def test_mathematics_is_judged_by_the_strict_grader_and_the_release_beside_it():
     texts = [r"so \boxed{4}", "Answer: 4", r"\boxed{5}", "nothing to see"]
     part = next(parts_of(ProblemSet("made", "maths", 4, [Problem("made/1", "2+2?", "4")], "", ""), 8))
-    frame = problem_sets.sample(part, Scripted(texts), graders_of("maths"), BenchmarkConfig()).to_pandas()
+    frame = graded(problem_sets.sample(part, Scripted(texts), BenchmarkConfig()), graders_of("maths")).to_pandas()
     assert list(frame["strict/status"]) == ["right", "right", "wrong", "unanswered"]
     assert frame["release/status"][0] == "right"
     assert tables.graders_in(frame) == ["strict", "release"]
@@ -256,7 +257,9 @@ def test_code_is_run_and_judged_by_its_tests():
     tests = json.dumps({"inputs": ["2 3\n"], "outputs": ["5\n"]})
     right, wrong = (f"```python\na, b = map(int, input().split())\nprint(a {sign} b)\n```" for sign in "+-")
     part = next(parts_of(ProblemSet("made", "code", 3, [Problem("made/1", "add", tests)], "", ""), 8))
-    frame = problem_sets.sample(part, Scripted([right, wrong, "no idea"]), graders_of("code"), BenchmarkConfig())
+    frame = graded(
+        problem_sets.sample(part, Scripted([right, wrong, "no idea"]), BenchmarkConfig()), graders_of("code")
+    )
     assert frame["code/status"].to_pylist() == ["right", "wrong", "unanswered"]
     assert frame["code/detail"].to_pylist()[1] == "test 1 of 1: wrong answer"
 

@@ -18,7 +18,7 @@ from sandboxes import SHORT, both_modes, needs_bubblewrap, printed, resident, ru
 from steer_core.common.errors import SteerError
 from steer_core.rewards import sandbox as module
 from steer_core.rewards.sandbox import Limits, Sandbox, Stopped
-from steer_core.rewards.syscalls import CLONE, CLONE3, MACHINES, REFUSED, syscall_filter
+from steer_core.rewards.syscalls import CLONE, MACHINES, REFUSED, UNREADABLE, syscall_filter
 
 # Limits
 
@@ -97,7 +97,7 @@ def test_refused_calls_are_refused_to_every_program(mode):
     program = f"""
         import ctypes
         call = ctypes.CDLL(None, use_errno=True).syscall
-        for number in {[*numbers.values(), CLONE[column], CLONE3[column]]}:
+        for number in {[*numbers.values(), CLONE[column], UNREADABLE["clone3"][column]]}:
             print(call(number, 0, 0, 0, 0, 0, 0), ctypes.get_errno())
     """
     lines = run(program, mode=mode).output.decode().splitlines()
@@ -111,11 +111,17 @@ def test_refused_calls_are_refused_to_every_program(mode):
      "os.fork()", "os.posix_spawn('/usr/bin/true', ['true'], {})", "check(libc.shmget(0, 4096, 0o1600))",
      "check(libc.semget(0, 1, 0o1600))", "check(libc.msgget(0, 0o1600))", "check(libc.unshare(0x10000000))",
      "check(libc.ptrace(16, 1, 0, 0))", "check(libc.vmsplice(1, 0, 0, 0))", "check(libc.prctl(22, 0, 0, 0, 0))",
-     "check(libc.process_vm_readv(1, 0, 0, 0, 0, 0))", "check(libc.connect(0, 0, 0))", "socket.socket()"],
+     "check(libc.process_vm_readv(1, 0, 0, 0, 0, 0))", "check(libc.connect(0, 0, 0))", "socket.socket()",
+     "os.nice(1)", "os.setpriority(os.PRIO_PROCESS, os.getppid(), 9)", "os.setpriority(os.PRIO_USER, 0, 9)",
+     "os.sched_setaffinity(os.getppid(), {0})", "os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))",
+     "resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)", "fcntl.fcntl(0, fcntl.F_SETOWN, os.getppid())",
+     "fcntl.fcntl(0, 10, 9)", "fcntl.ioctl(0, 0x8901, b'1234')", "fcntl.fcntl(0, fcntl.F_SETLEASE, fcntl.F_RDLCK)",
+     "os.open('.', os.O_TMPFILE | os.O_RDWR)", "os.utime('.')", "os.chmod('.', 0o777)", "os.chmod('/dev/null', 0o666)",
+     "time.clock_gettime(~os.getppid() << 3 | 2)", "os.utime('/dev/null')", "os.setxattr('.', 'user.x', b'1')"],
 )  # fmt: skip
 def test_no_process_no_memory_beside_the_address_space_and_nobody_else_can_be_reached(mode, call):
     program = f"""
-        import ctypes, os, socket
+        import ctypes, fcntl, os, resource, socket, time
         libc = ctypes.CDLL(None, use_errno=True)
         def check(value):
             if value < 0:
@@ -132,9 +138,13 @@ def test_the_filter_lets_threads_through_and_processes_not(machine):
     run_filter = interpreter_of(syscall_filter(machine))
     assert run_filter(CLONE[column], audit, 0x3D0F00) == "allow"
     assert run_filter(CLONE[column], audit, signal.SIGCHLD) == errno.EPERM
-    assert run_filter(CLONE3[column], audit, 0x3D0F00) == errno.ENOSYS
+    assert run_filter(UNREADABLE["clone3"][column], audit, 0x3D0F00) == errno.ENOSYS
     assert {run_filter(pair[column], audit) for pair in REFUSED.values() if pair[column]} == {errno.EPERM}
     assert run_filter(0, audit) == run_filter(63, audit) == "allow"
+    fcntl, prlimit, openat = (72, 302, 257) if machine == "x86_64" else (25, 261, 56)
+    assert [run_filter(fcntl, audit, value, 1) for value in (2, 8, 15)] == ["allow", errno.EPERM, errno.EPERM]
+    assert [run_filter(prlimit, audit, process) for process in (0, 1)] == ["allow", errno.EPERM]
+    assert [run_filter(openat, audit, flags, 2) for flags in (0o102, 0o20200002)] == ["allow", errno.EPERM]
     assert run_filter(0x40000000 + 57, audit) == errno.EPERM
     assert run_filter(0, 0x40000003) == "kill"
 
@@ -143,8 +153,8 @@ def interpreter_of(steps: bytes):
     """The kernel's reading of a filter, for a call's number, machine and first argument."""
     steps = list(struct.iter_unpack("HBBI", steps))
 
-    def read(number, machine, argument=0):
-        fields, at, word = {0: number, 4: machine, 16: argument}, 0, 0
+    def read(number, machine, argument=0, place=0):
+        fields, at, word = {0: number, 4: machine, 16 + 8 * place: argument}, 0, 0
         while True:
             code, yes, no, value = steps[at]
             if code == 0x20:
@@ -178,6 +188,42 @@ def test_every_run_is_a_new_process_with_its_own_input(mode):
     with Sandbox(textwrap.dedent(program), SHORT, mode) as sandbox:
         lines = [sandbox.run(f"{number}\n").output.decode() for number in range(3)]
     assert lines == [f"{number} fresh [] ['program.py'] 2\n" for number in range(3)]
+
+
+@both_modes
+@pytest.mark.parametrize(
+    "trace",
+    ["open('x', 'w').close(); os.remove('x')", "os.mkdir('x'); os.rmdir('x')", "os.symlink('x', 'y'); os.remove('y')",
+     "import threading; threading.Thread(target=print).start()"],
+)  # fmt: skip
+def test_what_a_run_leaves_no_later_one_can_read(mode, trace):
+    """A file that is gone is told by its folder's times, a thread by the next process number: both are new then."""
+    program = f"import os\nif input():\n    {trace}\nprint(os.stat('.').st_ctime_ns, os.getpid())"
+    with Sandbox(program, SHORT, mode) as sandbox:
+        assert sandbox.run("act\n").end == "done"
+        ended = time.time_ns()
+        time.sleep(0.02)  # the times of files are coarse
+        changed, number = map(int, sandbox.run("\n").output.split())
+    assert changed > ended or "thread" in trace
+    assert number == 2 or mode == "limits"  # the first of its sandbox
+
+
+def test_without_walls_no_signal_reaches_a_process_outside_by_way_of_a_file_s_owner():
+    with subprocess.Popen(["sleep", "60"]) as outside:
+        program = f"""
+            import fcntl, os
+            inlet, outlet = os.pipe()
+            for command, value in ((fcntl.F_SETOWN, {outside.pid}), (10, 9), (fcntl.F_SETFL, os.O_ASYNC)):
+                try:
+                    fcntl.fcntl(inlet, command, value)
+                except PermissionError:
+                    print("refused")
+            os.write(outlet, b"x")
+        """
+        assert run(program, mode="limits").output == b"refused\nrefused\n"
+        time.sleep(0.05)
+        assert outside.poll() is None
+        outside.kill()
 
 
 @both_modes
@@ -238,11 +284,11 @@ def test_a_set_has_the_same_order_in_every_run():
     assert printed(program) == printed(program)
 
 
-def test_a_program_that_is_too_long_or_no_text_is_refused():
-    with pytest.raises(ValueError, match="2000000 characters, more than 1048576"):
-        Sandbox("x" * 2_000_000)
-    with pytest.raises(ValueError, match="surrogates"):
-        Sandbox("'\ud800'")
+def test_a_program_that_is_too_long_is_refused_and_one_that_is_no_text_fails():
+    for program in ("x" * 2_000_000, ["x" * 1_000_000] * 2):
+        with pytest.raises(ValueError, match="2000000 characters, more than 1048576"):
+            Sandbox(program)
+    assert "surrogates" in run("'\ud800'", mode="limits").detail
 
 
 # Ends

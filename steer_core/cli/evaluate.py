@@ -13,7 +13,11 @@ from steer_core.common.places import CONFIGS
 _EXAMPLES = """examples:
   steer evaluate embedded evaluation.problems=50
   steer evaluate embedded --benchmarks countdown
-  steer evaluate models/qwen2.5-math-1.5b --benchmarks aime24 math500 benchmark.style=qwen-boxed --out runs/qwen"""
+  steer evaluate models/qwen2.5-math-1.5b --benchmarks aime24 math500 benchmark.style=qwen-boxed --out runs/qwen
+  steer evaluate models/qwen2.5-math-1.5b --benchmarks mine.jsonl benchmark.samples=8 benchmark.style=prompt.txt
+
+A file of your own holds `question` and `answer` (JSON Lines, JSON or Parquet), or `prompt` and `reward_model` as verl's
+data files do; an answer may be the tests of a program. prompt.txt is a text with {question} in it."""
 COLUMNS = 132
 """What the tables of benchmarks need."""
 
@@ -30,7 +34,8 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--benchmarks",
         nargs="+",
         metavar="NAME",
-        help="`countdown` or benchmarks that `steer data list` names: keeps every response, goes on after a kill",
+        help="`countdown`, benchmarks that `steer data list` names, or files of your own (.parquet, .jsonl, .json): "
+        "keeps every response, goes on after a kill",
     )
     parser.add_argument(
         "--out",
@@ -120,6 +125,8 @@ def _on_benchmarks(args: argparse.Namespace) -> int:
     summary, console = tables.write_summary(out, title, scores), wide_console(COLUMNS)
     console.print(rich_table(f"{title}, percent", tables.HEAD, tables.lines_of(summary)))
     beside = tables.published_lines(summary, title, scores) if args.published else []
+    if args.published and not beside:
+        console.print("no published score stands beside: none is of these benchmarks, whole and with unchanged data")
     if beside:
         console.print(rich_table("beside the published numbers, percent", beside[0], beside[1:]))
     console.print(f"written: {out}/responses.parquet, summary.json, table.md", highlight=False, soft_wrap=True)

@@ -24,8 +24,9 @@ _SHOWN, _NAME_BYTES, _NAMES = 60, 200, 100  # below the 255 bytes of Linux, with
 def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     """The arguments of a command, options in any place; its words `key=value` are its settings, wherever they stand."""
     actions = parser._actions
-    if any(action.nargs == argparse.PARSER for action in actions):  # argparse cannot mix the words of such a one
-        return parser.parse_args(words)
+    for action in actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return _parse_named(parser, action, words)
     if not any(action.dest == "settings" for action in actions):
         return parser.parse_intermixed_args(words)
     single = [name for action in actions if action.nargs is None for name in action.option_strings]
@@ -51,6 +52,18 @@ def at_least(least: float, number: type[int] | type[float] = int) -> Callable[[s
         return value
 
     return read
+
+
+def _parse_named(
+    parser: argparse.ArgumentParser, actions: argparse._SubParsersAction[argparse.ArgumentParser], words: list[str]
+) -> argparse.Namespace:
+    """The arguments of a command whose first plain word names what it does, such as `steer data audit`."""
+    place = next((i for i, word in enumerate(words) if word in actions.choices), None)
+    if place is None:
+        return parser.parse_args(words)
+    args = parse(actions.choices[words[place]], words[:place] + words[place + 1 :])
+    setattr(args, actions.dest, words[place])
+    return args
 
 
 def take_settings(parser: argparse.ArgumentParser, benchmarks: bool = False) -> None:

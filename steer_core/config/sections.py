@@ -257,7 +257,8 @@ class BenchmarkConfig(SamplingConfig):
     problems: int | None = Field(default=None, ge=1)
     """How many problems, the first of each benchmark; null: all."""
     style: str = "shipped"
-    """How a problem becomes a prompt: one of the named styles; `steer data list` shows them."""
+    """How a problem becomes a prompt: one of the named styles (`steer data list` shows them), or a template of your
+    own: a text file with {question} where the question is to stand."""
     sandbox: Literal["bubblewrap", "limits"] = "bubblewrap"
     """What model-written code runs in; `limits` is for machines without bubblewrap and is no wall."""
     seed: int = Field(default=0, ge=0)

@@ -3,10 +3,11 @@
     evaluation.json  parts/aime24/00000.parquet ...  responses.parquet  summary.json  table.md
 
 The work is cut into parts of `benchmark.batch_sequences` responses whose content follows from the settings alone.
-A part is generated from a seed of its own, graded, and written aside and renamed: it is there whole or not at all,
-so a resumed evaluation loses and repeats nothing. At the end the parts become one `responses.parquet`, one row a
-response in the order of problem set, problem and sample; but for the columns under `time/` it is the same whether or
-not the evaluation was interrupted.
+A part is generated from a seed of its own and kept (`sampled_00000.parquet`) before it is graded: a grader that fails
+loses no response, and a resumed evaluation samples none anew. Every file is written aside and renamed: it is there
+whole or not at all, so a resumed evaluation loses and repeats nothing. At the end the parts become one
+`responses.parquet`, one row a response in the order of problem set, problem and sample; but for the columns under
+`time/` it is the same whether or not the evaluation was interrupted.
 """
 
 from __future__ import annotations
@@ -27,19 +28,20 @@ from steer_core.common.environment import environment
 from steer_core.common.errors import SteerError, nearest
 from steer_core.common.files import lock, write_atomically, written_whole
 from steer_core.common.seeding import derive_seed
-from steer_core.common.settings import to_dict
+from steer_core.common.settings import merged, to_dict
 from steer_core.config.config import BenchmarksConfig
 from steer_core.config.sections import BenchmarkConfig, CountdownConfig
-from steer_core.evaluation.sample_and_grade import sample_and_grade
-from steer_core.evaluation.tables import RESPONSES
+from steer_core.evaluation.grading import graded
+from steer_core.evaluation.tables import RECORD, RESPONSES, read_record
 from steer_core.policy.folder import positions_of, read_config
 from steer_core.policy.model import base_digest, load_policy, load_tokenizer, model_folder
 from steer_core.policy.preflight import check_policy
 from steer_core.policy.tokenizer import check_prompt
 from steer_core.problems import Countdown, Problem
-from steer_core.problems.prompts import prompted
+from steer_core.problems.own import is_own, load_own
+from steer_core.problems.prompts import prompted, spelled_out
 from steer_core.problems.sets import ProblemSet, load_set, names
-from steer_core.rewards import Grader, graders_of
+from steer_core.rewards import graders_of
 from steer_core.rollout.huggingface import HuggingFaceSampler
 from steer_core.rollout.rollout import Sampler
 
@@ -64,8 +66,12 @@ class Part:
         return len(self.problems) * self.samples
 
     def path(self, folder: Path) -> Path:
-        """Where an evaluation keeps this part."""
+        """Where an evaluation keeps this part, once it is graded."""
         return folder / "parts" / self.problem_set.name / f"{self.index:05d}.parquet"
+
+    def sampled(self, folder: Path) -> Path:
+        """Where it keeps the responses of this part until they are graded."""
+        return self.path(folder).with_name(f"sampled_{self.index:05d}.parquet")
 
 
 def evaluate_problem_sets(
@@ -81,9 +87,11 @@ def evaluate_problem_sets(
     accept_changed: take data files that are not the manifest's; their hash is recorded either way.
     Raises SteerError for a set named twice, and for what is wrong with the model, the data or the folder.
     """
-    twice = [name for name in wanted if list(wanted).count(name) > 1]
+    called = [Path(name).name if is_own(name) else name for name in wanted]
+    twice = [name for name in called if called.count(name) > 1]
     if twice:
-        raise SteerError(f"--benchmarks: {twice[0]} is named twice; name each once")
+        raise SteerError(f"--benchmarks: {twice[0]} is named twice; name each once, and give files names of their own")
+    config = replace(config, benchmark=replace(config.benchmark, style=spelled_out(config.benchmark.style)))
     tokenizer, positions = load_tokenizer(config.model.path), context_of(config.model.path)
     sets = [problem_set_of(name, config.benchmark, config.task, tokenizer, accept_changed) for name in wanted]
     for one in sets:
@@ -96,11 +104,12 @@ def evaluate_problem_sets(
         "model_sha256": base_digest(config.model.path),
         "max_new_tokens": limits,
     }  # fmt: skip
-    start_evaluation(folder, about, resume)
+    start_evaluation(folder, about, {one.name: {"state": one.state, "of": one.of} for one in sets}, resume)
     parts = [part for one in sets for part in parts_of(one, config.benchmark.batch_sequences)]
     with lock(folder):
-        if not (folder / RESPONSES).exists() and not all(part.path(folder).exists() for part in parts):
-            sample_missing(parts, folder, sampler_of(config, tokenizer, positions), config.benchmark, limits, watch)
+        if not (folder / RESPONSES).exists():
+            sample_missing(parts, folder, lambda: sampler_of(config, tokenizer, positions), config.benchmark, limits,
+                           watch)  # fmt: skip
         gather(parts, folder)
     total = sum(part.responses for part in parts)
     watch(total, total, "")
@@ -114,16 +123,19 @@ def problem_set_of(
     tokenizer: PreTrainedTokenizerBase,
     accept_changed: bool = False,
 ) -> ProblemSet:
-    """A problem set by name, its prompts written for a tokenizer's model; `countdown` is made, the others are loaded.
+    """A problem set by name or in a file, its prompts written for a tokenizer's model; `countdown` is made.
 
-    Raises SteerError for a name that is unknown, for more problems than there are, and as `load_set` does.
+    Raises SteerError for a name that is unknown, for more problems than there are, and as `load_set`, `load_own` do.
     """
     if name == "countdown":
         made = Countdown(task).problems("test", config.problems or COUNTDOWN_PROBLEMS)
-        return ProblemSet(name, "countdown", config.samples_of(COUNTDOWN_SAMPLES), made, "made here, test split", "")
-    if name not in names():
-        raise SteerError(f"--benchmarks: {name!r} is unknown; {nearest(name, ['countdown', *names()])}")
-    loaded = load_set(name, accept_changed=accept_changed)
+        return ProblemSet(
+            name, "countdown", config.samples_of(COUNTDOWN_SAMPLES), made, "made here, test split", "", of=len(made)
+        )
+    if not is_own(name) and name not in names():
+        known = nearest(name, ["countdown", *names()])
+        raise SteerError(f"--benchmarks: {name!r} is unknown; {known}; or name a .parquet, .jsonl or .json file")
+    loaded = load_own(Path(name)) if is_own(name) else load_set(name, accept_changed=accept_changed)
     held = len(loaded.problems)
     if config.problems is not None and config.problems > held:
         raise SteerError(f"benchmark.problems: {config.problems} is more than the {held} of {name}; lower it")
@@ -159,24 +171,30 @@ def room(tokenizer: PreTrainedTokenizerBase, positions: int, problem_set: Proble
     return min(most, left)
 
 
-def start_evaluation(folder: Path, about: dict[str, Any], resume: bool) -> None:
+def start_evaluation(folder: Path, about: dict[str, Any], data: dict[str, Any], resume: bool) -> None:
     """Make the folder of an evaluation, or check that it holds this very one.
 
+    about: what makes it this one. A setting that was not there when it began counts as its default. data: what the
+    tables have to say of the problems, by set.
     Raises SteerError where the folder holds one and `resume` is off, or holds another one.
     """
-    path = folder / "evaluation.json"
+    path = folder / RECORD
     if path.exists():
         if not resume:
             raise SteerError(f"--out: {folder} holds an evaluation already; add --resume to go on, or name another")
-        held = json.loads(path.read_text(encoding="utf-8"))["about"]
+        record = read_record(folder)
+        held = merged({"settings": to_dict(BenchmarksConfig())}, record["about"])
         differs = [key for key in about if held.get(key) != about[key]]
         if differs or len(held) != len(about):
             raise SteerError(
                 f"--out: {folder} holds an evaluation with other {', '.join(differs) or 'settings'}; "
                 "give the settings it began with, or name another folder"
             )
-        return
-    text = json.dumps({"about": about, "environment": environment()}, indent=2) + "\n"
+        if "data" in record:
+            return
+    else:
+        record = {"about": about, "environment": environment()}
+    text = json.dumps({**record, "data": data}, indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)
@@ -199,28 +217,39 @@ def sampler_of(config: BenchmarksConfig, tokenizer: PreTrainedTokenizerBase, pos
 def sample_missing(
     parts: Sequence[Part],
     folder: Path,
-    sampler: Sampler,
+    sampler: Callable[[], Sampler],
     config: BenchmarkConfig,
     limits: dict[str, int],
     watch: Watch,
 ) -> None:
-    """Sample, grade and write every part that is not in the folder. limits: the longest response, by problem set."""
-    graders = {part.problem_set.name: graders_of(part.problem_set.grader, config.sandbox) for part in parts}
+    """Sample, grade and write every part that is not in the folder; one that is sampled already is only graded.
+
+    sampler: makes one, where anything is to be sampled. limits: the longest response, by problem set.
+    """
+    missing = [part for part in parts if not part.path(folder).exists()]
+    graders = {part.problem_set.name: graders_of(part.problem_set.grader, config.sandbox) for part in missing}
+    generator = None if all(part.sampled(folder).exists() for part in missing) else sampler()
     done, total = 0, sum(part.responses for part in parts)
     for part in parts:
         name, path = part.problem_set.name, part.path(folder)
         watch(done, total, name)
         if not path.exists():
-            write_table(sample(part, sampler, graders[name], replace(config, max_new_tokens=limits[name])), path)
+            kept = part.sampled(folder)
+            if generator is not None and not kept.exists():
+                write_table(sample(part, generator, replace(config, max_new_tokens=limits[name])), kept)
+            write_table(graded(parquet.read_table(kept, partitioning=None), graders[name]), path)
+            kept.unlink()
         done += part.responses
 
 
-def sample(part: Part, sampler: Sampler, graders: Sequence[Grader], config: BenchmarkConfig) -> pa.Table:
-    """Sample a part and grade it: one row a response."""
+def sample(part: Part, sampler: Sampler, config: BenchmarkConfig) -> pa.Table:
+    """Sample a part: one row a response."""
     name, began = part.problem_set.name, time.time()
     seed = derive_seed(config.seed, f"benchmark/{name}", part.index)
-    found = sample_and_grade(sampler, part.problems, part.samples, config, seed, graders)
-    problems, rollout = found.problems, found.rollout
+    start = time.perf_counter()
+    rollout = sampler.generate([problem.prompt for problem in part.problems], part.samples, config, seed)
+    seconds = time.perf_counter() - start
+    problems = [problem for problem in part.problems for _ in range(part.samples)]
     count = len(problems)
     tokens = [
         ids[mask.bool()].tolist() for ids, mask in zip(rollout.response_ids_BT, rollout.response_mask_BT, strict=True)
@@ -237,13 +266,8 @@ def sample(part: Part, sampler: Sampler, graders: Sequence[Grader], config: Benc
         "finish_reason": rollout.finish_reasons,  # "stop": the last of token_ids is the end token
         "seed": [seed] * count,
     }
-    for grader, verdicts in found.graded.items():
-        columns[f"{grader}/status"] = [verdict.status for verdict in verdicts]
-        columns[f"{grader}/answer"] = pa.array([verdict.answer for verdict in verdicts], pa.string())
-        columns[f"{grader}/detail"] = [verdict.detail for verdict in verdicts]
     columns["time/began"] = [began] * count
-    columns["time/generated_seconds"] = [found.sampling_seconds] * count
-    columns["time/graded_seconds"] = [found.grading_seconds] * count
+    columns["time/generated_seconds"] = [seconds] * count
     return pa.table(columns)
 
 

@@ -1,4 +1,7 @@
-"""Sample and grade: the one way that training, evaluation and estimates come to graded responses."""
+"""Sample and grade: the one way that training, held-out evaluation and estimates come to graded responses.
+
+On problem sets the responses are kept before they are graded: `problem_sets.py`.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from scipy.stats import binomtest
 
 from steer_core.common.errors import SteerError, nearest, one_line
 from steer_core.common.files import json_text, write_atomically
@@ -15,15 +16,15 @@ from steer_core.common.places import CHECKOUT
 from steer_core.common.tables import markdown_table
 from steer_core.rewards.base import UNJUDGED
 from steer_core.stats.intervals import bootstrap_over_problems
-from steer_core.stats.pass_at_k import Decision, average, maj_at_k, paired, pass_at_k, pass_interval
+from steer_core.stats.pass_at_k import Decision, average, maj_at_k, paired, pass_at_k
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from steer_core.evaluation.held_out import Evaluation
 
-RESPONSES = "responses.parquet"
-"""In the folder of an evaluation on problem sets: one row a response."""
+RESPONSES, RECORD = "responses.parquet", "evaluation.json"
+"""In the folder of an evaluation on problem sets: one row a response; its settings and where its problems come from."""
 PUBLISHED = CHECKOUT / "reproduce" / "published" / "scores.tsv"
 """The paper's scores; part of a checkout, not of an installed package."""
 
@@ -62,6 +63,31 @@ def read_responses(folder: Path) -> pd.DataFrame:
     return frame
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """What an evaluation began with (`about`, `environment`, `data`). Raises SteerError for a damaged record."""
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SteerError(f"{path}: is not read ({one_line(error)}); evaluate again into another folder") from error
+    if not all(isinstance(part, dict) for part in (record, *map(dict(record).get, ("about", "environment")))):
+        raise SteerError(f"{path}: is no record of an evaluation; evaluate again into another folder")
+    return record
+
+
+def noted(name: str, problems: int, data: dict[str, Any]) -> str:
+    """A set's name as every table has it: beside it, what keeps its numbers from being those of the set."""
+    notes = {"changed": ["changed data"], "unverified": ["unverified data"]}.get(data.get("state", ""), [])
+    if problems < data.get("of", 0):
+        notes.append(f"first {problems} of {data['of']}")
+    return f"{name} ({', '.join(notes)})" if notes else name
+
+
+def comparable(one: dict[str, Any]) -> bool:
+    """Whether published scores may stand beside a set's: it was evaluated whole, on data not known to be others."""
+    return one["data"].get("state") != "changed" and one["problems"] >= one["data"].get("of", 0)
+
+
 def graders_in(frame: pd.DataFrame) -> list[str]:
     """The names of the graders that judged a benchmark's rows, in their order; the first is the one to go by."""
     found = [column.removesuffix("/status") for column in frame.columns if column.endswith("/status")]
@@ -81,38 +107,59 @@ def samples_of(frame: pd.DataFrame, name: str) -> int:
     return int(counts.iloc[0])
 
 
-def summarise(frame: pd.DataFrame) -> dict[str, Any]:
-    """By benchmark, every measure as JSON; the errors and intervals are over problems."""
+def summarise(frame: pd.DataFrame, data: dict[str, Any] | None = None) -> dict[str, Any]:
+    """By benchmark, every measure as JSON; errors and intervals are over problems. data: see `noted`, by benchmark."""
     found = {}
     for name, rows in frame.groupby("benchmark", sort=False):
-        samples = samples_of(rows, name)
+        sizes = rows.groupby("problem", sort=False).size()
+        cut, tokens = rows.finish_reason, rows.tokens
         found[name] = {
+            "data": (data or {}).get(name, {}),
             "problems": int(rows.problem.nunique()),
-            "samples": samples,
-            "truncated": float((rows.finish_reason == "length").mean()),
-            "tokens": float(rows.tokens.mean()),
-            "graders": {grader: judged(rows, grader, samples) for grader in graders_in(rows)},
+            "samples": int(sizes.min()),
+            "most_samples": int(sizes.max()),
+            "responses": len(rows),
+            "truncated": float((cut == "length").mean()) if cut.notna().any() else None,
+            "tokens": float(tokens.mean()) if tokens.notna().any() else None,
+            "graders": {grader: judged(rows, grader) for grader in graders_in(rows)},
         }
     return found
 
 
-def judged(rows: pd.DataFrame, grader: str, samples: int) -> dict[str, Any]:
-    """One benchmark by one grader: avg@n with its standard error, pass@k, maj@n, and how often each status came."""
-    counts = right(rows, grader)
-    ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if k < samples] + [samples]
+def judged(rows: pd.DataFrame, grader: str) -> dict[str, Any]:
+    """One benchmark by one grader: avg@n with its standard error, pass@k, maj@n, and how often each status came.
+
+    Where problems have different numbers of responses, each counts by its own share of right ones.
+    """
+    counts, sizes = right(rows, grader), rows.groupby("problem", sort=False).size()
+    least = int(sizes.min())
+    ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if k < least] + [least]
+    passes = {k: [float(pass_at_k([c], n, k)[0]) for c, n in zip(counts, sizes, strict=True)] for k in ks}
     status = rows[f"{grader}/status"].value_counts().to_dict()
+    mean = average(counts, least) if sizes.nunique() == 1 else average(passes[1], 1)
     measures: dict[str, Any] = {
-        "avg": asdict(average(counts, samples)),
-        "pass": {str(k): asdict(pass_interval(counts, samples, k)) for k in ks},
+        "avg": asdict(mean),
+        "pass": {str(k): asdict(bootstrap_over_problems([values], expanded=True)) for k, values in passes.items()},
         "status": {name: int(count) for name, count in status.items()},
     }
-    if rows[f"{grader}/answer"].notna().any() and samples > 1:
+    if rows[f"{grader}/answer"].notna().any() and sizes.max() > 1:
         votes = []
         for _, part in rows.groupby("problem", sort=False):
             answers = [None if pd.isna(answer) else answer for answer in part[f"{grader}/answer"]]
-            votes.append(maj_at_k(answers, list(part[f"{grader}/status"] == "right"), samples))
+            votes.append(maj_at_k(answers, list(part[f"{grader}/status"] == "right"), len(answers)))
         measures["maj"] = asdict(bootstrap_over_problems([votes], expanded=True))
     return measures
+
+
+def problem_lines(frame: pd.DataFrame) -> pd.DataFrame:
+    """By benchmark, problem and grader: responses, right ones, and the 95% Wilson interval of their share."""
+    lines = []
+    for (name, problem), rows in frame.groupby(["benchmark", "problem"], sort=False):
+        for grader in graders_in(rows):
+            count, n = int((rows[f"{grader}/status"] == "right").sum()), len(rows)
+            span = binomtest(count, n).proportion_ci(method="wilson")
+            lines.append((name, problem, grader, n, count, span.low, span.high))
+    return pd.DataFrame(lines, columns=["benchmark", "problem", "grader", "responses", "right", "low", "high"])
 
 
 def percent(value: dict[str, float], error: bool = False) -> str:
@@ -136,25 +183,30 @@ def lines_of(summary: dict[str, Any]) -> list[list[str]]:
     """The main table, one row a benchmark and grader; `no verdict`: see `UNJUDGED`."""
     lines = []
     for name, one in summary.items():
-        responses = one["problems"] * one["samples"]
+        responses, least, most = one["responses"], one["samples"], one["most_samples"]
         for i, (grader, found) in enumerate(one["graders"].items()):
             status, first = found["status"], i == 0
             failed = sum(status.get(name, 0) for name in UNJUDGED)
             lines.append(
                 [
-                    name if first else "",
-                    f"{one['problems']} x {one['samples']}" if first else "",
+                    noted(name, one["problems"], one["data"]) if first else "",
+                    f"{one['problems']} x {least}{f' to {most}' if most > least else ''}" if first else "",
                     grader,
                     percent(found["avg"], error=True),
                     percent(found["pass"][str(one["samples"])]) if one["samples"] > 1 else "",
                     percent(found["maj"]) if "maj" in found else "",
                     f"{100 * status.get('unanswered', 0) / responses:.1f}",
                     f"{100 * failed / responses:.1f}",
-                    f"{100 * one['truncated']:.1f}" if first else "",
-                    f"{one['tokens']:.0f}" if first else "",
+                    _known(one["truncated"], 100, 1) if first else "",
+                    _known(one["tokens"], 1, 0) if first else "",
                 ]
             )
     return lines
+
+
+def _known(value: float | None, scale: int, digits: int) -> str:
+    """A number in a cell; a dash where it is not known, as of responses that another harness kept."""
+    return "-" if value is None else f"{scale * value:.{digits}f}"
 
 
 def published_scores(model: str | None = None) -> pd.DataFrame:
@@ -173,11 +225,15 @@ def published_scores(model: str | None = None) -> pd.DataFrame:
 
 
 def published_lines(summary: dict[str, Any], title: str, scores: pd.DataFrame) -> list[list[str]]:
-    """avg@n by benchmark in percent: a head, the rows of this evaluation, and published ones. Empty where none fits."""
-    shared = [name for name in summary if name in set(scores.benchmark)]
+    """avg@n by benchmark in percent: a head, the rows of this evaluation, and published ones. Empty where none fits.
+
+    A benchmark of which the data are changed, or only some of the problems, is left out; see `comparable`.
+    """
+    shared = [name for name, one in summary.items() if name in set(scores.benchmark) and comparable(one)]
     if not shared:
         return []
-    lines = [["model", "method", "source", *shared]]
+    titles = [noted(name, summary[name]["problems"], summary[name]["data"]) for name in shared]
+    lines = [["model", "method", "source", *titles]]
     for grader in summary[shared[0]]["graders"]:
         cells = [summary[name]["graders"].get(grader) for name in shared]
         told = [percent(found["avg"], error=True) if found else "" for found in cells]
@@ -194,12 +250,12 @@ def write_summary(folder: Path, title: str, scores: pd.DataFrame) -> dict[str, A
 
     scores: the published ones to set beside it.
     """
-    summary = summarise(read_responses(folder))
-    about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    about = read_record(folder)
+    summary = summarise(read_responses(folder), about.get("data"))
     text = f"# {title}\n\nPercent; standard errors and 95% intervals over problems.\n\n"
     text += markdown_table(HEAD, lines_of(summary)) + "\n"
     passes = [
-        [name, grader, k, percent(value)]
+        [noted(name, one["problems"], one["data"]), grader, k, percent(value)]
         for name, one in summary.items()
         for grader, found in one["graders"].items()
         for k, value in found["pass"].items()
@@ -224,6 +280,7 @@ def paired_evaluations(first: Path, second: Path, grader: str | None = None) -> 
     Raises SteerError where they share no benchmark, where the problems or prompts of a shared one differ, and for a
     grader that did not judge it.
     """
+    data = [read_record(folder).get("data", {}) if (folder / RECORD).exists() else {} for folder in (first, second)]
     frames = [dict(list(read_responses(folder).groupby("benchmark", sort=False))) for folder in (first, second)]
     shared = [name for name in frames[0] if name in frames[1]]
     if not shared:
@@ -243,15 +300,17 @@ def paired_evaluations(first: Path, second: Path, grader: str | None = None) -> 
         decision = paired(counts[0], counts[1].loc[counts[0].index], *samples)
         means = [float((c / n).mean()) for c, n in zip(counts, samples, strict=True)]
         alike = bool((prompts[0] == prompts[1].loc[prompts[0].index]).all())
+        told = next((one[name] for one in data if one.get(name, {}).get("state") == "changed"), data[0].get(name, {}))
         found[name] = {"grader": chosen, "problems": len(counts[0]), "samples": samples, "means": means,
-                       "decision": decision, "same_prompts": alike}  # fmt: skip
+                       "decision": decision, "same_prompts": alike, "data": told}  # fmt: skip
     return found
 
 
 def paired_lines(found: dict[str, dict[str, Any]]) -> list[list[str]]:
     """One row a benchmark: both means, the difference, and what would decide it."""
     return [
-        [name, one["grader"], f"{one['problems']} x {' and '.join(map(str, dict.fromkeys(one['samples'])))}",
+        [noted(name, one["problems"], one["data"]), one["grader"],
+         f"{one['problems']} x {' and '.join(map(str, dict.fromkeys(one['samples'])))}",
          *(f"{100 * mean:.1f}" for mean in one["means"]), percent(asdict(one["decision"].difference)),
          verdict(one["decision"]), "yes" if one["same_prompts"] else "NO"]
         for name, one in found.items()

@@ -50,6 +50,8 @@ class Policy:
 
 def model_folder(path: str) -> Path:
     """The folder that `model.path` names. Raises SteerError where it holds no model."""
+    if not path:
+        raise SteerError("model.path: is empty; give a Hugging Face model folder, or `embedded`")
     folder = EMBEDDED if path == "embedded" else smoke_model() if path == SMOKE else Path(path)
     if not (folder / "config.json").is_file():
         raise SteerError(f"model.path: {path} holds no config.json; give a Hugging Face model folder, or `embedded`")

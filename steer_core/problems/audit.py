@@ -163,7 +163,7 @@ def set_lines(record: dict[str, Any]) -> list[list[str]]:
     """One line of words a set, for a table with the head SET_HEAD."""
     return [
         [
-            one["name"],
+            title,
             f"{one['rows']:,}",
             f"{one['problems']:,}",
             ", ".join(map(str, one["copies"])) if len(one["copies"]) < 4 else f"1 to {max(map(int, one['copies']))}",
@@ -177,8 +177,13 @@ def set_lines(record: dict[str, Any]) -> list[list[str]]:
             f"{one['control_characters']:,}",
             one["state"],
         ]
-        for one in record["sets"]
+        for title, one in zip(titles(record), record["sets"], strict=True)
     ]
+
+
+def titles(record: dict[str, Any]) -> list[str]:
+    """The sets' names as every table has them: one whose file is not the manifest's says so."""
+    return [one["name"] + (" (changed)" if one["state"] == "changed" else "") for one in record["sets"]]
 
 
 def matrix_lines(record: dict[str, Any]) -> list[list[str]]:
@@ -194,12 +199,15 @@ def matrix_lines(record: dict[str, Any]) -> list[list[str]]:
         exact, near = cells[name, other]["exact"], cells[name, other]["near"]
         return f"{exact} + {near}" if exact or near else ""
 
-    return [[name, counts[name], *(cell(name, other) for other in sets)] for name in sets]
+    return [
+        [title, counts[name], *(cell(name, other) for other in sets)]
+        for title, name in zip(titles(record), sets, strict=True)
+    ]
 
 
 def tables(record: dict[str, Any]) -> list[Table]:
     """The audit for a terminal."""
-    head = ["set", "problems", *(one["name"] for one in record["sets"])]
+    head = ["set", "problems", *titles(record)]
     title = "exact + near-duplicates: problems of the row's set that the column's set has"
     return [
         rich_table("what the files hold", SET_HEAD, set_lines(record)),
@@ -255,7 +263,7 @@ def markdown(record: dict[str, Any]) -> str:
         record["rule"],
         READ,
         "A cell tells how many problems of the row's set the column's set has: exactly + only nearly. Empty: none.",
-        markdown_table(["set", "problems", *(one["name"] for one in sets)], matrix_lines(record)),
+        markdown_table(["set", "problems", *titles(record)], matrix_lines(record)),
         "Examples, the least and the most alike of each pair of sets, from where the texts begin to differ:",
         "```text\n" + "\n".join(_example_lines(record["overlap"])) + "\n```",
     ]

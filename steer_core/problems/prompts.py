@@ -7,6 +7,7 @@ policy reads, a system prompt of the chat template included, so that it can be s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steer_core.common.errors import SteerError, nearest, one_line
@@ -95,13 +96,35 @@ STYLES = {
 """Every prompt style, by name."""
 
 
+QUESTION = "{question}"
+"""Where the question stands in a template of one's own."""
+
+
+def spelled_out(style: str) -> str:
+    """A style's name, or the template that the word is or that is in the file it names. Raises SteerError."""
+    if style in STYLES or QUESTION in style:
+        return style
+    path = Path(style)
+    if not path.is_file():
+        known = nearest(style, STYLES)
+        raise SteerError(f"benchmark.style: {style!r} is unknown; {known}; or name a text file with {QUESTION} in it")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise SteerError(f"benchmark.style: {path} is not read ({one_line(error)}); give a text file") from error
+    if QUESTION not in text:
+        raise SteerError(f"benchmark.style: {path} has no {QUESTION} in it; write it where the question is to stand")
+    return text
+
+
 def styled(problem: Problem, style: str) -> Messages:
-    """The chat messages of a problem in a named style. Raises SteerError for an unknown style."""
-    if style not in STYLES:
-        raise SteerError(f"benchmark.style: {style!r} is unknown; {nearest(style, STYLES)}")
+    """The chat messages of a problem in a style or a template. Raises SteerError as `spelled_out` does."""
     if style == SHIPPED:
         return [dict(message) for message in problem.messages]
-    return STYLES[style].messages(problem.question)
+    text = spelled_out(style)
+    if text in STYLES:
+        return STYLES[text].messages(problem.question)
+    return [{"role": "user", "content": text.replace(QUESTION, problem.question)}]
 
 
 def prompted(problem: Problem, style: str, tokenizer: PreTrainedTokenizerBase) -> Problem:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic.dataclasses import dataclass
 
 from steer_core.common.errors import SteerError, one_line
+from steer_core.common.records import json_records
 from steer_core.common.settings import STRICT
 from steer_core.problems.problem import Row
 
@@ -82,7 +83,7 @@ def read_file(file: str | Path, field: str = "task.file") -> datasets.Dataset:
 def rows_of(table: datasets.Dataset, file: str | Path, field: str = "task.file") -> list[Row]:
     """(messages, ground truth) of every row in verl's format. Raises SteerError naming the row that does not fit."""
     records = table.select_columns(["prompt", "reward_model"]).to_list()
-    return [_row(f"{field}: {file}, row {i}", **record) for i, record in enumerate(records)]
+    return [verl_row(f"{field}: {file}, row {i}", **record) for i, record in enumerate(records)]
 
 
 def read_rows(file: str | Path, field: str = "task.file") -> list[Row]:
@@ -90,8 +91,8 @@ def read_rows(file: str | Path, field: str = "task.file") -> list[Row]:
     return rows_of(read_file(file, field), file, field)
 
 
-def _row(where: str, prompt: Any, reward_model: Any, **_: Any) -> Row:
-    """One row, checked."""
+def verl_row(where: str, prompt: Any, reward_model: Any, **_: Any) -> Row:
+    """A row in verl's format, checked; `where` names it for messages. Raises SteerError naming what does not fit."""
     messages = prompt if isinstance(prompt, list) else []
     for message in messages:
         if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
@@ -137,23 +138,6 @@ def _hub_records(hub: Hub) -> Iterable[dict[str, Any]]:
     return (record for file, path in paths.items() for record in json_records(Path(path), file.endswith("l")))
 
 
-def json_records(path: Path, lines: bool) -> Iterator[dict[str, Any]]:
-    """The rows of a JSON file.
-
-    lines: the file has a row a line; else it is a list of rows or, as pandas writes, {column: {index: value}}.
-    """
-    with path.open(encoding="utf-8") as file:
-        if lines:
-            yield from (json.loads(line) for line in file if line.strip())
-            return
-        whole = json.load(file)
-    if isinstance(whole, list):
-        yield from whole
-        return
-    for index in next(iter(whole.values())):
-        yield {column: values[index] for column, values in whole.items()}
-
-
 def _columns(hub: Hub) -> tuple[str, ...]:
     return {
         "columns": (hub.question, hub.answer),
@@ -164,13 +148,13 @@ def _columns(hub: Hub) -> tuple[str, ...]:
 
 def _hub_row(hub: Hub, record: dict[str, Any], where: str) -> Row:
     if hub.form == "verl":
-        return _row(where, **record)
+        return verl_row(where, **record)
     if hub.form == "livecodebench":
-        return _livecodebench_row(record, where)
-    return [{"role": "user", "content": str(record[hub.question]).strip()}], _truth(record[hub.answer], hub.take)
+        return livecodebench_row(record)
+    return [{"role": "user", "content": str(record[hub.question]).strip()}], truth_of(record[hub.answer], hub.take)
 
 
-def _truth(answer: Any, take: str) -> str:
+def truth_of(answer: Any, take: str) -> str:
     """The ground truth in an answer column; empty where there is none. See `Hub.take`."""
     if take == "list" or isinstance(answer, list):
         return ", ".join(str(part).strip().strip("$") for part in answer or [])
@@ -193,7 +177,7 @@ def last_box(text: str) -> str:
     return ""
 
 
-def _livecodebench_row(record: dict[str, Any], where: str) -> Row:
+def livecodebench_row(record: dict[str, Any]) -> Row:
     """A problem of LiveCodeBench; its hidden tests are a compressed pickle of one JSON text."""
     hidden = record["private_test_cases"]
     try:
@@ -202,32 +186,11 @@ def _livecodebench_row(record: dict[str, Any], where: str) -> Row:
         packed = zlib.decompress(base64.b64decode(hidden))
         tests = json.loads(_PlainUnpickler(io.BytesIO(packed)).load())
     tests = [*json.loads(record["public_test_cases"]), *tests]
-    name = json.loads(record.get("metadata") or "{}").get("func_name")
-    if name:
-        tests = [{**test, "metadata": {"func_name": name}} for test in tests]
+    if name := json.loads(record.get("metadata") or "{}").get("func_name"):
+        tests = [{**test, "func_name": name} for test in tests]
     start = (record.get("starter_code") or "").rstrip()
     question = record["question_content"].strip() + (f"\n\nStart from:\n```python\n{start}\n```" if start else "")
-    return [{"role": "user", "content": question}], code_tests(json.dumps(tests), where)
-
-
-def code_tests(truth: str, where: str) -> str:
-    """The ground truth of a code problem as JSON text {"inputs", "outputs"[, "fn_name"]}, or {"functional": program}.
-
-    LiveCodeBench's list of {"input", "output", "metadata"} becomes the first. Raises SteerError for anything else.
-    """
-    try:
-        tests = json.loads(truth)
-    except json.JSONDecodeError:
-        tests = None
-    cases = tests if isinstance(tests, list) else []
-    if cases and all(isinstance(case, dict) and {"input", "output"} <= case.keys() for case in cases):
-        metadata = cases[0].get("metadata") or {}
-        name = (json.loads(metadata) if isinstance(metadata, str) else metadata).get("func_name")
-        tests = {key: [case[key[:-1]] for case in cases] for key in ("inputs", "outputs")}
-        return json.dumps({**tests, "fn_name": name} if name else tests)
-    if isinstance(tests, dict) and ({"inputs", "outputs"} <= tests.keys() or "functional" in tests):
-        return truth
-    raise SteerError(f"{where}: the ground truth {truth[:80]!r} is no tests; give JSON with `inputs` and `outputs`")
+    return [{"role": "user", "content": question}], json.dumps(tests)
 
 
 class _PlainUnpickler(pickle.Unpickler):

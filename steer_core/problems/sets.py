@@ -28,7 +28,8 @@ from steer_core.common.places import CHECKOUT
 from steer_core.common.settings import STRICT, build, read_yaml
 from steer_core.problems.problem import Messages, Problem, Row
 from steer_core.problems.prompts import question_of
-from steer_core.problems.rows import Hub, code_tests, hub_rows, read_rows
+from steer_core.problems.rows import Hub, hub_rows, read_rows
+from steer_core.rewards.code_tests import first_tests, parse_tests
 
 MANIFEST = Path(__file__).parent / "manifest.yaml"
 BESIDE = CHECKOUT.resolve().parent / "shared" / "data"
@@ -80,6 +81,8 @@ class ProblemSet:
     """Problems that are graded alike. grader: who grades them. samples: responses to each.
 
     source, digest: where they come from, and the `content_hash` of all rows there; empty for problems that are made.
+    state: whether these are the manifest's problems; `own` for a file of one's own, `made` for Countdown. of: how many
+    problems there are, of which these are the first.
     """
 
     name: str
@@ -88,6 +91,8 @@ class ProblemSet:
     problems: list[Problem] = field(repr=False)
     source: str
     digest: str
+    state: State | Literal["own", "made"] = "made"
+    of: int = 0
 
 
 def names() -> list[str]:
@@ -137,17 +142,23 @@ def find_file(file: str, field: str = "task.file") -> Path:
 def load_set(name: str, folder: Path | None = None, accept_changed: bool = False) -> ProblemSet:
     """The set of that name, every problem once, in the file's order, without a prompt yet.
 
-    Problems without an answer, or with another answer in another row, are left out with a warning.
+    Problems without an answer, with another answer in another row, or of code with tests that cannot be run, are left
+    out with a warning.
     Raises SteerError for an unknown name, a set that is not found, and a file that is not the manifest's,
     unless `accept_changed`.
     """
     release = read_release(name, folder, accept_changed)
     facts, where = release.facts, f"data {name}"
-    problems = []
-    for text, (messages, truth) in distinct(release.rows, release.source, row_identity, where).items():
-        reference = code_tests(truth, f"{where}: {release.source}") if facts.grader == "code" else truth
-        problems.append(Problem(problem_id(name, text), "", reference, question_of(messages)[1], messages))
-    return ProblemSet(name, facts.grader, facts.samples, problems, release.source, release.digest)
+    rows = distinct(release.rows, release.source, row_identity, where)
+    if facts.grader == "code":
+        rows = runnable(rows, release.source, field=where)
+    problems = [
+        Problem(problem_id(name, text), "", truth, question_of(messages)[1], messages)
+        for text, (messages, truth) in rows.items()
+    ]
+    return ProblemSet(
+        name, facts.grader, facts.samples, problems, release.source, release.digest, release.state, len(problems)
+    )
 
 
 def read_release(name: str, folder: Path | None = None, accept_changed: bool = False) -> Release:
@@ -248,6 +259,31 @@ def distinct(
             stacklevel=2,
         )
     return usable
+
+
+def runnable(rows: dict[str, Row], file: str, most: int | None = None, field: str = "task.file") -> dict[str, Row]:
+    """The rows whose ground truth is tests that can be run, cut to the first `most`; a warning tells what is left out.
+
+    Raises SteerError where none is left.
+    """
+    found, reason = {}, ""
+    for text, (messages, truth) in rows.items():
+        try:
+            tests = first_tests(truth, most)
+            parse_tests(tests)
+        except SteerError as error:
+            reason = reason or str(error)
+            continue
+        found[text] = messages, tests
+    if not found:
+        raise SteerError(f"{field}: {file} holds no problem with tests that can be run ({reason})")
+    if len(found) < len(rows):
+        warnings.warn(
+            f"{field}: {file}: left out {len(rows) - len(found)} of {len(rows)} problems, whose tests cannot be run "
+            f"(the first: {reason})",
+            stacklevel=2,
+        )
+    return found
 
 
 def grouped(rows: Sequence[Row], same: Callable[[Messages], str]) -> tuple[dict[str, list[Row]], set[str]]:

@@ -31,6 +31,11 @@ class Verdict:
         return self.status == "right"
 
 
+def after_thinking(response: str) -> str:
+    """What a response says behind its last `</think>`: what a model only thinks is no answer."""
+    return response.rpartition("</think>")[2]
+
+
 class Grader(Protocol):
     """Judges responses. Never raises on any text, and always comes to an end."""
 

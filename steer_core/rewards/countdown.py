@@ -32,6 +32,11 @@ def _judge(prompt: str, response: str) -> Verdict:
     return Verdict("right" if right else "wrong", ",".join(sorted(response.split(","))))
 
 
+def is_prompt(text: str) -> bool:
+    """Whether a text is a prompt of Countdown, which is what its responses are judged by."""
+    return _PROMPT.fullmatch(text) is not None
+
+
 def is_solution(prompt: str, response: str) -> bool:
     """Whether the trace uses each number exactly once, computes right, and ends at the target.
 

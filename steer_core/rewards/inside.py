@@ -3,7 +3,7 @@
 Started by `sandbox.py` as a bare script: it imports nothing of this package, and never knows a right answer. Both
 directions of its channel (stdin, stdout) carry messages of one line of JSON, whose `size` tells how many bytes follow:
 
-    in    {"limits": {...}, "filter": hex, "inodes": most or null, "size": n}, then the program's source
+    in    {"limits": {...}, "filter": hex, "inodes": most or null, "size": n}, then the texts that may be the program
     in    {"function": name or null, "wall": seconds, "size": n}, then stdin, or the arguments as a JSON array
     out   {"status": ..., "detail": ..., "seconds": ..., "clean": ..., "size": n}, then stdout, or the result as JSON
 
@@ -11,23 +11,28 @@ The program's stdin, stdout, stderr and result are files in memory, so that the 
 bounds each and nothing has to be pumped. As process 1 of its namespace the supervisor cannot be stopped from inside.
 """
 
+import ast
 import atexit
 import bisect
 import builtins
 import collections
 import copy
 import ctypes
+import datetime
 import functools
 import gc
 import heapq
+import io
 import itertools
 import json
 import math
 import operator
 import os
+import random
 import re
 import resource
 import signal
+import statistics
 import string
 import sys
 import threading
@@ -42,8 +47,14 @@ RESULT = 3
 STACK = 256 << 20
 DEPTH = 50_000
 """Python's recursion limit at the start: what LiveCodeBench's harness sets."""
-STARRED = (string, re, collections, heapq, bisect, copy, math, itertools, functools, operator, typing)
+STARRED = (
+    string, re, datetime, collections, heapq, bisect, copy, math, random, statistics, itertools, functools, operator,
+    io, sys, json, typing,
+)  # fmt: skip
 """Modules that a solution finds imported, whole and by their names; where names clash, the later module's."""
+STREAMS = ("stdin", "stdout", "stderr")
+DOING = (ast.Call, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+"""What a program has somewhere, and a sample of input or output has not."""
 SET_DEATH_SIGNAL, SET_SECCOMP, SET_NO_NEW_PRIVILEGES = 1, 22, 38
 FILTER = 2
 
@@ -54,12 +65,13 @@ def main() -> None:
     """Answer requests until the channel closes; in the process of a test, run the program and return."""
     channel, replies = sys.stdin.buffer, sys.stdout.buffer
     setup = json.loads(channel.readline())
-    source = channel.read(setup["size"])
+    texts = json.loads(channel.read(setup["size"]))
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # an ignored one, inherited, would hide how a process ended
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
     names = prelude()
     gc.freeze()
+    untouched = Untouched(setup["inodes"] is not None)
     reply(replies, b"", status="ready", detail="", seconds=0.0, clean=True)
     for line in channel:
         request = json.loads(line)
@@ -70,19 +82,20 @@ def main() -> None:
         supervisor, process = os.getpid(), os.fork()
         if process == 0:
             confine(files, setup, supervisor)
-            return run(source, names, request["function"], payload)
+            return run(texts, names, request["function"], payload)
         status, detail, seconds = watch(process, files, setup, request["wall"])
         wanted = files[1] if request["function"] is None else files[RESULT]
         output = os.pread(wanted, setup["limits"]["output"], 0) if status == "done" else b""
         for file in files:
             os.close(file)
-        reply(replies, output, status=status, detail=detail, seconds=seconds, clean=clean())
+        reply(replies, output, status=status, detail=detail, seconds=seconds, clean=untouched(process))
 
 
-def run(source: bytes, names: dict, function: str | None, payload: bytes) -> None:
+def run(texts: list, names: dict, function: str | None, payload: bytes) -> None:
     """Run the program; for a function, call it and write its result, and leave whatever else still runs."""
+    source = chosen(texts, function).encode()
     module = types.ModuleType("__main__" if function is None else "program")
-    vars(module).update(names)
+    vars(module).update(names, **{name: getattr(sys, name) for name in STREAMS})
     sys.modules[module.__name__] = module
     exec(compile(source, "program.py", "exec", dont_inherit=True), vars(module))
     if function is not None:
@@ -97,6 +110,28 @@ def run(source: bytes, names: dict, function: str | None, payload: bytes) -> Non
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(0)
+
+
+def chosen(texts: list, function: str | None) -> str:
+    """The last text that is a program, where one is wanted of those that define the function; if none is, the last."""
+    found = None
+    for text in reversed(texts if len(texts) > 1 else []):
+        try:
+            nodes = list(ast.walk(ast.parse(text)))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        if function in {getattr(node, "name", getattr(node, "id", None)) for node in nodes if defines(node)}:
+            return text
+        if found is None and any(isinstance(node, DOING) for node in nodes):
+            found = text
+            if function is None:
+                break
+    return texts[-1] if found is None else found
+
+
+def defines(node: ast.AST) -> bool:
+    """Whether a part of a program gives a name to a function or a value."""
+    return isinstance(node, ast.FunctionDef) or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
 
 
 def confine(files: list[int], setup: dict, supervisor: int) -> None:
@@ -199,12 +234,40 @@ def inodes() -> int:
     return counts.f_files - counts.f_ffree
 
 
-def clean() -> bool:
-    """Whether the working folder is as empty as it was, so that another test may use it."""
-    try:
-        return not os.listdir(".")
-    except OSError:
-        return False
+class Untouched:
+    """Whether a test left the sandbox as it found it, so that another test of the program can tell nothing of it.
+
+    What a process does to its folder stays in the folder's times, of which it cannot set that of the last change; and
+    a thread that it made took a process number. What else of a process can be seen once it is gone it was refused.
+    """
+
+    def __init__(self, own_numbers: bool) -> None:
+        """own_numbers: whether only this sandbox gives out process numbers here."""
+        self.own_numbers = own_numbers
+        os.listdir(".")  # it sets the time of the last reading, which readings after it leave
+        self.folder = self.times()
+
+    def __call__(self, process: int) -> bool:
+        """Whether the test of this process was the last to take a process number, and its folder is as it was."""
+        try:
+            return self.times() == self.folder and not (self.own_numbers and next_number() != process + 1)
+        except OSError:
+            return False
+
+    @staticmethod
+    def times() -> tuple[int, ...]:
+        """When the working folder was read, changed, and changed in any way."""
+        status = os.stat(".")
+        return status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns
+
+
+def next_number() -> int:
+    """The next process number, which it uses up."""
+    process = os.fork()
+    if process == 0:
+        os._exit(0)
+    os.waitpid(process, 0)
+    return process
 
 
 def fill(file: int, content: bytes) -> None:

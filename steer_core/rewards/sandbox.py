@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -60,13 +61,15 @@ WEAKER = "or accept resource limits alone, which are no wall against a hostile p
 class Limits:
     """What one run of a program may use, in seconds and bytes; `source` and `total` are for all its runs together.
 
-    cpu: CPU time, in whole seconds. memory: address space, the interpreter's 30 MB included. output: stdout, stderr,
-    a result, and any file, each. disk: all of /tmp. A sandbox never holds more than memory + disk + 4 outputs + its
-    input, beside a supervisor of 20 MB and what the kernel keeps for 64 open files.
+    cpu, total: CPU time, which a crowded machine does not use up; cpu in whole seconds. wall: by the clock, for a
+    program that only waits; so far above cpu that a program that computes meets it only where it gets less than a
+    tenth of a core. memory: address space, the interpreter's 30 MB included. output: stdout, stderr, a result, and any
+    file, each. disk: all of /tmp. A sandbox never holds more than memory + disk + 4 outputs + its input, beside a
+    supervisor of 20 MB and what the kernel keeps for 64 open files.
     """
 
     cpu: int = 6
-    wall: float = 12.0
+    wall: float = 60.0
     memory: int = 1 << 30
     output: int = 8 << 20
     disk: int = 16 << 20
@@ -105,19 +108,27 @@ class Stopped(Exception):
 class Sandbox:
     """One program and the sandbox it runs in, for one thread at a time.
 
-    A run starts a new process, and a new sandbox where the run before left a file, or was ended. Use it as a context
+    A run starts a new process, and a new sandbox where the run before left a trace, or was ended. Use it as a context
     manager: leaving it ends whatever still runs. When this process, or the thread that started the sandbox, ends in
     whatever way, the kernel ends the sandbox.
     """
 
     def __init__(
-        self, program: str, limits: Limits | None = None, mode: Mode = "bubblewrap", stop: threading.Event | None = None
+        self,
+        program: str | Sequence[str],
+        limits: Limits | None = None,
+        mode: Mode = "bubblewrap",
+        stop: threading.Event | None = None,
     ) -> None:
-        """Raises ValueError for a program that is too long, or no text; SteerError for a mode there is not."""
+        """program: its text, or several of which the last that is a program runs, or defines the function called.
+
+        Raises ValueError for texts that are too long together; SteerError for a mode there is not.
+        """
         self.limits = limits or Limits()
-        if len(program) > self.limits.source:
-            raise ValueError(f"a program of {len(program)} characters, more than {self.limits.source}")
-        self._source, self._mode, self._stop = program.encode(), mode, stop
+        texts = [program] if isinstance(program, str) else list(program)
+        if (length := sum(map(len, texts))) > self.limits.source:
+            raise ValueError(f"a program of {length} characters, more than {self.limits.source}")
+        self._source, self._mode, self._stop = json.dumps(texts).encode(), mode, stop
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: str | None = None
         if mode not in get_args(Mode):

@@ -2,7 +2,8 @@
 
 Refusing new processes makes the rest simple: one process holds all the memory a program has, so a limit on its
 address space is a limit on the total, and when that process ends nothing is left. Refused too is every other way to
-hold memory that such a limit does not count, and what reaches for other processes, networks and namespaces.
+hold memory that such a limit does not count, what reaches for other processes, networks and namespaces, and what would
+leave a trace behind: a process' rank among others, a file's mode and times.
 """
 
 from __future__ import annotations
@@ -52,18 +53,64 @@ REFUSED = {
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
     "prctl": (157, 167),
+    "kcmp": (312, 272),
+    "process_madvise": (440, 440),
+    "process_mrelease": (448, 448),
+    "move_pages": (279, 239),
+    "migrate_pages": (256, 238),
+    # their rank, which the tests of a program would inherit from the supervisor
+    "setpriority": (141, 140),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+    "ioprio_set": (251, 30),
+    # what a file says of itself; the devices of a sandbox are the machine's own
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "lchown": (94, None),
+    "fchown": (93, 55),
+    "fchownat": (260, 54),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
     # the network, and the kernel's log
     "socket": (41, 198),
     "connect": (42, 203),
     "syslog": (103, 116),
 }
-CLONE, CLONE3 = (56, 220), (435, 435)
+CLONE = (56, 220)
+UNREADABLE = {"clone3": (435, 435), "openat2": (437, 437)}
+"""Calls whose flags lie where no filter can read them: with ENOSYS the C library turns to others."""
 CLONE_THREAD = 0x10000
+TEMPORARY_FILE = 0o20000000
+"""O_TMPFILE: a file in no folder, of which the folder's times tell nothing; Python makes one with a name instead."""
+NUMBERED_CLOCK = 1 << 31
+"""Set in a clock's name that is made of a process' number: the supervisor's tells what the tests before used."""
+OWNERS = (8, 10, 15, 1024, 1026)
+"""F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY: the kernel signals a file's owner, whoever that is."""
+DEVICE_OWNERS = (0x8901, 0x8902)
+"""FIOSETOWN, SIOCSPGRP: the same by ioctl."""
 X32 = 0x40000000
 """Bit that marks calls by a second set of numbers on x86_64."""
 
+Step = tuple[int, int, int, int]
+"""An instruction: code, steps to skip where its test holds and where it does not, value."""
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-NUMBER, MACHINE, FIRST_ARGUMENT = 0, 4, 16
+NUMBER, MACHINE, ARGUMENTS = 0, 4, 16
 """Where the kernel puts them for a filter to read: byte offsets in struct seccomp_data."""
 ALLOW, KILL, ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 REFUSE = ERROR | errno.EPERM
@@ -72,8 +119,7 @@ REFUSE = ERROR | errno.EPERM
 def syscall_filter(machine: str | None = None) -> bytes:
     """The filter for a machine (this one), 8 bytes an instruction: threads may be made, processes not.
 
-    A refused call fails with EPERM. clone3 passes its flags where no filter can read them and fails with ENOSYS,
-    at which the C library turns to clone. Raises SteerError for a machine whose numbers are not in the tables.
+    A refused call fails with EPERM. Raises SteerError for a machine whose numbers are not in the tables.
     """
     machine = machine or platform.machine()
     if machine not in MACHINES:
@@ -85,21 +131,38 @@ def syscall_filter(machine: str | None = None) -> bytes:
         (RETURN, 0, 0, KILL),
         (LOAD, 0, 0, NUMBER),
         *_if(AT_LEAST, X32, REFUSE),
-        *_if(EQUAL, CLONE3[column], ERROR | errno.ENOSYS),
     ]
+    for numbers in UNREADABLE.values():
+        steps += _if(EQUAL, numbers[column], ERROR | errno.ENOSYS)
     for numbers in REFUSED.values():
         if numbers[column] is not None:
             steps += _if(EQUAL, numbers[column], REFUSE)
-    steps += [
-        (EQUAL, 0, 3, CLONE[column]),
-        (LOAD, 0, 0, FIRST_ARGUMENT),
-        (ANY_BIT, 1, 0, CLONE_THREAD),
-        (RETURN, 0, 0, REFUSE),
-        (RETURN, 0, 0, ALLOW),
-    ]
+    for numbers, argument, checks in _partly_refused():
+        if numbers[column] is not None:
+            steps += [(EQUAL, 0, len(checks) + 2, numbers[column]), (LOAD, 0, 0, ARGUMENTS + 8 * argument), *checks]
+            steps += [(RETURN, 0, 0, ALLOW)]
+    steps += [(RETURN, 0, 0, ALLOW)]
     return b"".join(struct.pack("HBBI", *step) for step in steps)
 
 
-def _if(test: int, value: int, answer: int) -> list[tuple[int, int, int, int]]:
+def _partly_refused() -> list[tuple[tuple[int | None, int], int, list[Step]]]:
+    """Calls that an argument decides on: their numbers, which argument (from 0), and the checks of its lower half."""
+    return [
+        (CLONE, 0, _unless(ANY_BIT, CLONE_THREAD, REFUSE)),
+        ((302, 261), 0, _unless(EQUAL, 0, REFUSE)),  # prlimit64, of another process than itself
+        ((228, 113), 0, _if(ANY_BIT, NUMBERED_CLOCK, REFUSE)),  # clock_gettime, of a process by its number
+        ((2, None), 1, _if(ANY_BIT, TEMPORARY_FILE, REFUSE)),  # open
+        ((257, 56), 2, _if(ANY_BIT, TEMPORARY_FILE, REFUSE)),  # openat
+        ((72, 25), 1, [step for value in OWNERS for step in _if(EQUAL, value, REFUSE)]),  # fcntl
+        ((16, 29), 1, [step for value in DEVICE_OWNERS for step in _if(EQUAL, value, REFUSE)]),  # ioctl
+    ]
+
+
+def _if(test: int, value: int, answer: int) -> list[Step]:
     """Answer at once where the test of the loaded word holds, else go on."""
     return [(test, 0, 1, value), (RETURN, 0, 0, answer)]
+
+
+def _unless(test: int, value: int, answer: int) -> list[Step]:
+    """Answer at once where the test of the loaded word does not hold, else go on."""
+    return [(test, 1, 0, value), (RETURN, 0, 0, answer)]

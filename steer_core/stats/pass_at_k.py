@@ -87,7 +87,7 @@ class Average:
     within: float
 
 
-def average(correct_Q: Sequence[int], samples: int) -> Average:
+def average(correct_Q: Sequence[float], samples: int) -> Average:
     """avg@k of each problem's count of right samples out of k = `samples`. Raises SteerError without a problem."""
     correct = np.asarray(correct_Q, dtype=float)
     if not correct.size:

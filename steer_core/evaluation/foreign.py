@@ -1,0 +1,214 @@
+"""Responses as this and other harnesses keep them, a row each with what it is judged by: what `steer grade` reads.
+
+Read are: `responses.parquet` and `rollouts/*.parquet` of this package; verl's generations (`prompt`, `reward_model`,
+`responses`) and validation dumps (`input`, `output`, `gts`); samples of lm-evaluation-harness (`doc_id`, `target`,
+`resps`); OpenAI's chat completions (`choices`, or `messages` that end with the assistant's) beside an answer; and any
+file with a response and a reference under a usual name, or one that is named. Names within one another are joined by
+dots, as in `doc.answer`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steer_core.common.errors import SteerError
+from steer_core.common.records import Record, columns, read_records, value_at
+from steer_core.problems.own import answer_text
+from steer_core.problems.problem import Problem
+from steer_core.problems.prompts import question_of, unwrap
+from steer_core.problems.sets import identity
+from steer_core.rewards.code_tests import are_tests, parse_tests
+from steer_core.rewards.countdown import is_prompt
+
+RESPONSE = ("response", "responses", "resps", "completion", "completions", "output", "outputs", "generation",
+            "generations", "generated_text", "output_list", "model_output", "prediction", "predictions", "choices",
+            "response.body.choices", "code", "messages")  # fmt: skip
+REFERENCE = ("reference", "reward_model.ground_truth", "ground_truth", "gts", "gt", "gold", "expected_answer",
+             "final_answer", "tests", "target", "answer", "solution", "doc.answer", "label")  # fmt: skip
+PLAIN = ("reference", "reward_model.ground_truth", "ground_truth", "gts", "prompt")
+"""References that are the answer, and no solution that ends with it."""
+PROBLEM = ("problem", "problem_id", "question_id", "doc_id", "task_id", "unique_id", "custom_id", "id", "idx", "index",
+           "question", "prompt", "input")  # fmt: skip
+PROMPT = ("prompt", "question", "input", "problem", "doc.question", "doc.problem", "origin_prompt")
+SET = ("benchmark", "data_source")
+
+
+@dataclass(frozen=True)
+class Names:
+    """The columns that a user names; None: the first usual one that is there."""
+
+    response: str | None = None
+    reference: str | None = None
+    problem: str | None = None
+
+
+def read_responses(path: Path, names: Names, problems: Sequence[Problem] = ()) -> list[Record]:
+    """A row a response: benchmark, problem, sample, prompt, reference, response, finish_reason, tokens.
+
+    problems: where a file holds no references, those of a problem set, found by a problem's id or question. What has
+    no reference is left out with a warning. A row keeps the columns NAME/status of verdicts that it came with. Raises
+    SteerError for a file that is not read, for columns that are missing or hold no text, naming the remedy.
+    """
+    field = "FILE"
+    records = read_records(path, field)
+    if all("resps" in record and "filter" in record for record in records):  # once for each filter of the harness
+        records = [record for record in records if record["filter"] == records[0]["filter"]]
+    where = f"{field}: {path}"
+    response = _name(records, names.response, RESPONSE, "--response", where)
+    known = {} if not problems else _references(problems)
+    reference = None if known and not names.reference else _reference_name(records, names.reference, where)
+    rows: list[Record] = []
+    lacking = 0
+    for number, record in enumerate(records):
+        prompt = _prompt(record)
+        problem = _problem(record, names.problem, number)
+        truth = _known(known, problem, prompt) if reference is None else _truth(record, reference)
+        if not truth:
+            lacking += 1
+            continue
+        base: Record = {"benchmark": _set(record, path), "problem": problem, "prompt": prompt, "reference": truth}
+        base |= _kept(record)
+        base |= {name: value for name, value in record.items() if name.endswith("/status")}
+        texts = _texts(value_at(record, response), f"{where}, record {number + 1}")
+        rows += [{**base, "response": text} for text in texts]
+    if not rows:
+        raise SteerError(f"{where}: no response has a reference; name its column (--reference), or its benchmark")
+    if lacking:
+        warnings.warn(f"{where}: left out {lacking} of {len(records)} records, which have no reference", stacklevel=2)
+    return _numbered(rows)
+
+
+def kinds_of(rows: list[Record], path: Path) -> dict[str, str]:
+    """Who judges the rows of each set: code where a reference is tests, countdown where it is its prompt, else maths.
+
+    Raises SteerError where only some references of a set are of that kind.
+    """
+    found = {}
+    for name in dict.fromkeys(row["benchmark"] for row in rows):
+        references = list(dict.fromkeys(row["reference"] for row in rows if row["benchmark"] == name))
+        if any(map(are_tests, references)):
+            found[name] = "code"
+            for reference in references:
+                try:
+                    parse_tests(reference)
+                except SteerError as error:
+                    raise SteerError(
+                        f"FILE: {path}, {name}: some references are tests, one is none ({error})"
+                    ) from None
+        else:
+            found[name] = "countdown" if all(map(is_prompt, references)) else "maths"
+    return found
+
+
+def _name(records: list[Record], told: str | None, usual: Sequence[str], option: str, where: str) -> str:
+    """The column to read: the one that is told, or the first usual one that a record has. Raises SteerError."""
+    for name in [told] if told else usual:
+        if any(value_at(record, name) is not None for record in records):
+            return name
+    reason = f"no column {told!r}" if told else f"none of the usual columns ({', '.join(usual[:4])}, ...)"
+    raise SteerError(f"{where} has {reason}; it has {columns(records)}: name one with {option} COLUMN")
+
+
+def _reference_name(records: list[Record], told: str | None, where: str) -> str:
+    try:
+        return _name(records, told, REFERENCE, "--reference", where)
+    except SteerError as error:
+        if told is None and all(is_prompt(str(record.get("prompt"))) for record in records):
+            return "prompt"  # Countdown's is its reference
+        raise SteerError(f"{error}, or the benchmark they are of with --benchmark NAME") from None
+
+
+def _truth(record: Record, name: str) -> str:
+    """The reference under a name; of columns that may hold a worked solution, its answer."""
+    value = value_at(record, name)
+    return value.strip() if isinstance(value, str) and name in PLAIN else answer_text(value)
+
+
+def _texts(value: Any, where: str) -> list[str]:
+    """The responses that a value holds: a text, texts, messages or choices of a chat, each in any depth of lists."""
+    if value is None:
+        return [""]
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if all(isinstance(part, dict) and "role" in part for part in value):
+            said = [part for part in value if part["role"] == "assistant"]
+            return _texts(said[-1].get("content"), where) if said else [""]
+        if all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+            return ["".join(str(part.get("text") or "") for part in value)]
+        return [text for part in value for text in _texts(part, where)]
+    if isinstance(value, dict):
+        for name in ("message", "content", "text", "generated_text", "body", "choices"):
+            if name in value:
+                return _texts(value[name], where)
+    raise SteerError(f"{where}: the response {str(value)[:60]!r} is no text; name its column with --response COLUMN")
+
+
+def _kept(record: Record) -> Record:
+    """What this package keeps of a response and others may not, or under the same name of another type: else None."""
+    reason, tokens, sample = (record.get(name) for name in ("finish_reason", "tokens", "sample"))
+    return {
+        "finish_reason": reason if isinstance(reason, str) else None,
+        "tokens": len(tokens) if isinstance(tokens, list) else tokens if isinstance(tokens, int | float) else None,
+        "sample": sample if isinstance(sample, int) else None,
+    }
+
+
+def _prompt(record: Record) -> str:
+    """The prompt as text: the last that the user says of chat messages; empty where there is none."""
+    value = next((found for name in PROMPT if (found := value_at(record, name))), "")
+    messages = value if isinstance(value, list) else []
+    if messages and all(isinstance(part, dict) and isinstance(part.get("content"), str) for part in messages):
+        return question_of([{"role": part.get("role", ""), "content": part["content"]} for part in messages])[1]
+    return value if isinstance(value, str) else ""
+
+
+def _problem(record: Record, told: str | None, number: int) -> str:
+    """What tells a record's problem from others: its id, its question, or its place in the file."""
+    for name in [told] if told else PROBLEM:
+        value = value_at(record, name)
+        if isinstance(value, str | int) and str(value).strip():
+            return str(value)
+    if told:
+        raise SteerError(
+            f"FILE: record {number + 1} has no {told!r}; it has {columns([record])}: name another --problem"
+        )
+    return _prompt(record) or str(number)
+
+
+def _set(record: Record, path: Path) -> str:
+    return next((record[name] for name in SET if isinstance(record.get(name), str) and record[name]), path.stem)
+
+
+def _references(problems: Sequence[Problem]) -> dict[str, str]:
+    """The references of problems, by their ids and by their questions."""
+    by_question = {identity(problem.question): problem.reference for problem in problems if problem.question}
+    return by_question | {problem.id: problem.reference for problem in problems}
+
+
+def _known(known: dict[str, str], problem: str, prompt: str) -> str:
+    """The reference of a problem by its id or question, or else of the longest question that the prompt holds."""
+    for text in (problem, prompt):
+        for key in (text, identity(text), identity(unwrap(text)[1])):
+            if key in known:
+                return known[key]
+    whole = identity(prompt or problem)
+    held = [key for key in known if key in whole]
+    return known[max(held, key=len)] if held else ""
+
+
+def _numbered(rows: list[Record]) -> list[Record]:
+    """The rows with their place among the responses to their problem, where they do not all bring one."""
+    if all(row["sample"] is not None for row in rows):
+        return rows
+    seen: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        key = row["benchmark"], row["problem"]
+        row["sample"] = seen[key]
+        seen[key] += 1
+    return rows
