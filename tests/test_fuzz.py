@@ -172,9 +172,9 @@ WORDS = (
     "[] [1] {} [[1]] 2020-01-01 !!python/name:os.system 0x10 1_000 '\\0' .. ~ none auto"
 )
 HOSTILE = [*WORDS.split(), "9" * 5000, "[1, 1]", "{a: 1}", "&a [*a]", "\ud800"]
-SETTINGS = 1500
+SETTINGS = 800
 """Of all odd settings, how many are tried."""
-TRAINED = 14
+TRAINED = 10
 """Of the odd settings that are allowed, how many are trained with for a rollout."""
 ONE_ROLLOUT = (
     *("train.rollouts=1", "rollout.prompts=2", "rollout.responses=2", "rollout.max_new_tokens=8"),

@@ -24,8 +24,8 @@ STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan
 
 LARGEST_COUNT = 2**53 - 1
 """Of a setting that is a whole number: what a number in JSON holds exactly."""
-SMALLEST = 1e-30
-"""Of a setting that is a fraction, the least size but 0; its inverse is the largest. float32 holds both."""
+SMALLEST, LARGEST = 1e-35, 1e35
+"""Of a setting that is a fraction, the least size but 0, and the largest: what float32 holds with a margin."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,8 +150,8 @@ def _check_sizes(value: Any, name: str) -> None:
     else:
         if isinstance(value, int) and abs(value) > LARGEST_COUNT:
             raise SteerError(f"{name}: {one_line(value, 40)} is not allowed; give a whole number below 2**53")
-        if isinstance(value, float) and value and not SMALLEST <= abs(value) <= 1 / SMALLEST:
-            raise SteerError(f"{name}: {value} is not allowed; give 0 or a number between {SMALLEST} and 1e+30")
+        if isinstance(value, float) and value and not SMALLEST <= abs(value) <= LARGEST:
+            raise SteerError(f"{name}: {value} is not allowed; give 0 or a number between {SMALLEST} and {LARGEST}")
         return
     for key, part in parts:
         _check_sizes(part, f"{name}.{key}" if name else str(key))
