@@ -1,11 +1,12 @@
 r"""Right and wrong answers in twelve everyday forms, made from every ground truth of the real files that a form fits.
 
-    python reproduce/everyday.py            all files, about 10 minutes of two cores
+    python reproduce/everyday.py            all files, about 8 minutes of one core
     python reproduce/everyday.py --quick    100 ground truths a form
 
 A form writes a ground truth in several ways, all of them right, and other answers in the same ways, all wrong
-(everyday_forms.py). Ground truths are counted once, however many problems and files have them. Prints and writes
-results/everyday.md; every exception is in results/everyday.json.
+(everyday_forms.py). Of each, two are drawn for every ground truth, by a fixed seed; ground truths are counted once,
+however many problems and files have them. The strict grader judges. Prints and writes results/everyday.md; every
+exception is in results/everyday.json.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections import Counter
 from pathlib import Path
 
 from everyday_forms import FORMS
-from graders import GRADERS, SHOWN, table, truths_of
+from graders import SHOWN, table, truths_of
 from wrong_answers import core
 
 from steer_core.common.environment import environment
 from steer_core.common.files import write_atomically
 from steer_core.problems.sets import data_folder, facts_of, names
+from steer_core.rewards.maths import MathsGrader
 
 RESULTS = Path(__file__).parent / "results"
 QUICK, LISTED = 100, 60
+DRAWN = 2
+"""Right and wrong answers that are drawn for a ground truth and a form."""
 
 
 def real_truths() -> list[str]:
@@ -39,66 +42,65 @@ def real_truths() -> list[str]:
 
 
 def measure_form(name: str, truths: list[str]) -> dict:
-    """Counts of right and wrong answers in one form by both graders' verdicts, and the strict grader's exceptions."""
-    made = [(truth, FORMS[name](core(truth))) for truth in truths]
-    pairs = [
-        (truth, response, right)
-        for truth, answers in made
-        for right, responses in ((True, answers.right), (False, answers.wrong))
-        for response in responses
-    ]
-    verdicts = [grader().grade([pair[0] for pair in pairs], [pair[1] for pair in pairs]) for grader in GRADERS]
-    counts: dict[str, Counter[str]] = {"right": Counter(), "wrong": Counter()}
+    """How many right answers of one form are rejected and how many wrong ones accepted, and which."""
+    made = [(truth, kind, response) for truth in truths for kind, response in drawn(name, truth)]
+    verdicts = MathsGrader().grade([truth for truth, _, _ in made], [response for _, _, response in made])
+    found = {"ground_truths": len(truths), "right": 0, "wrong": 0, "rejected": 0, "accepted": 0}
     exceptions = []
-    for (truth, response, right), strict, release in zip(pairs, *verdicts, strict=True):
-        counts["right" if right else "wrong"][f"{strict.correct:d}{release.correct:d}"] += 1
-        if strict.correct != right:
-            shown = {"truth": truth[:SHOWN], "response": response[: 2 * SHOWN], "verdict": strict.status}
-            exceptions.append({"form": name, "should be": "right" if right else "wrong", **shown})
-    return {
-        "ground_truths": sum(bool(answers.right) for _, answers in made),
-        "counts": {kind: dict(sorted(found.items())) for kind, found in counts.items()},
-        "exceptions": exceptions,
-    }
+    for (truth, kind, response), verdict in zip(made, verdicts, strict=True):
+        found[kind] += 1
+        if verdict.correct != (kind == "right"):
+            found["rejected" if kind == "right" else "accepted"] += 1
+            shown = {"truth": truth[:SHOWN], "response": response[: 2 * SHOWN], "verdict": verdict.status}
+            exceptions.append({"form": name, "should be": kind, **shown})
+    return {**found, "exceptions": exceptions}
 
 
-def rate(counts: dict[str, int], grader: int, called_right: bool) -> str:
-    """The % of answers that one grader calls right or not right, with how many there are of them."""
-    total, found = sum(counts.values()), sum(n for key, n in counts.items() if (key[grader] == "1") == called_right)
-    return f"{100 * found / total:.2f} ({found})" if total else ""
+def drawn(name: str, truth: str) -> list[tuple[str, str]]:
+    """(right or wrong, response) for some of a form's answers to a ground truth, by a seed of both."""
+    answers, draw = FORMS[name](core(truth)), random.Random(f"{name} {truth}")
+    both = (("right", answers.right), ("wrong", answers.wrong))
+    return [(kind, each) for kind, made in both for each in draw.sample(made, min(DRAWN, len(made)))]
 
 
 def rates(forms: dict[str, dict]) -> str:
-    """The table: for each form, right answers that a grader rejects and wrong ones that it accepts."""
-    whole = {"ground_truths": "", "counts": {"right": Counter(), "wrong": Counter()}}
-    for form in forms.values():
-        for kind, counts in form["counts"].items():
-            whole["counts"][kind].update(counts)
+    """The table: for each form and all, right answers that are rejected and wrong ones that are accepted."""
+    keys = ("ground_truths", "right", "rejected", "wrong", "accepted")
+    whole = {key: sum(form[key] for form in forms.values()) for key in keys}
     rows = []
     for name, form in [*forms.items(), ("all", whole)]:
-        right, wrong = form["counts"]["right"], form["counts"]["wrong"]
-        cells = [rate(right, 0, False), rate(wrong, 0, True), rate(right, 1, False), rate(wrong, 1, True)]
-        rows.append([name, form["ground_truths"], sum(right.values()), sum(wrong.values()), *cells])
-    header = ["form", "ground truths", "right", "wrong", "strict rejects right", "strict accepts wrong"]
-    return table([*header, "release rejects right", "release accepts wrong"], rows)
+        shares = [f"{100 * form[bad] / form[of]:.2f} ({form[bad]})" for bad, of in (keys[2:0:-1], keys[4:2:-1])]
+        rows.append(
+            [
+                name,
+                *(f"{form[key]:,}" for key in ("ground_truths", "right")),
+                shares[0],
+                f"{form['wrong']:,}",
+                shares[1],
+            ]
+        )
+    return table(["form", "ground truths", "right answers", "rejected, %", "wrong answers", "accepted, %"], rows)
 
 
 def report(result: dict) -> str:
     """results/everyday.md."""
     made, exceptions = result["environment"], [each for form in result["forms"].values() for each in form["exceptions"]]
-    listed = [
-        [each["form"], each["should be"], *(f"`{each[key]}`".replace("|", "\\|") for key in ("truth", "response"))]
-        for each in [{**each, **{key: " ".join(each[key].split()) for key in ("truth", "response")}} for each in exceptions]
-    ]
-    listing = table(["form", "should be", "ground truth", "response"], listed[:LISTED]) if listed else "There are none.\n"
+    listed = [[each["form"], each["should be"], _cell(each["truth"]), _cell(each["response"])] for each in exceptions]
+    header = ["form", "should be", "ground truth", "response"]
+    listing = table(header, listed[:LISTED]) if listed else "There are none.\n"
     more = f"\n{len(listed) - LISTED} more are in everyday.json.\n" if len(listed) > LISTED else ""
     sample = f"{QUICK} ground truths a form. " if result["quick"] else ""
     return (
         f"# Right and wrong answers in twelve everyday forms\n\n`{made['command']}`, {made['date'][:10]}, "
         f"{made['cores']} cores of an {made['processor']}. {sample}Made from every distinct ground truth that a form "
-        "fits. Cells are % of answers, with their number.\n\n"
+        "fits: of its right and its wrong answers in this form, two each, drawn by a fixed seed.\n\n"
         f"{rates(result['forms'])}\n## The strict grader's exceptions\n\n{listing}{more}"
     )
+
+
+def _cell(text: str) -> str:
+    """Text on one line, as code in a Markdown table."""
+    return f"`{' '.join(text.split())}`".replace("|", "\\|")
 
 
 def main() -> None:
@@ -119,7 +121,7 @@ def main() -> None:
     suffix = "_quick" if quick else ""
     write_atomically(RESULTS / f"everyday{suffix}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     write_atomically(RESULTS / f"everyday{suffix}.md", report(result))
-    print(report(result))
+    print(report(result), flush=True)
 
 
 if __name__ == "__main__":

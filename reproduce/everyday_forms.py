@@ -19,7 +19,9 @@ from steer_core.rewards.notation import brackets, has_words, plain, split
 from steer_core.rewards.quantities import Number, measure, number
 
 _RELATION, _UNION = re.compile(r"[<>]|\\(?:leq|geq)(?![A-Za-z])"), re.compile(r"\\cup")
-_STATEMENT = re.compile(r"=|\\(?:equiv|mid|neq|in|pm|to|ldots|cdots|dots|forall|text|begin|boxed|quad|approx)|[<>:?|&;]|\.\.")
+_STATEMENT = re.compile(
+    r"=|\\(?:equiv|mid|neq|in|pm|to|ldots|cdots|dots|forall|text|begin|boxed|quad|approx)|[<>:?|&;]|\.\."
+)
 _LONGEST_PERIOD = 12
 
 
@@ -81,8 +83,10 @@ def intervals(truth: str) -> Answers:
         return NONE
     ends = [part for part in parts if part]
     opened = [(_turned(opening), lower, upper, _turned(closing)) for opening, lower, upper, closing in ends]
-    shifted = [(opening, f"{lower}-1" if "infty" not in lower else lower, f"{upper}+1" if "infty" not in upper else upper,
-                closing) for opening, lower, upper, closing in ends]  # fmt: skip
+    shifted = [
+        (opening, lower if "infty" in lower else f"{lower}-1", upper if "infty" in upper else f"{upper}+1", closing)
+        for opening, lower, upper, closing in ends
+    ]
     ways: list[Callable] = [_as_interval, _as_inequality, _as_turned_inequality]
     wrong = [way(each) for way in ways for each in (opened, shifted) if each != ends]
     return Answers([boxed(way(ends)) for way in ways], [boxed(each) for each in wrong])
@@ -96,7 +100,8 @@ def mixed_fraction(truth: str) -> Answers:
     sign, size = "-" if exact.value < 0 else "", abs(exact.value)
     whole, rest = divmod(size, 1)
     over, under = rest.numerator, rest.denominator
-    ways = (r"{}{}\frac{{{}}}{{{}}}", r"{}{} \tfrac{{{}}}{{{}}}", "{}{} {}/{}", r"{}{}\ \frac{{{}}}{{{}}} \text{{ cups}}")
+    ways = [r"{}{}\frac{{{}}}{{{}}}", r"{}{} \tfrac{{{}}}{{{}}}", "{}{} {}/{}"]
+    ways.append(r"{}{}\ \frac{{{}}}{{{}}} \text{{ cups}}")
     right = [boxed(way.format(sign, whole, over, under)) for way in ways]
     wrong = [boxed(way.format(sign, whole + 1, over, under)) for way in ways]
     if whole * rest != size:
@@ -116,7 +121,8 @@ def percent(truth: str) -> Answers:
     decimal = _decimal(hundredfold)
     if decimal is None or not exact.value:
         return NONE
-    return Answers([boxed(way(decimal)) for way in ways], [boxed(way(_decimal(hundredfold * 10) or "")) for way in ways])
+    wrong = _decimal(hundredfold * 10) or "0"
+    return Answers([boxed(way(decimal)) for way in ways], [boxed(way(wrong)) for way in ways])
 
 
 def repeating_decimal(truth: str) -> Answers:
@@ -138,7 +144,7 @@ def repeating_decimal(truth: str) -> Answers:
 
 
 def equation(truth: str) -> Answers:
-    r"""`x = 5`, also turned round, and what the question asks for with its value; an equation with its sides swapped."""
+    r"""`x = 5`, also turned round, and what is asked for with its value; an equation with its sides swapped."""
     sides = split(plain(truth), re.compile("="))
     if len(sides) == 2 and not has_words(plain(truth)) and not _STATEMENT.search(plain(truth).replace("=", " ")):
         return _written(f"{sides[1]} = {sides[0]}", ["{}".format])
@@ -156,7 +162,14 @@ def list_order(truth: str) -> Answers:
     r"""The members of a list or set in another order, with braces, with "and" between them, in boxes of their own."""
     text = plain(truth)
     found = members(text)
-    if len(found) < 2 or number(text) or text.count("{") != text.count("}") or r"\pm" in text or _STATEMENT.search(text) or has_words(text):
+    if (
+        len(found) < 2
+        or number(text)
+        or text.count("{") != text.count("}")
+        or r"\pm" in text
+        or _STATEMENT.search(text)
+        or has_words(text)
+    ):
         return NONE
     turned = found[::-1]
     if len(set(turned)) < len(turned) or any(each.startswith("(") != turned[0].startswith("(") for each in turned):
@@ -175,9 +188,12 @@ def list_order(truth: str) -> Answers:
 def choice_letter(truth: str) -> Answers:
     r"""`(B)` with and without its brackets and its value; any value behind a letter."""
     if (found := choice(plain(truth))) and not found[1]:
-        ways: Writers = ["{}".format, "({})".format, r"\text{{({})}}".format, r"\textbf{{({})}}\ 12".format, "{}. 12".format,
-                         r"\text{{Option {}}}".format, r"\mathrm{{{}}}".format]  # fmt: skip
-        return Answers([boxed(way(found[0])) for way in ways], [boxed(way("D" if found[0] != "D" else "A")) for way in ways])
+        ways: Writers = [
+            "{}".format, "({})".format, r"\text{{({})}}".format, r"\textbf{{({})}}\ 12".format, "{}. 12".format,
+            r"\text{{Option {}}}".format, r"\mathrm{{{}}}".format,
+        ]  # fmt: skip
+        other = "D" if found[0] != "D" else "A"
+        return Answers([boxed(way(found[0])) for way in ways], [boxed(way(other)) for way in ways])
     if not _is_value(truth):
         return NONE
     return _written(truth, [r"\textbf{{(B)}}\ {}".format, r"\text{{(B) }}{}".format, "(B) {}".format])
@@ -185,8 +201,10 @@ def choice_letter(truth: str) -> Answers:
 
 def nested_box(truth: str) -> Answers:
     r"""A box in a box, or in bold, or another kind of box; a bare one around a number."""
-    boxes: Writers = [r"\boxed{{\boxed{{{}}}}}", r"So $\fbox{{{}}}$.", r"$\boxed{{\displaystyle {}}}$", r"\boxed{{{{{}}}}}",
-                      r"\boxed{{\text{{The answer is }}\boxed{{{}}}}}", r"$$\boxed{{\boldsymbol{{{}}}}}$$"]  # fmt: skip
+    boxes = [
+        r"\boxed{{\boxed{{{}}}}}", r"So $\fbox{{{}}}$.", r"$\boxed{{\displaystyle {}}}$", r"\boxed{{{{{}}}}}",
+        r"\boxed{{\text{{The answer is }}\boxed{{{}}}}}", r"$$\boxed{{\boldsymbol{{{}}}}}$$",
+    ]  # fmt: skip
     if truth.count("{") != truth.count("}") or "$" in truth or r"\[" in truth or has_words(plain(truth)):
         return NONE
     ways = [each.format for each in boxes] + [r"It is $\boxed {}$.".format] * bool(re.fullmatch(r"-?[\d.]+", truth))
@@ -246,7 +264,13 @@ def _number(truth: str) -> Number | None:
 def _is_value(truth: str) -> bool:
     """Whether a ground truth is one value without a unit: no list, tuple, statement or words."""
     text = plain(truth)
-    if has_words(text) or _STATEMENT.search(text) or measure(text)[1] or len(members(text)) != 1:
+    if (
+        has_words(text)
+        or _STATEMENT.search(text)
+        or _RELATION.search(text)
+        or measure(text)[1]
+        or len(members(text)) != 1
+    ):
         return False
     inside = brackets(text)
     return bool(text) and truth.count("{") == truth.count("}") and not (inside and len(members(inside[1])) > 1)

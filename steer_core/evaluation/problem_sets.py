@@ -201,7 +201,8 @@ def sample_missing(
     watch: Watch,
 ) -> None:
     """Sample, grade and write every part that is not in the folder. limits: the longest response, by problem set."""
-    graders = {part.problem_set.name: graders_of(part.problem_set.grader, config.sandbox) for part in parts}
+    kinds = {part.problem_set.name: part.problem_set.grader for part in parts}
+    graders = {name: graders_of(kind, config.sandbox, config.thinking) for name, kind in kinds.items()}
     done, total = 0, sum(part.responses for part in parts)
     for part in parts:
         name, path = part.problem_set.name, part.path(folder)

@@ -18,11 +18,14 @@ from steer_core.rewards.ranges import as_intervals
 
 LONGEST = 1000
 """Characters of an answer that is still taken apart."""
-_SYMBOL = r"(?:\\?[A-Za-z]+|\\text\s*\{[^{}]*\})(?:\s*_\s*(?:\{(?:[^{}]|\\text\{[^{}]*\})*\}|\w))?(?:'|\^\s*\{?\s*[*']\s*\}?)*"
+_SYMBOL = (
+    r"(?:\\?[A-Za-z]+|\\text\s*\{[^{}]*\})(?:\s*_\s*(?:\{(?:[^{}]|\\text\{[^{}]*\})*\}|\w))?"
+    r"(?:'|\^\s*\{?\s*[*']\s*\}?)*"
+)
 _NO_FUNCTION = r"(?!\\?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|lim|sqrt|frac|int|sum|prod)(?![A-Za-z]))"
 _NAME = re.compile(
     rf"(?:\\text\s*\{{[^{{}}]*\}}\s*)?{_NO_FUNCTION}"
-    rf"(?:(?:\\(?:angle|triangle)\s*)?(?:{_SYMBOL}|[A-Z](?:\s*[A-Z])+\s*(?:_\s*\{{\d+\}})?)(?:\s*\([\w,\s\\]*\))?"
+    rf"(?:(?:m?\s*\\(?:angle|triangle)\s*)?(?:{_SYMBOL}|[A-Z](?:\s*[A-Z])+\s*(?:_\s*\{{\d+\}})?)(?:\s*\([\w,\s\\]*\))?"
     rf"|\(?\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})+\s*\)?)"
 )
 _LETTER = r"[A-Za-z](?:_(?:\{\w+\}|\w))?"
@@ -32,6 +35,8 @@ _ASKED_FOR = re.compile(
 )
 r"""What a question asks for and an answer may repeat, without a number of its own: `m+n`, `|AB|`, `\frac{a}{b}`."""
 _EQUALS, _UNION, _EQUALS_OR_IN = re.compile("="), re.compile(r"\\cup"), re.compile(r"=|\\in")
+_OR = re.compile(r"(?<![A-Za-z])or(?![A-Za-z])")
+_POINT = re.compile(r"[A-Z]\s*(?=\()")
 _ABOUT = re.compile(r"\\approx")
 _ENTRIES, _EITHER = re.compile("[,;]"), re.compile(r"\\text\s*\{\s*OR\s*\}|(?<![A-Za-z])OR(?![A-Za-z])")
 _RELATION = re.compile(r"[<>]|\\(?:leq|geq)(?![A-Za-z])")
@@ -67,10 +72,8 @@ def _same_choice(right: str, answer: str) -> bool:
     (letter, value), (given, written) = choice(right) or ("", right), choice(answer) or ("", answer)
     if letter and given:
         return letter == given and (not value or not written or _same_rounded(value, written))
-    return (
-        _same_rounded(right, answer)
-        or (bool((given or value != right) and written and value)
-        and _same_rounded(value, written))
+    return _same_rounded(right, answer) or (
+        bool((given or value != right) and written and value) and _same_rounded(value, written)
     )
 
 
@@ -121,6 +124,8 @@ def _same_list(right: str, answer: str) -> bool:
     ours, theirs = ([text] if number(text) else members(text) for text in (right, answer))
     if _UNION.search(right) and len(theirs) > 1:
         ours = split(right, _UNION)
+    if len(ours) == 1 < len(theirs) and _OR.search(answer):  # one value in several forms
+        return len(set(map(squashed, theirs))) == len(theirs) and all(_same_list(right, other) for other in theirs)
     if len(ours) != len(theirs):
         return False
     return _same_value(ours[0], theirs[0]) if len(ours) == 1 else _same_members(ours, theirs)
@@ -185,7 +190,9 @@ def _same_value(right: str, answer: str) -> bool:
             return _same_members(ours, theirs)
     inside, given = _entries(right), _entries(answer)
     if inside or given:
-        return bool(inside and given) and inside[0] == given[0] and all(map(_same_list, inside[1], given[1]))
+        if not (inside and given) or inside[0] != given[0] or len(inside[1]) != len(given[1]):
+            return False
+        return all(map(_same_list, inside[1], given[1]))
     grouped = [_ungrouped(right), _ungrouped(answer)]
     return _same_list(*grouped) if grouped != [right, answer] else _same_quantity(right, answer)
 
@@ -212,7 +219,7 @@ def _same_quantity(right: str, answer: str) -> bool:
 
 
 def _same_rate(unit: str, given: str) -> bool:
-    """Whether one unit is the other's short form, as dollars are for dollars an hour and degrees for degrees Celsius."""
+    """Whether one unit is the other's short form, as dollars are for dollars an hour."""
     longer, shorter = max(unit, given, key=len), min(unit, given, key=len)
     return longer.startswith(f"{shorter} /") if shorter in _CURRENCIES else shorter == "\u00b0" and longer[0] == shorter
 
@@ -274,7 +281,7 @@ def _unit_free(text: str) -> str:
 
 def _entries(text: str) -> tuple[tuple[str, str], list[str]] | None:
     """((opening, closing), entries) of a tuple or interval, which has two entries at least."""
-    opening, inside, closing = brackets(text) or ("", "", "")
+    opening, inside, closing = brackets(_POINT.sub("", text, count=1) if _POINT.match(text) else text) or ("", "", "")
     entries = split(inside, _ENTRIES) if opening in ("(", "[") else []
     return ((opening, closing), entries) if len(entries) > 1 else None
 

@@ -30,7 +30,7 @@ _JOINS, _LONGEST_GLUE = re.compile(r",|;|&|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
 _MARK = re.compile(
     r"(?<![a-z])answer\**\s*[:=]|<answer>|^#### ?(?=[-$\\\d])|^(?:#{1,6} |\*\*)(?:the )?(?:final )?answer\**:?\**[ ]*$"
     r"|(?<![a-z])answer\b(?:\s{1,3}to\s(?:the|this)\s(?:question|problem))?,?(?:\s{1,3}(?:then|therefore|thus|hence),?)?"
-    r"\s{1,3}(?:is|equals|(?:would|should|must)\sbe)\b(?:\s(?:therefore|thus|simply|equal\sto|just|exactly)\b)?\s*:?",
+    r"\s{1,3}(?:is|equals|(?:would|should|must)\sbe)\b(?:\s(?:therefore|thus|simply|clearly|indeed|equal\sto|just|exactly)\b)?\s*:?",
     re.IGNORECASE | re.MULTILINE,
 )
 _AFTER_MARK = re.compile(r"(?:[*\s$]|\\\[)*([^\n]*)")
@@ -44,10 +44,12 @@ _REASON = re.compile(
 )
 _EXPRESSION = re.compile(
     r"\$([^$\n]+)\$|\\\(((?:[^\\\n]|\\[^()\n])+)\\\)|\\\[((?:[^\\]|\\[^\[\]])+)\\\]"
-    r"|((?:(?<![\w)}\]])-)?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?%?)",
+    r"|((?:(?<![\w)}\]])-)?(?:\d+ (?=\d+/\d))?"
+    r"(?:(?:\d{1,3}(?:(?:,|\{,\}|\\[, ]|[ ~\xa0\u2009\u202f])\d{3})+(?![\d/])|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?%?)",
     re.ASCII,
 )
 _COMMAND = re.compile(r"\\[A-Za-z]+")
+_NEXT_WORD = re.compile(r"\s*(?:\\text\s*\{\s*)?([A-Za-z]+)")
 _LIST = re.compile(r",|;|and|or|\\text\s*\{[^{}]*\}|\\(?:lor|vee|land|wedge)")
 _CHOICE = re.compile(
     r"(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?:? ?)?"
@@ -90,7 +92,7 @@ def final_answer(response: str) -> str | None:
 
 
 def last_box(response: str) -> str | None:
-    r"""What stands in the last whole `\boxed{...}`; None without one, where it is empty, or where another never closes."""
+    """What stands in the last whole box; None without one, where it is empty, or where another never closes."""
     boxes, cut_off = _boxes(response)
     return response[boxes[-1].open : boxes[-1].close].strip() or None if boxes and cut_off < boxes[-1].close else None
 
@@ -137,11 +139,15 @@ def _marked(response: str) -> str | None:
 
 
 def last_expression(text: str) -> str | None:
-    r"""The last formula between `$`, `\(` or `\[`, or the last number outside of one; None where there is none."""
-    found = None
+    r"""The last formula between `$`, `\(` or `\[`, or the last number outside of one, with a word behind it that
+    changes it (`7 thousand`); None where there is none.
+    """
+    found, end = None, 0
     for match in _EXPRESSION.finditer(text):
-        found = next((group for group in match.groups() if group), None) or found
-    return found
+        if expression := next((group for group in match.groups() if group), None):
+            found, end = expression, match.end()
+    word = _NEXT_WORD.match(text, end)
+    return f"{found} {word[1]}" if found and word and changes_a_number([word[1].casefold()]) else found
 
 
 def members(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from steer_core.rewards.notation import has_words, nesting
-from steer_core.rewards.quantities import number
+from steer_core.rewards.quantities import TRIGONOMETRY, number
 
 DEEPEST = 12
 """Brackets within one another of a formula that is still read. Benchmarks have up to 5; the time grows as 2^depth."""
@@ -30,7 +30,8 @@ _GROUPED = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])", re.ASCII)
 _NO_DIGIT_BEFORE = r"(?<![\w.^_\\])"
 _MIXED = re.compile(rf"{_NO_DIGIT_BEFORE}(\d+)\s*(\\frac\s*\{{\s*\d+\s*\}}\s*\{{\s*\d+\s*\}})", re.ASCII)
 _MIXED_SLASH = re.compile(rf"{_NO_DIGIT_BEFORE}(\d+)\s+(\d+)\s*/\s*(\d+)(?!\s*[\d(])", re.ASCII)
-_PRODUCT = re.compile(rf"({_NO_DIGIT_BEFORE}\d+(?:\.\d+)?|\))\s*(?=[(\[]|\\frac)|(?<=[)])\s*(?=\d)", re.ASCII)
+_PRODUCT = re.compile(rf"({_NO_DIGIT_BEFORE}\d+(?:\.\d+)?|\\pi|\))\s*(?=[(\[]|\\frac)|(?<=[)])\s*(?=\d)", re.ASCII)
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\^\\circ", re.ASCII)
 _SIDE_BY_SIDE = re.compile(
     rf"{_NO_DIGIT_BEFORE}(?:\d+(?:\.\d+)?(?:\s+\.?\d|\s*\{{)|(?<![\w}}\]^_])\{{\s*\d+\s*\}}\s*\{{?\s*\d)", re.ASCII
 )
@@ -110,6 +111,7 @@ def parsed(formula: str) -> list[Any]:
     """
     formula = _GROUPED.sub(lambda found: found[0].replace(",", ""), formula)
     formula = _MIXED_SLASH.sub(r"(\1+\\frac{\2}{\3})", _MIXED.sub(r"(\1+\2)", formula))
+    formula = _DEGREES.sub(r"(\1 \\cdot \\pi / 180)", formula) if TRIGONOMETRY.search(formula) else formula
     formula = _PRODUCT.sub(r"\1 \\cdot ", formula)  # it adds numbers that stand beside one another
     if nesting(formula) > DEEPEST or _SIDE_BY_SIDE.search(formula):
         return []

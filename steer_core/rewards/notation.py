@@ -18,10 +18,11 @@ _FRACTIONS = {
     for sign in "¼½¾⅓⅔⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
 }
 _SIGNS = {
-    "−": "-", "‐": "-", "‑": "-", "‒": "-", "–": "-", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "≈": r"\approx ",
-    "∞": r"\infty ", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ",
-    "∅": r"\emptyset ", "ℝ": r"\mathbb{R} ", "ℤ": r"\mathbb{Z} ", "±": r"\pm ", "…": r"\ldots ", "°": r"^\circ ",
-    "√": r"\sqrt ", "¢": r" \text{cents}",
+    "\u2212": "-", "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2264": r"\leq ", "\u2265":
+    r"\geq ", "\u2260": r"\neq ", "\u2248": r"\approx ", "\u221e": r"\infty ", "\u00d7": r"\times ", "\u00b7":
+    r"\cdot ", "\u22c5": r"\cdot ", "\u222a": r"\cup ", "\u2229": r"\cap ", "\u2208": r"\in ", "\u2205":
+    r"\emptyset ", "\u211d": r"\mathbb{R} ", "\u2124": r"\mathbb{Z} ", "\u00b1": r"\pm ", "\u2026": r"\ldots ",
+    "\u00b0": r"^\circ ", "\u221a": r"\sqrt ", "\u00a2": r" \text{cents}",
 }  # fmt: skip
 _UNICODE = str.maketrans(_GREEK | _FRACTIONS | _SIGNS)
 _SUPERSCRIPTS, _ROOT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+"), re.compile(r"√(\d+)", re.ASCII)
@@ -75,6 +76,7 @@ _REWRITTEN = [
         (r"_\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}", r"_{\1}"),
         (r"(\\text\s*\{[^{}]*)\^\s*\{\s*(-?\d)\s*\}([^{}]*\})", r"\1^\2\3"),
         (r"\\\\\s*\[\d+\.?\d*[a-z]+\]", r"\\\\"),
+        (r"\^\s*\{?\s*\\text\s*\{(st|nd|rd|th)\}\s*\}?", r" \\text{\1}"),
         (r"\^\s*\{\s*\\text\s*\{\s*(-?\d)\s*\}\s*\}", r"^{\1}"),
         (rf"\\leqslant|\\leq?{_END}|<=", r"\\leq "),
         (rf"\\geqslant|\\geq?{_END}|>=", r"\\geq "),
@@ -96,8 +98,12 @@ _REWRITTEN = [
         (r"\(\s*-\s*\\infty\s*,\s*\+?\s*\\infty\s*\)", r"\\mathbb{R}"),
         (rf"\\(?:dots|cdots|dotsc|dotsb){_END}|\.\.\.+", r"\\ldots "),
         (rf"\\(?:simeq|thickapprox){_END}", r"\\approx "),
-        (rf"\s*(?:\^\s*\{{?\s*\\circ\s*\}}?|\\degree{_END})", r"^\\circ"),
+        (rf"\s*(?:\^\s*(?:\{{\s*\\circ\s*\}}|\\circ{_END})|\\degree{_END})", r"^\\circ"),
         (rf"\\infin{_END}", r"\\infty "),
+        (rf"{_BARE}({_FUNCTIONS})(?= ?[\d(\\{{])", r"\\\1"),
+        (r"\\log\s*_\s*\{?\s*e\s*\}?(?![A-Za-z])", r"\\ln "),
+        (rf"\\(?:backslash|smallsetminus){_END}|(?<=\\mathbb\{{R\}})\s*-\s*(?=\\\{{)", r"\\setminus "),
+        (r"\{([-+])\}", r"\1"),
         (rf"{_BARE}pi{_END}", r"\\pi "),
         (rf"{_BARE}sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"(?<=\d) ?[x*] ?(?=10\s*\^)", r"\\times "),
@@ -205,7 +211,7 @@ def _trimmed(text: str) -> str:
 
 
 def _unwrapped(text: str) -> str | None:
-    r"""What stands in a `\boxed{}` or `\text{}` or `{}` that is all of the text, but for words or a name before a box."""
+    r"""What stands in a `\boxed{}`, `\text{}` or `{}` that is all of the text, but for words or a name before a box."""
     match = _WRAPPED.match(text)
     enclosed = brackets(text[match.end() - 1 :] if match else text)
     return enclosed[1] if enclosed and enclosed[0] + enclosed[2] == "{}" else None

@@ -21,7 +21,10 @@ _MIXED = re.compile(
 )  # a whole number, then a fraction of whole numbers
 _PERIOD = r"\\(?:overline|bar)\s*(?:\{\s*(\d+)\s*\}|(\d))|\((\d+)\)|((?:\\dot\s*\{?\s*\d\s*\}?\s*|\d)+)|\\ldots"
 _REPEATING = re.compile(rf"([+-]?)\s*(\d*)\.(\d*?)\s*(?:{_PERIOD})", re.ASCII)
-_WRITTEN = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]
+_WRITTEN = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+]  # fmt: skip
 
 _CURRENCY = re.compile(r"([+-]?)\s*(\\\$|[\u20ac\u00a3\u00a5\u20b9])\s*([+-]?[\d.\\].*)", re.DOTALL)
 _CURRENCY_BEHIND = re.compile(r"(.*\d)\s*(\\\$|[\u20ac\u00a3\u00a5\u20b9])", re.DOTALL)
@@ -34,12 +37,22 @@ _TEXT_UNIT = re.compile(
     rf"|\\frac\s*\{{\s*{_WORDS}\s*\}}\s*\{{\s*{_TAIL}+\}}){_TAIL}*)",
     re.DOTALL,
 )
-_BARE_UNIT = re.compile(r"(.*\d|.*\}(?=\s)|.*\\pi)(\s*)\(?([A-Za-z][A-Za-z./ ]*)\)?(?:\^\s*\{?\s*(\d)\s*\}?)?", re.DOTALL)
+_BARE_UNIT = re.compile(
+    r"(.*\d|.*\}(?=\s)|.*\\pi)(\s*)\(?([A-Za-z][A-Za-z./ ]*)\)?(?:\^\s*\{?\s*(\d)\s*\}?)?", re.DOTALL
+)
+TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _MOST_WORDS = 5
 _SHORT_UNITS = frozenset(
-    ["cm", "mm", "km", "kg", "mg", "ml", "ft", "in", "lb", "lbs", "oz", "hr", "hrs", "min", "mins", "sec", "day", "men", "mph", "way", "egg", "am", "pm", "eur", "cup", "sq", "mi", "yd", "yds", "deg", "rad", "gal", "usd", "pct", "kwh", "hz", "ev", "pts", "bus", "car", "box", "boy", "cat", "dog", "pie", "pen", "bag", "cow", "man", "toy", "jar", "can", "set"]
+    """
+    cm mm km kg mg ml ft in lb lbs oz hr hrs min mins sec day men mph way egg am pm eur cup sq mi yd yds deg rad
+    gal usd pct kwh hz ev pts bus car box boy cat dog pie pen bag cow man toy jar can set th st nd rd
+    """.split()  # noqa: SIM905
 )
-_SHORT_PARTS = frozenset(["m", "s", "g", "h", "l", "n", "j", "w", "v", "a", "k", "c", "b"])
+_SHORT_PARTS = frozenset(
+    """
+    m s g h l n j w v a k c b
+    """.split()  # noqa: SIM905
+)
 """What may stand around a slash: `m/s`."""
 _NUMBER_WORD = re.compile(
     r"(?:(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ie)|hundred|thousand"
@@ -49,10 +62,22 @@ _NUMBER_WORD = re.compile(
 )
 """Cardinals, ordinals, fractions, multiples: `hundredths`, `dozen`, `twenty`, `halves`."""
 _NO_UNITS = frozenset(
-    ["all", "almost", "any", "approximately", "at", "base", "but", "choose", "factorial", "false", "if", "incorrect", "infinity", "is", "isn", "least", "less", "minus", "mod", "modulo", "more", "most", "no", "not", "only", "or", "otherwise", "over", "plus", "then", "to", "twice", "thrice", "when", "where", "without", "wrong", "none", "never", "nor", "half", "divided", "multiplied", "added", "subtracted", "raised", "increased", "decreased", "reduced", "rounded", "halved", "squared", "cubed", "power", "root", "reciprocal", "inverse", "opposite", "remainder", "above", "below", "under", "fewer", "greater", "than", "many", "few", "unless", "except", "through", "mille", "permille", "basis", "fold", "about", "around", "roughly", "nearly", "off", "does", "do", "did", "negated", "reversed", "arccos", "arcsin", "arctan", "cos", "cot", "csc", "exp", "gcd", "lcm", "ln", "log", "max", "sin", "sqrt", "tan", "alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "omega", "sigma"]
+    """
+    all almost any approximately at base but choose factorial false if incorrect infinity is isn least less
+    minus mod modulo more most no not only or otherwise over plus then to twice thrice when where without wrong
+    none never nor half divided multiplied added subtracted raised increased decreased reduced rounded halved
+    squared cubed power root reciprocal inverse opposite remainder above below under fewer greater than many few
+    unless except through mille permille basis fold about around roughly nearly off does do did negated reversed
+    arccos arcsin arctan cos cot csc exp gcd lcm ln log max sin sqrt tan alpha beta gamma delta epsilon theta
+    lambda omega sigma mil mln bln mn tn grand
+    """.split()  # noqa: SIM905
 )
 """Words that change a number, say something of it, or are mathematics: text with one of them is no unit."""
-_NOT_LAST = frozenset(["and", "times", "negative", "positive", "higher", "lower", "larger", "smaller", "odd", "even", "by", "a", "of", "the"])
+_NOT_LAST = frozenset(
+    """
+    and times negative positive higher lower larger smaller odd even by a of the
+    """.split()  # noqa: SIM905
+)
 """Words that do so where they end the text. `7 times` by itself counts something."""
 _SAME_UNITS = {
     "percent": "%", "pct": "%", "percentage": "%", "dollar": "$", "usd": "$", "buck": "$", "euro": "\u20ac",
@@ -62,6 +87,7 @@ _SAME_UNITS = {
     "minute": "min", "second": "s", "sec": "s", "liter": "l", "litre": "l", "sq": "square", "cu": "cubic",
     "radian": "rad", "per": "/", "mile": "mi", "ounce": "oz", "yard": "yd", "year": "yr", "lbs": "lb",
 }  # fmt: skip
+_SUFFIXED = {"squared": "2", "cubed": "3"}
 _COMPOUND = {"mph": "mi / h", "kph": "km / h", "kmh": "km / h", "% point": "%"}
 
 
@@ -137,7 +163,8 @@ def measure(text: str) -> tuple[str, str | None]:
         return (sign + value, unit + behind) if not behind or behind.lstrip().startswith("/") else (text, None)
     if match := _CURRENCY_BEHIND.fullmatch(text):
         return match[1], match[2].removeprefix("\\")
-    if (match := _SIGN_UNIT.fullmatch(text)) and (not match[3].strip() or _unit(match[3])):
+    angle = bool(TRIGONOMETRY.search(text))  # whose degrees are no unit of the value
+    if not angle and (match := _SIGN_UNIT.fullmatch(text)) and (not match[3].strip() or _unit(match[3])):
         value, unit, _ = match.groups()
         return value, "%" if "%" in unit else "\u00b0" + "".join(re.findall("[CF]", unit))
     if match := _BASE_UNIT.fullmatch(text):
@@ -176,12 +203,17 @@ def _may_be_bare(words: str, spaced: bool) -> bool:
 def _unit(words: str) -> str | None:
     r"""One name for a unit, or None where the words are no unit. words: `\text{ cm}^2`, `cm/s`, `per hour`."""
     words = words.replace("\\Omega", "ohm").replace("\\mu", "micro").replace("\\frac", " ").replace("}{", "/")
-    words = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", words).casefold()
+    words = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", words)
+    if re.search(r"(?<![A-Za-z])k(?![A-Za-z])", words):  # a thousand; K is kelvin
+        return None
+    words = words.casefold()
     powers = re.findall(r"\^\s*\{?\s*(-?\d)\s*\}?", words)
     words = re.sub(r"\^\s*\{?\s*-?\d\s*\}?", " ", words)
     found = re.findall(r"[a-z]+|/|[^a-z\s.,()\\{}*'\u2019]", words)
     if not any(word.isalpha() or word in "%\u00b0" for word in found) or len(found) > _MOST_WORDS + 2:
         return None
+    if len(found) > 1 and found[-1] in _SUFFIXED:
+        found, powers = found[:-1], [_SUFFIXED[found[-1]]]
     if re.search(r"\d", words) or changes_a_number(found):
         return None
     if found[0] in ("and", "by") or (found[-1] in _NOT_LAST and not (found == ["times"] or found == ["a", "m"])):
