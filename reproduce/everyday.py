@@ -70,15 +70,8 @@ def rates(forms: dict[str, dict]) -> str:
     rows = []
     for name, form in [*forms.items(), ("all", whole)]:
         shares = [f"{100 * form[bad] / form[of]:.2f} ({form[bad]})" for bad, of in (keys[2:0:-1], keys[4:2:-1])]
-        rows.append(
-            [
-                name,
-                *(f"{form[key]:,}" for key in ("ground_truths", "right")),
-                shares[0],
-                f"{form['wrong']:,}",
-                shares[1],
-            ]
-        )
+        truths, right, wrong = (f"{form[key]:,}" for key in ("ground_truths", "right", "wrong"))
+        rows.append([name, truths, right, shares[0], wrong, shares[1]])
     return table(["form", "ground truths", "right answers", "rejected, %", "wrong answers", "accepted, %"], rows)
 
 

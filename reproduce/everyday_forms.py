@@ -208,7 +208,7 @@ def nested_box(truth: str) -> Answers:
     if truth.count("{") != truth.count("}") or "$" in truth or r"\[" in truth or has_words(plain(truth)):
         return NONE
     ways = [each.format for each in boxes] + [r"It is $\boxed {}$.".format] * bool(re.fullmatch(r"-?[\d.]+", truth))
-    near = neighbour(truth)
+    near = None if "\\binom" in truth else neighbour(truth)
     wrong = [way(near) for way in ways] if near else []
     exact = _number(truth)
     return Answers([way(truth) for way in ways], [*wrong, *([rf"\boxed{{\boxed{{{truth}}}+1}}"] if exact else [])])
@@ -224,7 +224,7 @@ def prose(truth: str) -> Answers:
         f"So the answer is {formula}.\n\nThat is all.".format, f"Therefore, the answer is: {formula}".format,
         f"<answer>{formula}</answer>".format, f"**Final Answer**\n\n{formula}".format,
     ]  # fmt: skip
-    near = neighbour(truth)
+    near = None if "\\binom" in truth else neighbour(truth)
     wrong = [way(near) for way in ways] if near else []
     return Answers([way(truth) for way in ways], [*wrong, f"The answer is not {formula}.".format(truth)])
 
@@ -246,8 +246,8 @@ FORMS: dict[str, Callable[[str], Answers]] = {
 
 
 def _written(truth: str, ways: Writers) -> Answers:
-    """The truth in each way, and its neighbour in each way."""
-    near = neighbour(truth)
+    """The truth in each way, and its neighbour in each way; a binomial coefficient's may be equal to it."""
+    near = None if "\\binom" in truth else neighbour(truth)
     return Answers([boxed(way(truth)) for way in ways], [boxed(way(near)) for way in ways] if near else [])
 
 

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import lru_cache
 
 _END = r"(?![A-Za-z])"
 _BARE = r"(?<![\\A-Za-z])"
@@ -125,6 +126,7 @@ _TOKENS = re.compile(
 _OPENING, _CLOSING = {"(", "[", "{", r"\{"}, {")", "]", "}", r"\}"}
 
 
+@lru_cache(maxsize=4096)
 def plain(text: str) -> str:
     r"""An answer in one notation: no `$`, looks or spacing, one kind of fraction, text, minus, degree and thousands."""
     text = _SUPERSCRIPTS.sub(_power, " ".join(text.split()))
