@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from steer_core.rewards.answers import brackets, final_answer, has_words, plain
+from steer_core.rewards.answers import final_answer
+from steer_core.rewards.notation import brackets, has_words, plain
 from steer_core.rewards.quantities import measure, number
 
 _WIDE = {ord("0") + i: 0xFF10 + i for i in range(10)}

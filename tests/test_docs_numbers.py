@@ -238,3 +238,15 @@ def test_the_readmes_table_of_findings_is_that_of_the_results():
     assert f"alone has {own['source']['baseline']['sign'][0]:.2f}" in README
     days = {MAIN_JOB["environment"]["date"][:10], TOURNAMENT["stages"]["test"]["environment"]["date"][:10]}
     assert days == {"2026-11-23"}
+
+
+def test_what_is_told_of_the_strict_grader_on_everyday_forms_is_in_its_results():
+    forms = read("reproduce/results/everyday.json")["forms"].values()
+    right, wrong, rejected, accepted = (
+        sum(form[key] for form in forms) for key in ("right", "wrong", "rejected", "accepted")
+    )
+    assert rejected / right <= 0.01
+    assert accepted / wrong <= 0.001
+    text = page("evaluation.md")
+    assert f"rejects {100 * rejected / right:.2f}% of {right:,} right answers" in text
+    assert f"accepts {100 * accepted / wrong:.2f}% of {wrong:,} wrong ones" in text

@@ -13,9 +13,11 @@ from steer_core.common.errors import SteerError
 from steer_core.problems import Countdown, Problem
 from steer_core.problems.sets import data_folder, facts_of, read_release
 from steer_core.rewards import Grader, Verdict
+from steer_core.rewards.agreement import agree, canonical
 from steer_core.rewards.answers import final_answer, last_expression
 from steer_core.rewards.countdown import CountdownGrader
-from steer_core.rewards.maths import DEEPEST, MathsGrader, agree, canonical, judge
+from steer_core.rewards.formulas import DEEPEST
+from steer_core.rewards.maths import MathsGrader, judge
 from steer_core.rewards.workers import WorkerPool
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "reproduce"))
@@ -168,7 +170,37 @@ def test_another_answer_that_looks_like_it_does_not_agree(truth):
         (r"\boxed{18} and then \boxed{}", None),
         (r"\boxed{18} and then \boxed{ }", None),
         (r"Answer: 18. In a box: \boxed{}", None),
-        (r"\boxed 18", None),
+        (r"\boxed 18", "18"),
+        (r"put it in a \boxed form: \boxed{18}", "18"),
+        (r"It is $\boxed 18$, I think.", "18"),
+        (r"so \boxed5.", "5"),
+        (r"so $\boxed -\frac12$.", r"-\frac12"),
+        (r"\boxed{18}, as \boxed asks", "18"),
+        (r"\fbox{18}", "18"),
+        (r"\boxed{5}, or rather \framebox{18}", "18"),
+        (r"$\boxed{1}$ and $\boxed{2}$", "1, 2"),
+        (r"$x=\boxed{1}$ or $x=\boxed{2}$.", "1, 2"),
+        (r"\boxed{1}, \boxed{2}, and \boxed{3}", "1, 2, 3"),
+        (r"first \boxed{5}. Then \boxed{1} and \boxed{2}", "1, 2"),
+        (r"\boxed{5} and \boxed{5}", "5"),
+        (r"\boxed{1} and \boxed{}", None),
+        (r"\boxed{1}, no, \boxed{2}", "2"),
+        (r"\boxed{1}. \boxed{2}", "2"),
+        (r"\boxed{\boxed{1} and \boxed{2}}", r"\boxed{1} and \boxed{2}"),
+        ("The final answer is $42$. I hope it is correct.", "42"),
+        ("The final answer is \\(42\\). I hope it is correct.", "\\(42\\)"),
+        ("The answer is 42. No, it is 43.", "42. No, it is 43"),
+        ("Final Answer: 4.5. Check: 9/2 = 4.5", "4.5"),
+        ("Answer: 42, because 40 + 2 = 42", "42"),
+        ("The answer is therefore 42.", "42"),
+        ("Thus the answer to the question is 42.", "42"),
+        ("The answer should be 42!", "42!"),
+        ("Answer = 42", "42"),
+        ("<answer>42</answer> and so on", "42"),
+        ("**Final Answer**\n\n$42$\n", "42"),
+        ("### Answer\n42", "42"),
+        ("6 + 36 = 42\n#### 42", "42"),
+        ("Answer: 42\n#### Notes\nnothing", "42"),
         ("Answer: 4\nAnswer: 18", "18"),
         ("**Answer:** 18.", "18"),
         ("Answer: .25", ".25"),

@@ -69,6 +69,8 @@ class MathsConfig:
     """How many distinct training problems, the first of the file's training split; an epoch visits each once."""
     prompt_tokens: int | None = Field(default=None, ge=1)
     """Longest prompt in tokens; problems with a longer one are left out. `null`: all stay."""
+    thinking: Literal["skip", "read"] = "skip"
+    """`skip`: what stands before `</think>` is no answer, and a `<think>` that never closes has none; `read`: it is."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -261,6 +263,8 @@ class BenchmarkConfig(SamplingConfig):
     own: a text file with {question} where the question is to stand."""
     sandbox: Literal["bubblewrap", "limits"] = "bubblewrap"
     """What model-written code runs in; `limits` is for machines without bubblewrap and is no wall."""
+    thinking: Literal["skip", "read"] = "skip"
+    """Mathematics: `skip` takes what stands before `</think>` for no answer, `read` grades it with the rest."""
     seed: int = Field(default=0, ge=0)
     """Sets every draw, by (seed, benchmark, batch)."""
     threads: int = Field(default=2, ge=1, le=1024)

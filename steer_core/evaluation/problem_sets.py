@@ -227,7 +227,8 @@ def sample_missing(
     sampler: makes one, where anything is to be sampled. limits: the longest response, by problem set.
     """
     missing = [part for part in parts if not part.path(folder).exists()]
-    graders = {part.problem_set.name: graders_of(part.problem_set.grader, config.sandbox) for part in missing}
+    kinds = {part.problem_set.name: part.problem_set.grader for part in missing}
+    graders = {name: graders_of(kind, config.sandbox, config.thinking) for name, kind in kinds.items()}
     generator = None if all(part.sampled(folder).exists() for part in missing) else sampler()
     done, total = 0, sum(part.responses for part in parts)
     for part in parts:

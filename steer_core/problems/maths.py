@@ -25,4 +25,4 @@ class Maths(FileTask[MathsConfig]):
         Unlike that grader it takes the last formula or number where a response marks no answer: a policy that
         begins to learn rarely does, and would get no reward to learn from. What cannot be judged in time is wrong.
         """
-        return MathsGrader(anywhere=True)
+        return MathsGrader(anywhere=True, thinking=self.config.thinking)

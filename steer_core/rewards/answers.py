@@ -1,134 +1,153 @@
-r"""The text of a final answer: where a response gives it, and how it is taken apart. Nothing is evaluated here.
+r"""The final answer of a response: where it is given, and the ways in which it may be a list, a choice or a range.
 
-The final answer is the last `\boxed{...}`; without a box, what follows the last "Answer:" or "answer is". Every
-pattern is linear in the text, which may be long and hostile.
+The final answer is the last `\boxed{...}`; without a box, what follows the last "Answer:" or "answer is". What a
+response thinks before `</think>` is no answer. Nothing is evaluated here, and every pattern is linear in the text,
+which may be long and hostile.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from typing import Literal, NamedTuple, get_args
 
-_BOXES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-_MARKED = re.compile(r"(?<![a-z])(?:answer\**\s*:|answer\s+is\b\s*:?)(?:[*\s$]|\\\[)*([^\n]*)", re.IGNORECASE)
+from steer_core.rewards.notation import brackets, split, unworded
+from steer_core.rewards.quantities import changes_a_number
+
+Thinking = Literal["skip", "read"]
+"""What a grader does with `<think>...</think>`: `skip` reads only what follows, `read` takes it for the response."""
+THINKING: tuple[Thinking, ...] = get_args(Thinking)
+_THINKING = re.compile(r"<(/?)think(?:ing)?>")
+
+_BRACES = re.compile(r"(\\(?:boxed|f(?:rame)?box))\s*\{|\\.|[{}]", re.DOTALL)
+_BOX = re.compile(r"\\(?:boxed|f(?:rame)?box)(?![A-Za-z])")
+_BARE_BOX = re.compile(r"\\boxed *(?=[-+.\d]|\\[dt]?frac|\\sqrt|\\pi|[A-Zx-z](?:[\s.,$]|$))([^\n$]*)")
+_BARE_BOX_END = re.compile(r"\\[)\]]|[.,;:]?(?: +[A-Za-z(]|\s*$)")
+_GLUE = re.compile(
+    r"(?:[\s$,;&.]|\\[()\[\]]|\\q?quad|\\text\s*\{\s*,?\s*(?:and|or)?\s*,?\s*\}|(?<![A-Za-z])(?:and|or)(?![A-Za-z])"
+    r"|[A-Za-z](?:_\{?\w\}?)?\s*=)*"
+)
+_JOINS, _LONGEST_GLUE = re.compile(r",|;|&|(?<![A-Za-z])(?:and|or)(?![A-Za-z])"), 60
+_MARK = re.compile(
+    r"(?<![a-z])answer\**\s*[:=]|<answer>|^#### ?(?=[-$\\\d])|^(?:#{1,6} |\*\*)(?:the )?(?:final )?answer\**:?\**[ ]*$"
+    r"|(?<![a-z])answer\b(?:\s{1,3}to\s(?:the|this)\s(?:question|problem))?,?(?:\s{1,3}(?:then|therefore|thus|hence),?)?"
+    r"\s{1,3}(?:is|equals|(?:would|should|must)\sbe)\b(?:\s(?:therefore|thus|simply|clearly|indeed|equal\sto|just|exactly)\b)?\s*:?",
+    re.IGNORECASE | re.MULTILINE,
+)
+_AFTER_MARK = re.compile(r"(?:[*\s$]|\\\[)*([^\n]*)")
+_SENTENCE_END = re.compile(r"[.!](?:[*$]|\\[)\]])*\s+(?=[A-Z(\[])")
+_SECOND_THOUGHT = re.compile(
+    r"\b(?:no|not|wait|actually|wrong|incorrect|sorry|instead|rather|hmm|but|or|oops|mistake|however|alternatively)\b",
+    re.IGNORECASE,
+)
+_REASON = re.compile(
+    r"[,;(]?\s{0,3}\b(?:because|since|so|which|as\s(?:required|desired|shown|claimed|expected|above))\b.*", re.DOTALL
+)
 _EXPRESSION = re.compile(
     r"\$([^$\n]+)\$|\\\(((?:[^\\\n]|\\[^()\n])+)\\\)|\\\[((?:[^\\]|\\[^\[\]])+)\\\]"
-    r"|((?:(?<![\w)}\]])-)?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?%?)",
+    r"|((?:(?<![\w)}\]])-)?(?:\d+ (?=\d+/\d))?"
+    r"(?:(?:\d{1,3}(?:(?:,|\{,\}|\\[, ]|[ ~\xa0\u2009\u202f])\d{3})+(?![\d/])|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?%?)",
     re.ASCII,
 )
-
-_REWRITTEN = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\s+", " "),
-        (r"[\u2212\u2010-\u2013]", "-"),
-        (r"(?<!\\)\$|(?<!\\)\\[()\[\]]", " "),
-        (r"\\(?:left|right)\.", " "),
-        (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])", ""),
-        (r"\{,\}|(?<=\d)\\[,!](?:,\\!)?(?=\d{3}(?!\d))|(?<=\d),\\!(?=\d{3}(?!\d))", ","),
-        (r"(?<!\\)\\[,;:! ]|~|\\q?quad(?![A-Za-z])|\\(?:displaystyle|limits)(?![A-Za-z])", " "),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
-        (r"\\(?:textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mbox)(?![A-Za-z])", r"\\text"),
-        (r"_\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}", r"_{\1}"),
-        (r"\\leqslant|\\leq?(?![A-Za-z])|\u2264|<=", r"\\leq "),
-        (r"\\geqslant|\\geq?(?![A-Za-z])|\u2265|>=", r"\\geq "),
-        (r"\\ne(?![A-Za-z])|\u2260|!=", r"\\neq "),
-        (r"\\lt(?![A-Za-z])", "<"),
-        (r"\\gt(?![A-Za-z])", ">"),
-        (r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])|\u00b0)", r"^\\circ"),
-        (r"\\infin(?![A-Za-z])|\u221e", r"\\infty "),
-        (r"\u03c0|(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
-        (r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"\u00d7", r"\\times "),
-        (r"\u222a", r"\\cup "),
-        (r"\s+", " "),
-    )
-]
-_WRAPPED = re.compile(r"\\(?:boxed|text)\s*\{")
-_TEXT_COMMAND = re.compile(r"\\text\s*\{([^{}]*)\}")
-_SPACE = re.compile(r"\s+(?!\d)|(?<!\d)\s+")
-_TOKENS = re.compile(
-    r"\\text\s*\{\s*,?\s*(?:and|or)\s*,?\s*\}|\\(?:[A-Za-z]+|.)|[<>!:]=|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|.",
-    re.DOTALL,
-)
-_NO_WORD = re.compile(r"\\(?:begin|end)\s*\{[a-z]*\}|\\(?!text)[A-Za-z]+|arc|sinh?|cosh?|tanh?|log|exp")
-_WORDS = re.compile(r"^[A-Za-z\s]*[A-Za-z]{2}[A-Za-z\s]*$|[A-Za-z]{4}")
-_OPENING, _CLOSING = {"(", "[", "{", r"\{"}, {")", "]", "}", r"\}"}
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_NEXT_WORD = re.compile(r"\s*(?:\\text\s*\{\s*)?([A-Za-z]+)")
 _LIST = re.compile(r",|;|and|or|\\text\s*\{[^{}]*\}|\\(?:lor|vee|land|wedge)")
+_CHOICE = re.compile(
+    r"(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?:? ?)?"
+    r"(?:\(\s*([A-J])\s*\)|([A-J])(?:[).:](?= |$)|(?=$)))(?:\s*(-?[\w\\$.(\[{][^,;]*|-?\S.*\d.*))?",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def after_thinking(response: str) -> str:
+    """What follows the last `</think>`; nothing where a `<think>` does not close; all of it without such marks."""
+    marks = list(_THINKING.finditer(response))
+    if not marks:
+        return response
+    return response[marks[-1].end() :] if marks[-1][1] else ""
 
 
 def final_answer(response: str) -> str | None:
     r"""The text of the final answer as it stands, or None where there is none.
 
     A last box that is empty or never closes is no answer, and neither an earlier box nor an answer line stands
-    in for it. A box within a box belongs to the outer one.
+    in for it. A box within a box belongs to the outer one. Boxes with nothing but "and", "or" or a comma between them
+    are one list.
     """
-    if "\\boxed" not in response:
-        lines = _MARKED.findall(response)
-        return (lines[-1].strip().rstrip(".*_$ ") or None) if lines else None
-    open_braces: list[int | None] = []
-    box: tuple[int, int] | None = None
-    for token in _BOXES.finditer(response):
-        text = token.group()
-        if text.startswith("\\boxed"):
-            open_braces.append(token.end())
-        elif text == "{":
-            open_braces.append(None)
-        elif text == "}" and open_braces:
-            start = open_braces.pop()
-            if start is not None:
-                box = (start, token.start())
-    cut_off = max((start for start in open_braces if start is not None), default=-1)
-    if box is None or cut_off > box[1]:
+    if not _BOX.search(response):
+        return _marked(response)
+    boxes, cut_off = _boxes(response)
+    bare = max(_BARE_BOX.finditer(response), key=lambda found: found.start(), default=None)
+    last = boxes[-1].close if boxes else -1
+    if cut_off > max(last, bare.start() if bare else -1):
         return None
-    return response[slice(*box)].strip() or None
+    if bare and bare.start() > last:
+        return bare[1][: _BARE_BOX_END.search(bare[1]).start()].strip() or None
+    if not boxes:
+        return None
+    first = len(boxes) - 1
+    while first and _is_list(response[boxes[first - 1].close + 1 : boxes[first].command]):
+        first -= 1
+    texts = list(dict.fromkeys(response[box.open : box.close].strip() for box in boxes[first:]))
+    return (", ".join(texts) if all(texts) else "") or None
+
+
+def last_box(response: str) -> str | None:
+    """What stands in the last whole box; None without one, where it is empty, or where another never closes."""
+    boxes, cut_off = _boxes(response)
+    return response[boxes[-1].open : boxes[-1].close].strip() or None if boxes and cut_off < boxes[-1].close else None
+
+
+class _Box(NamedTuple):
+    """Where a box's command, its text and its closing brace begin."""
+
+    command: int
+    open: int
+    close: int
+
+
+def _boxes(response: str) -> tuple[list[_Box], int]:
+    """(the whole boxes that stand in no other, where the last that never closes begins or -1)."""
+    open_braces: list[tuple[int, int] | None] = []
+    boxes: list[_Box] = []
+    for token in _BRACES.finditer(response):
+        if token[1]:
+            open_braces.append((token.start(), token.end()))
+        elif token[0] == "{":
+            open_braces.append(None)
+        elif token[0] == "}" and open_braces and (box := open_braces.pop()):
+            while boxes and boxes[-1].command > box[0]:
+                boxes.pop()
+            boxes.append(_Box(*box, token.start()))
+    return boxes, max((box[0] for box in open_braces if box), default=-1)
+
+
+def _is_list(glue: str) -> bool:
+    """Whether what stands between two boxes makes them two members of one list."""
+    return len(glue) <= _LONGEST_GLUE and bool(_GLUE.fullmatch(glue) and _JOINS.search(glue))
+
+
+def _marked(response: str) -> str | None:
+    """The text behind the last mark: its line, without a sentence or a reason that only follows on the answer."""
+    at = max((found.end() for found in _MARK.finditer(response)), default=None)
+    if at is None:
+        return None
+    line = _AFTER_MARK.match(response, at)[1].partition("</answer>")[0]
+    end = _SENTENCE_END.search(line)
+    if end and not _SECOND_THOUGHT.search(line, end.end()):
+        line = line[: end.start()]
+    return _REASON.sub("", line).strip().rstrip(".*_$ ") or None
 
 
 def last_expression(text: str) -> str | None:
-    r"""The last formula between `$`, `\(` or `\[`, or the last number outside of one; None where there is none."""
-    found = None
-    for match in _EXPRESSION.finditer(text):
-        found = next((group for group in match.groups() if group), None) or found
-    return found
-
-
-def plain(text: str) -> str:
-    r"""An answer in one notation: no `$`, sizes or spacing commands, one kind of fraction, text, minus and degree."""
-    for pattern, replacement in _REWRITTEN:
-        text = pattern.sub(replacement, text)
-    text = text.strip().rstrip(" .,;")
-    while (inside := _unwrapped(text)) is not None:
-        text = inside.rstrip(" .,;")
-    return text
-
-
-def squashed(text: str) -> str:
-    """Plain text as it is compared letter by letter: no text commands, no white space but between digits, and in
-    words no capitals.
+    r"""The last formula between `$`, `\(` or `\[`, or the last number outside of one, with a word behind it that
+    changes it (`7 thousand`); None where there is none.
     """
-    while (without := _TEXT_COMMAND.sub(r"\1", text)) != text:
-        text = without
-    text = _SPACE.sub("", text)
-    return text.casefold() if has_words(text) else text
-
-
-def has_words(text: str) -> bool:
-    r"""Whether plain text is words rather than a formula: `\text`, nothing but letters, or four letters on end."""
-    bare = _NO_WORD.sub(".", text)
-    return "\\text" in bare or bool(_WORDS.search(bare))
-
-
-def split(text: str, separators: re.Pattern[str]) -> list[str]:
-    """The parts of plain text between separators that stand outside of all brackets, without empty ones."""
-    depth, parts = 0, [""]
-    for token in tokens(text):
-        depth += (token in _OPENING) - (token in _CLOSING)
-        if depth == 0 and token not in _CLOSING and separators.fullmatch(token):
-            parts.append("")
-        else:
-            parts[-1] += token
-    return [part.strip() for part in parts if part.strip()]
+    found, end = None, 0
+    for match in _EXPRESSION.finditer(text):
+        if expression := next((group for group in match.groups() if group), None):
+            found, end = expression, match.end()
+    word = _NEXT_WORD.match(text, end)
+    return f"{found} {word[1]}" if found and word and changes_a_number([word[1].casefold()]) else found
 
 
 def members(text: str) -> list[str]:
@@ -143,35 +162,13 @@ def members(text: str) -> list[str]:
     return found
 
 
-def brackets(text: str) -> tuple[str, str, str] | None:
-    """(opening, inside, closing) of plain text that one pair of brackets encloses, as an interval's may differ."""
-    found = list(tokens(text))
-    if len(found) < 2 or found[0] not in _OPENING or found[-1] not in _CLOSING:
+def choice(text: str) -> tuple[str, str] | None:
+    """(letter, what it stands for or "") of plain text such as `(B)`, `B. 12` or `Option B`; None for anything else."""
+    found = _CHOICE.fullmatch(unworded(text))
+    if found is None:
         return None
-    depth = 0
-    for i, token in enumerate(found):
-        depth += (token in _OPENING) - (token in _CLOSING)
-        if depth == 0 and i < len(found) - 1:
-            return None
-    return found[0], "".join(found[1:-1]).strip(), found[-1]
-
-
-def nesting(text: str) -> int:
-    """How many brackets of plain text stand within one another at most."""
-    depth = deepest = 0
-    for token in tokens(text):
-        depth += (token in _OPENING) - (token in _CLOSING)
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def tokens(text: str) -> Iterator[str]:
-    """Commands, brackets, joined signs, `and`, `or`, and single characters."""
-    return (match.group() for match in _TOKENS.finditer(text))
-
-
-def _unwrapped(text: str) -> str | None:
-    r"""What stands in a `\boxed{}` or `\text{}` that is all of the text."""
-    match = _WRAPPED.match(text)
-    enclosed = brackets(text[match.end() - 1 :]) if match else None
-    return enclosed[1] if enclosed else None
+    letter, rest = found[1] or found[2], (found[3] or "").strip()
+    words = re.findall("[a-z]+", _COMMAND.sub(" ", rest).casefold())
+    if letter != letter.upper() or (words and (changes_a_number(words) or {"and", "wrong", "is"}.intersection(words))):
+        return None
+    return letter, rest

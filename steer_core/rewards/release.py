@@ -14,10 +14,12 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from steer_core.rewards.answers import brackets, final_answer, plain, split
+from steer_core.rewards.answers import last_box
 from steer_core.rewards.base import Verdict
-from steer_core.rewards.maths import LONGEST, parsed, verdicts
+from steer_core.rewards.formulas import parsed
+from steer_core.rewards.maths import LONGEST, verdicts
 from steer_core.rewards.maths import warm_up as warm_up  # for the workers
+from steer_core.rewards.notation import brackets, plain, split
 from steer_core.rewards.quantities import number
 from steer_core.rewards.workers import WorkerPool, shared_pool
 
@@ -49,7 +51,7 @@ class ReleaseGrader:
 def judge(item: tuple[str, str, bool]) -> tuple[str, str | None]:
     """(status, the answer it read) of (reference, response, training). Runs in a worker: it may hang or die."""
     reference, response, training = item
-    answer = final_answer(response[-TRAINING_CHARACTERS:]) if "\\boxed" in response[-TRAINING_CHARACTERS:] else None
+    answer = last_box(response[-TRAINING_CHARACTERS:]) if "\\boxed" in response[-TRAINING_CHARACTERS:] else None
     if training or answer == reference:
         return ("unanswered", None) if answer is None else ("right" if answer == reference else "wrong", answer)
     answer = _normal(read(response[-EVALUATION_CHARACTERS:]) or "")
