@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from steer_core.config.sections import MathsConfig
 from steer_core.rewards import graders_of
-from steer_core.rewards.agreement import agree, canonical
-from steer_core.rewards.answers import after_thinking, final_answer, last_expression
+from steer_core.rewards.answers import final_answer, last_expression
+from steer_core.rewards.base import after_thinking
 from steer_core.rewards.maths import MathsGrader, judge
 from steer_core.rewards.quantities import changes_a_number, measure, number
 from steer_core.rewards.ranges import as_intervals
+from steer_core.rewards.same_answer import agree, canonical
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "reproduce"))
 import everyday

@@ -123,8 +123,7 @@ def test_rollouts_of_a_run_on_countdown_are_judged_by_their_prompts(tmp_path):
              "tokens": list(text), "finish_reason": "stop"}
             for text in ("2+3=5", "2+3=6")]  # fmt: skip
     write(tmp_path / "rollouts" / "step_000002.parquet", rows)
-    write(tmp_path / "rollouts" / "step_000001.parquet", rows[:1])
-    assert grade(tmp_path, "--out", tmp_path / "out") == 0
+    assert grade(tmp_path / "rollouts" / "step_000002.parquet", "--out", tmp_path / "out") == 0
     frame = tables.read_responses(tmp_path / "out")
     assert list(frame["countdown/status"]) == ["right", "wrong"]
     assert list(frame.tokens) == [5, 5]
@@ -162,7 +161,7 @@ def test_what_does_not_fit_is_told_in_one_line_with_the_remedy(records, words, m
         ("kept.parquet", b"PAR1", "kept.parquet is not read ("),
         ("kept.csv", b"a,b", "kept.csv is none of .parquet, .jsonl, .json"),
         ("kept.json", None, "kept.json is no file"),
-        ("", None, "holds no responses.parquet and no rollouts/*.parquet; name a file of them"),
+        ("", None, "holds no responses.parquet; name a file of responses"),
     ],
 )
 def test_a_file_that_is_not_read_is_told(name, content, message, tmp_path, capsys):

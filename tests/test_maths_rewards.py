@@ -13,11 +13,11 @@ from steer_core.common.errors import SteerError
 from steer_core.problems import Countdown, Problem
 from steer_core.problems.sets import data_folder, facts_of, read_release
 from steer_core.rewards import Grader, Verdict
-from steer_core.rewards.agreement import agree, canonical
 from steer_core.rewards.answers import final_answer, last_expression
 from steer_core.rewards.countdown import CountdownGrader
-from steer_core.rewards.formulas import DEEPEST
 from steer_core.rewards.maths import MathsGrader, judge
+from steer_core.rewards.same_answer import agree, canonical
+from steer_core.rewards.same_formula import DEEPEST
 from steer_core.rewards.workers import WorkerPool
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "reproduce"))

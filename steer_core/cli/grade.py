@@ -7,11 +7,11 @@ from pathlib import Path
 
 from steer_core.cli.evaluate import COLUMNS
 from steer_core.cli.shared import path_of, wide_console
+from steer_core.rewards.base import THINKING
 
 _EXAMPLES = """\
 FILE is Parquet, JSON Lines or JSON. Read without further words are:
-  responses.parquet of `steer evaluate` (or its folder), a run's rollouts/*.parquet (or
-  its folder: the last rollout)
+  responses.parquet of `steer evaluate` (or its folder), a run's rollouts/*.parquet
   verl's generations (prompt, reward_model, responses), its validation dumps (input, output, gts)
   samples of lm-evaluation-harness (doc_id, target, resps)
   chat completions (choices, or messages) beside an answer
@@ -29,9 +29,7 @@ examples:
 def options(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.epilog = _EXAMPLES
-    parser.add_argument(
-        "file", type=path_of, metavar="FILE", help="responses; or the folder of an evaluation, or of a run"
-    )
+    parser.add_argument("file", type=path_of, metavar="FILE", help="responses, or the folder of an evaluation")
     parser.add_argument("--out", type=path_of, help="folder of the verdicts (default: runs/grade/NAME of the file)")
     parser.add_argument("--response", metavar="COLUMN", help="the column of the responses; a.b is b within a")
     parser.add_argument("--reference", metavar="COLUMN", help="the column of the right answer, or of the tests")
@@ -41,6 +39,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sandbox", choices=("bubblewrap", "limits"), default="bubblewrap", help="what programs run in (%(default)s)"
+    )
+    parser.add_argument(
+        "--thinking", choices=THINKING, default="skip", help="skip or read what stands before </think> (%(default)s)"
     )
 
 
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     title = args.file.name if args.file.is_dir() else args.file.stem
     out = args.out or Path("runs/grade") / title
     names = Names(args.response, args.reference, args.problem)
-    differ = grade_file(args.file, out, names, args.benchmark, args.sandbox)
+    differ = grade_file(args.file, out, names, args.benchmark, args.sandbox, args.thinking)
     summary, console = tables.write_summary(out, title, tables.published_scores().iloc[:0]), wide_console(COLUMNS)
     console.print(rich_table(f"{title}, percent", tables.HEAD, tables.lines_of(summary)))
     for grader, count in differ.items():

@@ -23,7 +23,7 @@ from steer_core.evaluation.problem_sets import write_table
 from steer_core.problems.own import is_own, load_own
 from steer_core.problems.problem import Problem
 from steer_core.problems.sets import load_set
-from steer_core.rewards import graders_of
+from steer_core.rewards import Thinking, graders_of
 
 PROBLEMS = "problems.csv"
 """Responses and right ones by benchmark, problem and grader."""
@@ -33,13 +33,18 @@ _TYPES = {"benchmark": pa.string(), "problem": pa.string(), "sample": pa.int64()
 
 
 def grade_file(
-    file: Path, out: Path, names: Names | None = None, benchmark: str | None = None, sandbox: str = "bubblewrap"
+    file: Path,
+    out: Path,
+    names: Names | None = None,
+    benchmark: str | None = None,
+    sandbox: str = "bubblewrap",
+    thinking: Thinking = "skip",
 ) -> dict[str, str]:
     """Judge the responses of a file by every grader of their kind; by grader, how its verdicts differ from kept ones.
 
-    file: see `foreign.read_responses`; or the folder of an evaluation, or of a run (its last rollout). benchmark: a
-    problem set, by name or in a file, that holds the references. Raises SteerError for what does not fit, and where
-    `out` holds an evaluation.
+    file: see `foreign.read_responses`; or the folder of an evaluation. benchmark: a problem set, by name or in a
+    file, that holds the references. sandbox, thinking: see `graders_of`. Raises SteerError for what does not fit,
+    and where `out` holds an evaluation.
     """
     if (out / tables.RECORD).exists() or (out / tables.RESPONSES).exists():
         raise SteerError(f"--out: {out} holds an evaluation; name another folder")
@@ -50,7 +55,7 @@ def grade_file(
     parts = []
     for name, kind in kinds.items():
         part = [row for row in rows if row["benchmark"] == name]
-        parts.append(graded(_table(part), graders_of(kind, sandbox)))
+        parts.append(graded(_table(part), graders_of(kind, sandbox, thinking)))
     about = {"graded": str(file.resolve()), "sha256": sha256(file), "columns": vars(names), "benchmark": benchmark,
              "graders": kinds}  # fmt: skip
     try:
@@ -68,11 +73,11 @@ def _file_of(path: Path) -> Path:
     """The file of responses that a path names. Raises SteerError for a folder that holds none."""
     if not path.is_dir():
         return path
-    found = [path / tables.RESPONSES, *sorted(path.glob("rollouts/*.parquet"), reverse=True)]
-    file = next((one for one in found if one.is_file()), None)
-    if file is None:
-        raise SteerError(f"FILE: {path} holds no {tables.RESPONSES} and no rollouts/*.parquet; name a file of them")
-    return file
+    if (path / tables.RESPONSES).is_file():
+        return path / tables.RESPONSES
+    kept = sorted(path.glob("rollouts/*.parquet"))
+    example = f", such as {kept[-1]}" if kept else ""
+    raise SteerError(f"FILE: {path} holds no {tables.RESPONSES}; name a file of responses{example}")
 
 
 def _problems(benchmark: str) -> list[Problem]:

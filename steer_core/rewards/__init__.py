@@ -1,9 +1,8 @@
 """Graders: mathematics, Countdown and code, judged by processes that can be killed."""
 
-from steer_core.rewards.answers import Thinking
-from steer_core.rewards.base import Grader, Status, Verdict
+from steer_core.rewards.base import Grader, Status, Thinking, Verdict
 
-__all__ = ["Grader", "Status", "Verdict", "graders_of"]
+__all__ = ["Grader", "Status", "Thinking", "Verdict", "graders_of"]
 
 
 def graders_of(kind: str, sandbox: str = "bubblewrap", thinking: Thinking = "skip") -> list[Grader]:

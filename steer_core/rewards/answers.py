@@ -8,15 +8,10 @@ which may be long and hostile.
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from steer_core.rewards.notation import brackets, split, unworded
 from steer_core.rewards.quantities import changes_a_number
-
-Thinking = Literal["skip", "read"]
-"""What a grader does with `<think>...</think>`: `skip` reads only what follows, `read` takes it for the response."""
-THINKING: tuple[Thinking, ...] = get_args(Thinking)
-_THINKING = re.compile(r"<(/?)think(?:ing)?>")
 
 _BRACES = re.compile(r"(\\(?:boxed|f(?:rame)?box))\s*\{|\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|f(?:rame)?box)(?![A-Za-z])")
@@ -56,14 +51,6 @@ _CHOICE = re.compile(
     r"(?:\(\s*([A-J])\s*\)|([A-J])(?:[).:](?= |$)|(?=$)))(?:\s*(-?[\w\\$.(\[{][^,;]*|-?\S.*\d.*))?",
     re.IGNORECASE | re.DOTALL,
 )
-
-
-def after_thinking(response: str) -> str:
-    """What follows the last `</think>`; nothing where a `<think>` does not close; all of it without such marks."""
-    marks = list(_THINKING.finditer(response))
-    if not marks:
-        return response
-    return response[marks[-1].end() :] if marks[-1][1] else ""
 
 
 def final_answer(response: str) -> str | None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
+Thinking = Literal["skip", "read"]
+"""What a grader does with `<think>...</think>`: `skip` reads only what follows, `read` takes it for the response."""
+THINKING: tuple[Thinking, ...] = get_args(Thinking)
+_THINKING = re.compile(r"<(/?)think(?:ing)?>")
 Status = Literal["right", "wrong", "unanswered", "timed out", "crashed"]
 
 UNJUDGED: tuple[Status, ...] = ("timed out", "crashed")
@@ -32,8 +37,14 @@ class Verdict:
 
 
 def after_thinking(response: str) -> str:
-    """What a response says behind its last `</think>`: what a model only thinks is no answer."""
-    return response.rpartition("</think>")[2]
+    """What follows the last `</think>`; nothing where a `<think>` does not close; all of it without such marks.
+
+    What a model only thinks is no answer.
+    """
+    marks = list(_THINKING.finditer(response))
+    if not marks:
+        return response
+    return response[marks[-1].end() :] if marks[-1][1] else ""
 
 
 class Grader(Protocol):

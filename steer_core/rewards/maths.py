@@ -1,8 +1,8 @@
 r"""Maths by math-verify, strictly: the final answer that a response marks, judged part by part, in killable processes.
 
 math-verify compares formulas; by itself it takes hours for minutes, 4210 in base 6 for 4210 in base 5, `x+1=3` for 3,
-`2(5)` for 7 and `2, 4` for `(2,4)`. So an answer is first taken apart (`agreement.py`), and each part has to match its
-own; what remains are single formulas, and only those are math-verify's (`formulas.py`).
+`2(5)` for 7 and `2, 4` for `(2,4)`. So an answer is first taken apart (`same_answer.py`), and each part has to match
+its own; what remains are single formulas, and only those are math-verify's (`same_formula.py`).
 
 Units may be left out or added, for the question names them, but not replaced: `18 dollars` is 18, `40 hours` is not
 `40 minutes`. Words that change a number (`18 thousand`, `7 divided by two`) are no units. A percent sign is a unit,
@@ -18,11 +18,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from steer_core.rewards.agreement import LONGEST as LONGEST
-from steer_core.rewards.agreement import agree, canonical
-from steer_core.rewards.answers import THINKING, Thinking, after_thinking, final_answer, last_expression
-from steer_core.rewards.base import Verdict
+from steer_core.rewards.answers import final_answer, last_expression
+from steer_core.rewards.base import THINKING, Thinking, Verdict, after_thinking
 from steer_core.rewards.notation import has_words, plain
+from steer_core.rewards.same_answer import LONGEST as LONGEST
+from steer_core.rewards.same_answer import agree, canonical
 from steer_core.rewards.workers import Failure, WorkerPool, shared_pool
 
 

@@ -16,11 +16,11 @@ from fractions import Fraction
 
 from steer_core.rewards.answers import last_box
 from steer_core.rewards.base import Verdict
-from steer_core.rewards.formulas import parsed
 from steer_core.rewards.maths import LONGEST, verdicts
 from steer_core.rewards.maths import warm_up as warm_up  # for the workers
 from steer_core.rewards.notation import brackets, plain, split
 from steer_core.rewards.quantities import number
+from steer_core.rewards.same_formula import parsed
 from steer_core.rewards.workers import WorkerPool, shared_pool
 
 TRAINING_CHARACTERS, EVALUATION_CHARACTERS = 100, 300

@@ -11,10 +11,10 @@ import re
 from itertools import product
 
 from steer_core.rewards.answers import choice, final_answer, members
-from steer_core.rewards.formulas import ROUNDED, canonical_formula, rounds_to, same_equation, same_formula
 from steer_core.rewards.notation import brackets, plain, split, squashed
 from steer_core.rewards.quantities import Number, measure, number
 from steer_core.rewards.ranges import as_intervals
+from steer_core.rewards.same_formula import ROUNDED, canonical_formula, rounds_to, same_equation, same_formula
 
 LONGEST = 1000
 """Characters of an answer that is still taken apart."""
