@@ -23,10 +23,11 @@ settings.load_profile("repeatable")
 jaxtyping.install_import_hook("steer_core.formulas", "beartype.beartype")
 
 
-SLOW = """fuzz engines architectures kill kill_ranks smoke_runs vllm_engine vllm_training problem_sets readme run_killed
-run cli cli_compare accidents ending integration_trl integration_verl everyday_answers grade code_rewards workers
-sandbox_limits own_problem_sets invariance reproduce_estimators estimate tournament paper_configs report report_run
-build_lock ladder real_step ladder_models attribution parity_trl parity_verl"""
+SLOW = """fuzz engines architectures kill kill_ranks smoke_runs vllm_engine vllm_training problem_sets readme
+run_killed run cli cli_compare accidents ending integration_trl integration_verl everyday_answers grade
+code_rewards workers sandbox_limits own_problem_sets invariance reproduce_estimators estimate
+estimate_resume tournament paper_configs report report_run build_lock ladder real_step ladder_models
+attribution parity_trl parity_verl"""
 """Files, longest first, that start engines or processes, train many runs, draw reports or load many models."""
 
 

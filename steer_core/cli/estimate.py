@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from steer_core.cli.shared import path_of, take_settings, trained, wide_console, writing, yaml_path
+from steer_core.common.errors import SteerError
 from steer_core.common.places import CONFIGS
 
 _EXAMPLES = """examples:
@@ -36,6 +37,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="keep only groups whose rewards differ, sampling on until there are rollout.prompts of them",
     )
     parser.add_argument("--config", help="a run's YAML file or shipped name (default: the run's own, or all defaults)")
+    parser.add_argument("--resume", action="store_true", help="go on with the estimate that was stopped in --out")
     parser.add_argument(
         "--out", type=path_of, default=Path("runs/estimate"), help="folder of the results (default: %(default)s)"
     )
@@ -50,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from steer_core.config.config import load_config
     from steer_core.estimation.estimate import DEFAULT_UPDATES, Update, estimate
     from steer_core.estimation.tables import ESTIMATE_COLUMNS, estimate_table, write_estimate
+    from steer_core.estimation.unfinished import Unfinished
 
     folder, run = trained(args.model)
     config = load_config(yaml_path(args.config, CONFIGS) or (run.path / "config.yaml" if run else None), args.settings)
@@ -57,12 +60,21 @@ def run(args: argparse.Namespace) -> int:
     updates = [Update.parse(text) for text in args.update or []] or DEFAULT_UPDATES
     with writing("--out", args.out, "folder"):
         args.out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    unfinished = Unfinished(args.out)
     still = not is_live(Console())
     try:
         result = estimate(
-            folder, config, updates, args.with_signal, run, lambda items, title: track(items, title, disable=still)
+            folder,
+            config,
+            updates,
+            args.with_signal,
+            run,
+            lambda items, title: track(items, title, disable=still),
+            unfinished,
+            args.resume,
         )
-    except BaseException:
+    except SteerError:  # it would be the same again
+        unfinished.finish()
         with suppress(OSError):  # a folder that holds something stays
             args.out.rmdir()
         raise
@@ -70,4 +82,5 @@ def run(args: argparse.Namespace) -> int:
     for update in result.record["updates"]:
         console.print(estimate_table(result.record, update))
     print(f"written: {write_estimate(result, args.out)}, with estimate.png and every token's row beside it")
+    unfinished.finish()
     return 0

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -25,16 +26,17 @@ from steer_core.common.settings import to_dict
 from steer_core.config.config import Config
 from steer_core.engines import LocalEngine
 from steer_core.estimation.scores import summarise
+from steer_core.estimation.unfinished import Sample, Unfinished
 from steer_core.evaluation.sample_and_grade import sample_and_grade
 from steer_core.formulas.advantages import ADVANTAGES
 from steer_core.formulas.loss import ClipRange, denominator, token_coefficients
 from steer_core.ladder.attribution import Attribution, UpdateBatch, attribute
 from steer_core.ladder.passes import Lens, check_ladder
-from steer_core.policy.model import Policy, load_policy
+from steer_core.policy.model import Policy, base_digest, load_policy
 from steer_core.policy.preflight import check_policy, ragged_pair
 from steer_core.problems import Task, make_task
 from steer_core.rollout.huggingface import HuggingFaceSampler
-from steer_core.rollout.rollout import Rollout, join
+from steer_core.rollout.rollout import join
 from steer_core.runs.folder import RunFolder
 
 Progress = Callable[[Iterable, str], Iterable]
@@ -67,15 +69,6 @@ class Update:
 
 DEFAULT_UPDATES = [Update("sgd", 1e-3), Update("adamw", 1e-4)]
 """What `steer estimate` measures where nothing else is asked."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Sampled groups with their rewards (prompts, responses), and how many prompts were sampled to get them."""
-
-    rollout: Rollout
-    rewards_PG: torch.Tensor
-    prompts_sampled: int
 
 
 def sample(
@@ -147,23 +140,28 @@ def optimizers_of(
 
 
 def attributions(
-    policy: Policy, drawn: Sample, config: Config, optimizers: dict[str, Optimizer]
+    policy: Policy,
+    drawn: Sample,
+    config: Config,
+    optimizers: dict[str, Optimizer],
+    unfinished: Unfinished | None = None,
 ) -> Iterator[dict[str, Attribution]]:
     """What each optimiser's step did to each mini-batch of the sample; empty where no reward differs within a group.
 
-    Indices of groups and sequences count through the whole sample.
+    Indices of groups and sequences count through the whole sample. unfinished: keeps every mini-batch, and gives
+    those that it has.
     """
     algorithm, group, model = config.algorithm, config.rollout.responses, policy.model
     size, real = config.optimizer.mini_batch_prompts, torch.promote_types(model.dtype, torch.float32)
     advantages_PG = ADVANTAGES[algorithm.advantage](drawn.rewards_PG.to(model.device, model.dtype))
-    for first in range(0, len(advantages_PG), size):
+
+    def measure(first: int) -> dict[str, Attribution]:
         sequences = drawn.rollout.rows(slice(first * group, (first + size) * group))
         mask = sequences.response_mask_BT.bool()
         rows = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)[mask]
         advantages_N = advantages_PG[first : first + size].flatten()[rows]
         if not advantages_N.any():
-            yield {}
-            continue
+            return {}
         count = denominator(mask, algorithm.reduction)
         batch = UpdateBatch(
             Lens(model, sequences, config.rollout.temperature, micro_batch=config.optimizer.micro_batch_sequences),
@@ -179,7 +177,10 @@ def attributions(
             result.tokens["group"] += first
             result.tokens["sequence"] += first * group
             result.tokens["states"] = len(result.tokens)
-        yield results
+        return results
+
+    for first in range(0, len(advantages_PG), size):
+        yield (unfinished or Unfinished()).mini_batch(first, partial(measure, first))
 
 
 @dataclass(frozen=True)
@@ -197,12 +198,15 @@ def estimate(
     with_signal: bool = False,
     run: RunFolder | None = None,
     progress: Progress = lambda items, title: items,
+    unfinished: Unfinished | None = None,
+    resume: bool = False,
 ) -> Estimate:
     """Measure every estimate on a model and its own rollouts, for each update from the same policy.
 
     model: `embedded` or a model folder. run: the training run whose last checkpoint the model is; an
     update by the run's own optimiser then starts from its moments. progress(items, title) shows
-    progress. Raises SteerError where model, task and settings do not fit, or nothing is learnt.
+    progress. unfinished: keeps what is measured; with `resume` the estimate goes on from what it
+    has. Raises SteerError where model, task and settings do not fit, or nothing is learnt.
     """
     updates = list(updates)
     if not updates:
@@ -213,10 +217,13 @@ def estimate(
     check_ladder(policy.model, ragged_pair(policy))
     task = make_task(config.task, policy.tokenizer)
     optimizers = optimizers_of(policy, config, updates, run)
-    drawn = sample(policy, task, config, with_signal, progress)
+    unfinished = unfinished or Unfinished()
+    settings = {"weights": base_digest(model), "config": to_dict(config), "with_signal": with_signal}
+    unfinished.begin(settings | {"updates": list(optimizers), "moments": run is not None}, resume)
+    drawn = unfinished.sample(lambda: sample(policy, task, config, with_signal, progress), policy.model.device)
     record = _about(config.model.path if run else model, run, config, drawn)
     starts = range(0, len(drawn.rewards_PG), config.optimizer.mini_batch_prompts)
-    found = list(progress(attributions(policy, drawn, config, optimizers), f"{len(starts)} mini-batches"))
+    found = list(progress(attributions(policy, drawn, config, optimizers, unfinished), f"{len(starts)} mini-batches"))
     results = [result for result in found if result]
     if not results:
         raise SteerError(
