@@ -355,6 +355,13 @@ def test_pairs_that_cannot_be_compared_say_why(tmp_path, capsys):
         tables.read_responses(written(tmp_path / "old", cases["shares no benchmark"].drop(columns="finish_reason")))
 
 
+@pytest.mark.parametrize("text", ["", "5", "[1]", "{}", "\0", '{"about": 1, "environment": {}}'])
+def test_a_damaged_record_of_an_evaluation_is_told_in_one_line(tmp_path, text):
+    (tmp_path / tables.RECORD).write_text(text)
+    with pytest.raises(SteerError, match=r"^evaluation \S+evaluation.json: .*; evaluate again into another folder$"):
+        tables.read_record(tmp_path)
+
+
 def test_an_undecided_pair_says_what_would_decide_it(finished, tmp_path, capsys):
     assert evaluate(tmp_path / "other", "benchmark.seed=1") == 0
     capsys.readouterr()

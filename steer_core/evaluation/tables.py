@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from steer_core.common.errors import SteerError, nearest, one_line
-from steer_core.common.files import json_text, write_atomically
+from steer_core.common.files import json_text, read_json, write_atomically
 from steer_core.common.places import CHECKOUT
 from steer_core.common.tables import markdown_table
 from steer_core.rewards.base import UNJUDGED
@@ -65,13 +64,10 @@ def read_responses(folder: Path) -> pd.DataFrame:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """What an evaluation began with (`about`, `environment`, `data`). Raises SteerError for a damaged record."""
-    path = folder / RECORD
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise SteerError(f"{path}: is not read ({one_line(error)}); evaluate again into another folder") from error
-    if not all(isinstance(part, dict) for part in (record, *map(dict(record).get, ("about", "environment")))):
-        raise SteerError(f"{path}: is no record of an evaluation; evaluate again into another folder")
+    remedy = "evaluate again into another folder"
+    record = read_json(folder / RECORD, "evaluation", remedy)
+    if not all(isinstance(record.get(part), dict) for part in ("about", "environment")):
+        raise SteerError(f"evaluation {folder / RECORD}: is no record of an evaluation; {remedy}")
     return record
 
 
