@@ -112,3 +112,18 @@ def test_relative_paths_are_kept_absolute_beside_their_written_form(runs, short,
     assert opened[1].located(other) == other
     (tmp_path / "mine.parquet").unlink()
     assert RunFolder.open(maths.path).config.task.file == "mine.parquet"
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json"])
+def test_a_model_folder_with_another_file_beside_its_weights_is_told_before_the_run_goes_on(
+    runs, short, name, monkeypatch, capsys
+):
+    file = runs / "model" / name
+    before = file.read_bytes()
+    monkeypatch.chdir(runs)
+    file.write_bytes(before + b"\n")
+    try:
+        assert resume(short, f"train.rollouts={LONG}") == 2
+    finally:
+        file.write_bytes(before)
+    assert f"{name} of model.path" in capsys.readouterr().err

@@ -19,7 +19,7 @@ SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """For every loader of transformers: fetch nothing, and run no code of the folder."""
 UNLIMITED = 1 << 30
 """Positions of a model without a longest sequence (ALiBi, state spaces)."""
-_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.safetensors", "*.npz")
 _RANDOM = re.compile("drop|jitter")
 
@@ -86,13 +86,13 @@ def check_weight_files(folder: Path, path: str) -> None:
         )
     if (folder / _WHOLE).is_file():
         return
-    if (folder / _INDEX).is_file():
+    if (folder / INDEX).is_file():
         _check_index(folder, path)
         return
     others = sorted({file.name for kind in _OTHER_WEIGHTS for file in folder.glob(kind)})
     if others:
         raise SteerError(
-            f"model.path: {path} holds its weights as {others[0]}, and only {_WHOLE} (or its parts with {_INDEX}) is "
+            f"model.path: {path} holds its weights as {others[0]}, and only {_WHOLE} (or its parts with {INDEX}) is "
             f'read; convert it: python -c "from transformers import AutoModelForCausalLM as A; '
             f"A.from_pretrained('{path}', dtype='auto').save_pretrained('{path}')\""
         )
@@ -101,22 +101,22 @@ def check_weight_files(folder: Path, path: str) -> None:
 
 def _check_index(folder: Path, path: str) -> None:
     try:
-        parts = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        parts = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
         names = sorted(parts)
         strange = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SteerError(
-            f"model.path: {path}: {_INDEX} cannot be read ({type(error).__name__}: {one_line(error, 200)}); "
+            f"model.path: {path}: {INDEX} cannot be read ({type(error).__name__}: {one_line(error, 200)}); "
             "copy it again"
         ) from error
     lost = [name for name in names if not (folder / name).is_file()]
     for found, what in ((strange, "is no safetensors file beside it"), (lost, "is not there")):
         if found:
             raise SteerError(
-                f"model.path: {path}: {found[0]}, which {_INDEX} names, {what}; copy the folder again, all its parts"
+                f"model.path: {path}: {found[0]}, which {INDEX} names, {what}; copy the folder again, all its parts"
             )
     if not names:
-        raise SteerError(f"model.path: {path}: {_INDEX} names no file; copy the folder again")
+        raise SteerError(f"model.path: {path}: {INDEX} names no file; copy the folder again")
 
 
 def does_not_load(path: str, error: Exception) -> SteerError:

@@ -23,9 +23,11 @@ from transformers.utils import logging
 from steer_core.common.errors import SteerError, one_line
 from steer_core.common.files import sha256
 from steer_core.common.places import EMBEDDED
-from steer_core.policy.folder import SAFE, check_weight_files, does_not_load, positions_of, read_config
+from steer_core.policy.folder import INDEX, SAFE, check_weight_files, does_not_load, positions_of, read_config
 from steer_core.policy.smoke import SMOKE, smoke_model
 from steer_core.policy.tokenizer import check_tokenizer, end_tokens
+
+_SETTINGS = ("*.json", "*.jinja", "merges.txt", "tokenizer.model", "*.tiktoken")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,13 @@ def base_digest(path: str) -> str:
     check_weight_files(folder, path)
     files = sorted(folder.glob("*.safetensors"))
     return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+
+
+def settings_digests(path: str) -> dict[str, str]:
+    """By name the SHA-256 of the files beside the weights that make the policy: its configuration and its tokenizer."""
+    folder = model_folder(path)
+    found = {file for kind in _SETTINGS for file in folder.glob(kind) if file.name != INDEX}
+    return {file.name: sha256(file) for file in sorted(found)}
 
 
 def load_policy(

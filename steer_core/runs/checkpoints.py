@@ -31,7 +31,7 @@ from steer_core.common.settings import read_yaml
 from steer_core.config.config import Config
 from steer_core.engines.base import TrainingEngine
 from steer_core.interventions.base import Memory
-from steer_core.policy.model import Policy, base_digest
+from steer_core.policy.model import Policy, base_digest, settings_digests
 from steer_core.runs import logs
 
 _NAME = re.compile(r"step_(\d+)")
@@ -165,7 +165,7 @@ class Checkpoints:
         raise SteerError(f"checkpoint {path}: {problem}; {remedy}")
 
     def check_base(self) -> None:
-        """Raise SteerError where model.path no longer holds the weights that the run began from."""
+        """Raise SteerError where model.path no longer holds what the run began from: weights, settings, tokenizer."""
         digest = base_digest(self.config.model.path)
         remedy = "put it back from a copy" + (
             f', or, where model.path is as it was when the run began, write {{"base_model_sha256": "{digest}"}} into it'
@@ -175,6 +175,13 @@ class Checkpoints:
             raise SteerError(
                 f"run folder {self.run}: model.path ({self.config.model.path}) has other weights than when the run "
                 "began; put them back, or start the run again in another folder"
+            )
+        kept, now = about.get("base_model_settings_sha256"), settings_digests(self.config.model.path)
+        changed = sorted(n for n in kept if kept[n] != now.get(n)) if isinstance(kept, dict) else []  # older runs: none
+        if changed:
+            raise SteerError(
+                f"run folder {self.run}: {changed[0]} of model.path ({self.config.model.path}) is not as it was when "
+                "the run began; put it back, or start the run again in another folder"
             )
 
     def kept_logs(self, rollout_index: int) -> dict[str, list[logs.Row]] | None:

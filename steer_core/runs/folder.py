@@ -28,7 +28,7 @@ from steer_core.config.config import Config
 from steer_core.config.sections import CountdownConfig
 from steer_core.engines.base import TrainingEngine
 from steer_core.interventions.base import Memory
-from steer_core.policy.model import Policy, base_digest
+from steer_core.policy.model import Policy, base_digest, settings_digests
 from steer_core.policy.smoke import SMOKE
 from steer_core.problems.sets import find_file
 from steer_core.runs import logs, rollouts
@@ -107,8 +107,9 @@ class RunFolder:
             if (self.path / "plan.yaml").exists():
                 raise SteerError(f"run folder {self.path}: holds a comparison; name another --out")
             self.path.mkdir(parents=True, exist_ok=True)
-            digest = base_digest(self.config.model.path)
-            about = environment() | {"base_model_sha256": digest, "paths": absolute_paths(self.config)}
+            path = self.config.model.path
+            base = {"base_model_sha256": base_digest(path), "base_model_settings_sha256": settings_digests(path)}
+            about = environment() | base | {"paths": absolute_paths(self.config)}
             write_atomically(self.path / "environment.json", json.dumps(about, indent=2) + "\n")
             write_atomically(self.path / "config.yaml", yaml.safe_dump(to_dict(self.config), sort_keys=False))
         return self
