@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ from steer_core.show import show
 from steer_core.training.loop import Trainer
 
 ROLLOUTS = 4
+LONGEST = 120
+"""Seconds after which an action is taken to hang."""
 
 
 def words(data: bytes, source: random.Random) -> bytes:
@@ -80,6 +83,9 @@ REPLACED = {
     "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
     "a link to itself": lambda path: (path.unlink(), path.symlink_to(path)),
 }
+OTHER_WAYS = {*DAMAGES, *REPLACED} - {"a pipe"}
+WAYS = 5
+"""Of the ways to damage a file, how many are tried on each beside a pipe, which never ends."""
 STRAY_WAYS = ("stray",)
 STRAY = ("rollouts/step_x.parquet", "rollouts/step_9.txt", "rollouts/steps_000001-999999999.parquet",
          "checkpoints/step_x/manifest.json", "checkpoints/step_000009", "checkpoints/notes.txt")  # fmt: skip
@@ -101,13 +107,21 @@ def drawn_only(monkeypatch):
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **named: Path(path).write_bytes(b"<svg/>"))
 
 
+def hangs(*_) -> None:
+    raise AssertionError(f"does not come to an end within {LONGEST} s")
+
+
 def outcome(action) -> str | None:
     """None where it comes to its end, else the one line that a command would print."""
     told = None
+    signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(LONGEST)
     try:
         action()
     except SteerError as error:
         told = str(error)
+    finally:
+        signal.alarm(0)
     assert told is None or (len(told.splitlines()) == 1 and len(told) < 1200), told
     return told
 
@@ -150,7 +164,7 @@ def test_a_damaged_or_stray_file_of_a_run_is_told_in_one_line_and_nothing_is_los
 ):
     source, whole, original = random.Random(name), run.run.read(), run.run
     try:
-        for way in STRAY_WAYS if name in STRAY else [*DAMAGES, *REPLACED]:
+        for way in STRAY_WAYS if name in STRAY else ["a pipe", *source.sample(sorted(OTHER_WAYS), WAYS)]:
             folder = tmp_path / way
             shutil.copytree(original.path, folder)
             path = folder / name
@@ -172,9 +186,9 @@ WORDS = (
     "[] [1] {} [[1]] 2020-01-01 !!python/name:os.system 0x10 1_000 '\\0' .. ~ none auto"
 )
 HOSTILE = [*WORDS.split(), "9" * 5000, "[1, 1]", "{a: 1}", "&a [*a]", "\ud800"]
-SETTINGS = 800
+SETTINGS = 500
 """Of all odd settings, how many are tried."""
-TRAINED = 10
+TRAINED = 8
 """Of the odd settings that are allowed, how many are trained with for a rollout."""
 ONE_ROLLOUT = (
     *("train.rollouts=1", "rollout.prompts=2", "rollout.responses=2", "rollout.max_new_tokens=8"),

@@ -1,6 +1,7 @@
 """What a model folder must be: weights that are hashed are those that load, no code runs, no randomness comes along."""
 
 import json
+import os
 import shlex
 import shutil
 
@@ -82,9 +83,9 @@ def test_a_folder_without_weights_is_refused(folder):
         ({"weight_map": {"a": "../model-1.safetensors"}}, r"\.\./model-1.safetensors.*no safetensors file beside it"),
         ({"weight_map": {"a": "pytorch_model-1.bin"}}, "pytorch_model-1.bin.*is no safetensors file"),
         ({"weight_map": {}}, "names no file"),
-        ({"weight_map": ["a"]}, "index.json cannot be read"),
-        ([], "index.json cannot be read"),
-        ({"weight_map": {"a": 3}}, "index.json cannot be read"),
+        ({"weight_map": ["a"]}, "weight_map names no files"),
+        ([], "no object"),
+        ({"weight_map": {"a": 3}}, "weight_map names no files"),
     ],
 )
 def test_an_index_that_names_other_files_than_those_beside_it_is_refused(folder, held, said):
@@ -107,6 +108,13 @@ def test_weights_in_parts_load_and_are_hashed(folder):
     digest = base_digest(str(folder))
     next(folder.glob("model-*.safetensors")).write_bytes(b"other")
     assert base_digest(str(folder)) != digest
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "extra.json"])
+def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    assert f"{name} is no regular file; remove it" in refusal(folder)
 
 
 def test_an_adapter_is_refused(folder):

@@ -99,7 +99,7 @@ def test_a_model_is_known_by_its_short_name_too_and_a_folder_wins(tmp_path, monk
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "cannot be read"), ('{"model_type": "gpt2"}', "'gpt2' is none that"), ('{"model_type": "qwen2"}', "no '")],
+    [("{", "not JSON"), ('{"model_type": "gpt2"}', "'gpt2' is none that"), ('{"model_type": "qwen2"}', "no '")],
 )
 def test_a_folder_that_gives_no_shape_is_told(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)

@@ -289,8 +289,15 @@ def test_responses_that_no_memory_holds_are_refused_before_it_is_asked_for(embed
     with pytest.raises(SteerError, match=rf"{responses} to each of 6 prompts, of up to \d+ tokens, take \d+ GiB"):
         HuggingFaceSampler(embedded).generate(prompts, responses, RolloutConfig(), seed=0)
     for field in ("rollout.responses", "evaluation.samples"):
-        with pytest.raises(SteerError, match=rf"{field}: {responses} to each of .* GiB at least, and the machine has"):
+        with pytest.raises(SteerError, match=rf"{field}: {responses} for each of .*, and no memory holds more than"):
             small_trainer(tmp_path / field, f"{field}={responses}")
+
+
+@pytest.mark.parametrize("field", ["rollout.responses", "evaluation.samples"])
+def test_responses_that_this_machine_does_not_hold_are_refused_at_the_start(tmp_path, monkeypatch, field):
+    monkeypatch.setattr("os.sysconf", lambda name: 1 << 10)
+    with pytest.raises(SteerError, match=rf"{field}: 200 to each of .* GiB at least, and the machine has 0; ask for"):
+        small_trainer(tmp_path / "run", f"{field}=200", "train.probe_sequences=0")
 
 
 @pytest.mark.parametrize(("ends", "second"), [([1], [1, 1, 1, 1]), ([1, 7], [1, 1, 1, 0])])

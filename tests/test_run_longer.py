@@ -50,6 +50,7 @@ def kept_in(folder) -> dict[str, object]:
         if path.name == "manifest.json":
             held[name] = manifest = json.loads(path.read_text())
             manifest["sha256"] = {file: sha for file, sha in manifest["sha256"].items() if not file.endswith(".gz")}
+            manifest.pop("manifest_sha256", None)  # which covers them
     return held
 
 
@@ -63,6 +64,7 @@ def test_a_finished_run_goes_on_as_one_that_was_planned_for_more(runs, short, tm
         for path in run.checkpoints.saved():
             manifest = json.loads((path / "manifest.json").read_text())
             manifest["run"] = run.checkpoints._fingerprints()[1]
+            del manifest["manifest_sha256"]  # as older versions wrote it
             (path / "manifest.json").write_text(json.dumps(manifest))
     assert resume(short, f"train.rollouts={LONG}") == 0
     for log in ("metrics.jsonl", "evaluations.jsonl"):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from steer_core.common.errors import SteerError, nearest
+from steer_core.common.files import read_json
 from steer_core.common.places import EMBEDDED
 from steer_core.common.settings import read_yaml
 from steer_core.policy.smoke import SMOKE, smoke_model
@@ -102,10 +101,7 @@ def known_shapes() -> dict[str, Shape]:
 
 def read_shape(folder: Path, name: str) -> Shape:
     """The shape that a model folder's config.json gives. Raises SteerError for what it does not hold."""
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SteerError(f"model.path: {name}: config.json cannot be read ({error}); save the model again") from error
+    config = read_json(folder / "config.json", "model.path:", "save the model again")
     kind = config.get("model_type")
     if kind not in KNOWN_TYPES:
         raise SteerError(

@@ -6,7 +6,6 @@ are read from safetensors alone, which are what `base_digest` hashes.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from steer_core.common.errors import SteerError, one_line
+from steer_core.common.files import read_json
 
 SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """For every loader of transformers: fetch nothing, and run no code of the folder."""
@@ -32,14 +32,11 @@ def read_config(folder: Path, path: str) -> PreTrainedConfig:
     transformers, and for quantised weights.
     """
     file = folder / "config.json"
-    try:
-        held = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SteerError(f"model.path: {file} cannot be read ({one_line(error, 200)}); save the model again") from error
-    if not isinstance(held, dict) or not isinstance(held.get("model_type"), str):
+    held = read_json(file, "model.path:", "save the model again with save_pretrained")
+    if not isinstance(held.get("model_type"), str):
         raise SteerError(
-            f"model.path: {file} is no model's configuration (a JSON object with `model_type`); save the model again "
-            "with save_pretrained"
+            f"model.path: {file} is no model's configuration, for it has no `model_type`; save the model again with "
+            "save_pretrained"
         )
     try:
         config = AutoConfig.from_pretrained(folder, **SAFE)
@@ -100,15 +97,11 @@ def check_weight_files(folder: Path, path: str) -> None:
 
 
 def _check_index(folder: Path, path: str) -> None:
-    try:
-        parts = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-        names = sorted(parts)
-        strange = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SteerError(
-            f"model.path: {path}: {INDEX} cannot be read ({type(error).__name__}: {one_line(error, 200)}); "
-            "copy it again"
-        ) from error
+    parts = read_json(folder / INDEX, "model.path:", "copy it again").get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
+        raise SteerError(f"model.path: {folder / INDEX}: weight_map names no files; copy it again")
+    names = sorted(set(parts.values()))
+    strange = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
     lost = [name for name in names if not (folder / name).is_file()]
     for found, what in ((strange, "is no safetensors file beside it"), (lost, "is not there")):
         if found:

@@ -57,6 +57,9 @@ def model_folder(path: str) -> Path:
     folder = EMBEDDED if path == "embedded" else smoke_model() if path == SMOKE else Path(path)
     if not (folder / "config.json").is_file():
         raise SteerError(f"model.path: {path} holds no config.json; give a Hugging Face model folder, or `embedded`")
+    odd = sorted(file.name for file in folder.iterdir() if not (file.is_file() or file.is_dir()))
+    if odd:  # a pipe or a device may have no end
+        raise SteerError(f"model.path: {path}: {odd[0]} is no regular file; remove it, or copy the folder again")
     return folder
 
 

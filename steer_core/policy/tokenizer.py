@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from steer_core.common.errors import SteerError
+from steer_core.common.files import read_json
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 
@@ -53,13 +53,9 @@ def end_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     no token id.
     """
     for name in ("generation_config.json", "config.json"):
-        try:
-            held = json.loads((folder / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not (folder / name).exists():
             continue
-        except (OSError, ValueError) as error:
-            raise SteerError(f"model.path: {folder / name} is not JSON ({error}); save the model again") from error
-        told = held.get("eos_token_id") if isinstance(held, dict) else None
+        told = read_json(folder / name, "model.path:", "save the model again").get("eos_token_id")
         if told is not None:
             ids = told if isinstance(told, list) else [told]
             if not all(type(token) is int and token >= 0 for token in ids):

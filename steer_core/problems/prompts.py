@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steer_core.common.errors import SteerError, nearest, one_line
+from steer_core.common.files import read_text
 from steer_core.problems.problem import Messages, Problem
 
 if TYPE_CHECKING:
@@ -108,10 +109,7 @@ def spelled_out(style: str) -> str:
     if not path.is_file():
         known = nearest(style, STYLES)
         raise SteerError(f"benchmark.style: {style!r} is unknown; {known}; or name a text file with {QUESTION} in it")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise SteerError(f"benchmark.style: {path} is not read ({one_line(error)}); give a text file") from error
+    text = read_text(path, "benchmark.style:", "give a text file")
     if QUESTION not in text:
         raise SteerError(f"benchmark.style: {path} has no {QUESTION} in it; write it where the question is to stand")
     return text

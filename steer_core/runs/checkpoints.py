@@ -79,7 +79,7 @@ class Checkpoints:
         files = sorted(p for p in partial.rglob("*") if p.is_file())
         sums = {p.relative_to(partial).as_posix(): sha256(p) for p in files}
         manifest = {"run": self._fingerprints()[0], **about, "sha256": sums}
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        (partial / "manifest.json").write_text(_sealed(manifest), encoding="utf-8")
         own = [self.run / name for name in logs.LOGS if (self.run / name).exists()]
         for file in [*(p for p in partial.rglob("*") if p.is_file()), *own]:
             fsync(file)
@@ -221,9 +221,10 @@ class Checkpoints:
             manifest, problem = self._examine(path, sums=False)
             if problem is None:
                 manifest["run"] = self._fingerprints()[0]
-                write_atomically(path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+                write_atomically(path / "manifest.json", _sealed(manifest))
 
 
+_SEAL = "manifest_sha256"
 _GO_ON = "make room or give it write permission, then --resume: every finished checkpoint is kept"
 
 
@@ -248,7 +249,19 @@ def _is_manifest(manifest: dict[str, Any], step: int) -> bool:
         and isinstance(memory, dict)
         and all(isinstance(value, int | float) for value in memory.values())
         and isinstance(score, int | float | None)
+        and (manifest["engine"] != "local" or isinstance(manifest.get("optimizer"), list))
+        and manifest.get(_SEAL) in (None, _seal(manifest))  # manifests of older versions have none
     )
+
+
+def _sealed(manifest: dict[str, Any]) -> str:
+    """A manifest as text, with the hash of what it says."""
+    return json.dumps(manifest | {_SEAL: _seal(manifest)}, indent=2) + "\n"
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    said = {name: value for name, value in manifest.items() if name != _SEAL}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def step_of(path: Path) -> int:

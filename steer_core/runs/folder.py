@@ -22,7 +22,7 @@ import yaml
 from steer_core.common import ranks
 from steer_core.common.environment import environment
 from steer_core.common.errors import SteerError
-from steer_core.common.files import write_atomically
+from steer_core.common.files import read_json, write_atomically
 from steer_core.common.settings import apply_overrides, build, read_yaml, to_dict
 from steer_core.config.config import Config
 from steer_core.config.sections import CountdownConfig
@@ -62,10 +62,11 @@ class RunFolder:
         So a run that was started with relative paths goes on from any folder; paths that are gone stay as written.
         """
         try:
-            kept = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["paths"]
-            kept = {name: str(path) for name, path in kept.items() if Path(path).exists()}
-        except (OSError, ValueError, LookupError, AttributeError, TypeError):  # told where the file is needed
+            told = read_json(self.path / "environment.json", "environment", "").get("paths")
+        except SteerError:  # told where the file is needed
             return config
+        paths = told if isinstance(told, dict) else {}
+        kept = {name: path for name, path in paths.items() if isinstance(path, str) and Path(path).exists()}
         if "model.path" in kept and config.model.path == self.written.model.path:
             config = replace(config, model=replace(config.model, path=kept["model.path"]))
         if "task.file" in kept and not isinstance(config.task, CountdownConfig) and config.task == self.written.task:
