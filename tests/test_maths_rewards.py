@@ -112,7 +112,7 @@ DIFFERENT = {
     "5x-7y+11z+4=0": ["0", "5x-7y+11z+5=0"],
     r"m\frac{dv}{dt}+bv=f": [r"-m\frac{dv}{dt}+bv=f"],
     r"\gcd(m+1, n) = 1": [r"\gcd(m+1, n) = 2", r"-\gcd(m+1, n) = 1"],
-    r"\begin{pmatrix}-7\\16\end{pmatrix}": [r"\begin{pmatrix}-7\\17\end{pmatrix}", "(-7,16)"],
+    r"\begin{pmatrix}-7\\16\end{pmatrix}": [r"\begin{pmatrix}-7\\17\end{pmatrix}", "(16,-7)", "-7,16", "[-7,16]"],
     "SRMC": ["MRSC"],
     "NYYYYY": ["YYYYYN"],
     "even": ["odd"],

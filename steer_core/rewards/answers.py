@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from steer_core.rewards.notation import brackets, split, unworded
+from steer_core.rewards.notation import brackets, plain, split, unworded
 from steer_core.rewards.quantities import changes_a_number
 
 _BRACES = re.compile(r"(\\(?:boxed|f(?:rame)?box))\s*\{|\\.|[{}]", re.DOTALL)
@@ -46,6 +46,14 @@ _EXPRESSION = re.compile(
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _NEXT_WORD = re.compile(r"\s*(?:\\text\s*\{\s*)?([A-Za-z]+)")
 _LIST = re.compile(r",|;|and|or|\\text\s*\{[^{}]*\}|\\(?:lor|vee|land|wedge)")
+_EITHER_SIGN = re.compile(r"\\pm(?![A-Za-z])")
+_HENCE = re.compile(r"\\(?:implies|Rightarrow|Longrightarrow|therefore)(?![A-Za-z])")
+_STATED = re.compile(
+    r"(\\text ?\{ ?)?([A-Za-z]{2}[A-Za-z ]{1,50}?)(?: ?:|(?<![A-Za-z])(?:is|are|equals) ?:?) ?(\} ?)?(?![ :}])(.+)",
+    re.DOTALL | re.IGNORECASE,
+)
+_SAYS_MORE = frozenset("and if square cube root when where while who whose that which".split())  # noqa: SIM905
+_ARTICLE = re.compile(r"(?:an?|the|in|on|due) (?=[a-z]{3}[a-z ]*)", re.IGNORECASE)
 _CHOICE = re.compile(
     r"(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?:? ?)?"
     r"(?:\(\s*([A-J])\s*\)|([A-J])(?:[).:](?= |$)|(?=$)))(?:\s*(-?[\w\\$.(\[{][^,;]*|-?\S.*\d.*))?",
@@ -142,11 +150,26 @@ def members(text: str) -> list[str]:
     opening, inside, closing = brackets(text) or ("", "", "")
     if (opening, closing) in ((r"\{", r"\}"), ("{", "}")):
         text = inside
+    if not _EITHER_SIGN.search(text):
+        text = text.replace("\\mp", "\\pm")
     found = []
     for part in split(text, _LIST):
-        signs = part.count("\\pm") == 1 and "\\mp" not in part
-        found += [part.replace("\\pm", sign).strip() for sign in "+-"] if signs else [part]
+        signs = len(_EITHER_SIGN.findall(part)) == 1 and "\\mp" not in part
+        found += [_EITHER_SIGN.sub(sign, part).strip() for sign in "+-"] if signs else [part]
     return found
+
+
+def concluded(text: str) -> str:
+    r"""What plain text comes to: `12` of `x = 12`'s `2x = 24 \implies x = 12`, `\text{The total is } 12`,
+    `\text{There are 12}`; `ellipse` of `an ellipse`. The text itself where the words before say more than a name.
+    """
+    text = plain(_HENCE.split(text)[-1])
+    found = _STATED.fullmatch(text)
+    if found and bool(found[1]) == bool(found[3]) and choice(text) is None:
+        words = found[2].casefold().split()
+        if not changes_a_number(words) and not _SAYS_MORE.intersection(words):
+            text = plain(found[4])
+    return _ARTICLE.sub("", text, count=1) if _ARTICLE.match(text) and text.replace(" ", "").isalpha() else text
 
 
 def choice(text: str) -> tuple[str, str] | None:

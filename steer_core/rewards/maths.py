@@ -5,12 +5,16 @@ math-verify compares formulas; by itself it takes hours for minutes, 4210 in bas
 its own; what remains are single formulas, and only those are math-verify's (`same_formula.py`).
 
 Units may be left out or added, for the question names them, but not replaced: `18 dollars` is 18, `40 hours` is not
-`40 minutes`. Words that change a number (`18 thousand`, `7 divided by two`) are no units. A percent sign is a unit,
-and also a hundredth: `50\%` is 50 and 0.5, while 0.5 is not 50, nor `0.5\%` 0.5. Numbers side by side are a product
-(`2(5)`), a mixed number (`1\frac{4}{5}`), one number (`10 000`), or nothing (`2 5`). Digits are 0 to 9: a full-width
-or Arabic digit makes an answer wrong. An answer that is the reference's own text, up to spaces, `$` and `\text`, is
-right whatever it says: some ground truths are sentences. What is longer than 1,000 characters is compared in this way
-only, and so is a formula with more than 12 brackets within one another.
+`40 minutes`. Words that change a number (`7 divided by two`) are no units; `2.5 million` is 2500000. A percent sign is
+a unit, and also a hundredth: `50\%` is 50 and 0.5, while 0.5 is not 50, nor `0.5\%` 0.5. A base is a unit: `2516_8` is
+2516, for MATH500 leaves the base out where the question names it, but not `2516_7`. An angle in degrees is also its
+radians: `60^\circ` is `\pi/3`, 60 is not. Numbers side by side are a product (`2(5)`), a mixed number (`1\frac{4}{5}`),
+one number (`10 000`), or nothing (`2 5`). Words before "is", "are" or a colon name the answer, unless they change a
+number or deny it. `i` is the imaginary unit, and a column the tuple of its entries; but a ratio `2:3` is no fraction,
+`\log` is not `\ln`, and `\sqrt{r^2}` not `r`. Digits are 0 to 9: a full-width or Arabic digit makes an answer wrong.
+An answer that is the reference's own text, up to spaces, `$` and `\text`, is right whatever it says: some ground truths
+are sentences. What is longer than 1,000 characters is compared in this way only, and so is a formula with more than 12
+brackets within one another.
 """
 
 from __future__ import annotations

@@ -41,7 +41,15 @@ _SIZES = (
     "displaystyle|textstyle|scriptstyle|limits|nolimits|tiny|small|normalsize|large|Large|LARGE|huge|Huge|strut|bf|rm"
     "|it|sf|tt|bfseries|itshape|boldmath|nonumber|thinspace|medspace|thickspace|allowbreak|nobreak"
 )
+_SCALES = {"thousand": "3", "million": "6", "billion": "9", "trillion": "12"}
+_SCALE = rf"({'|'.join(_SCALES)})(?![A-Za-z])"
 _FUNCTIONS = "arcsin|arccos|arctan|sin|cos|tan|cot|csc|sinh|cosh|tanh|log|ln|exp"
+
+_FOR_ALL = (
+    r"for (?:all|any|every)(?: real)?(?: numbers?)? ?\}? ?[a-z] ?\}?"
+    r"(?: ?\\in ?\\mathbb ?\{[A-Z]\}(?:\^\{?\+\}?)?)?[ .]*"
+)
+"""What says of a formula only that it holds everywhere."""
 
 _REWRITTEN = [
     (re.compile(pattern), replacement)
@@ -49,6 +57,7 @@ _REWRITTEN = [
         (r"^\*\*([^*]*)\*\*$|^`([^`]*)`$", r"\1\2"),
         (r"US\s*\\?\$|\\(?:textdollar|mathdollar)(?![A-Za-z])|\{\s*\\\$\s*\}|\\text\s*\{\s*\\\$\s*\}", r"\\$"),
         (r"(?:\\text\s*\{\s*USD\s*\}|(?<![A-Za-z])USD)\s*(?=\d)", r"\\$"),
+        (r"\\text\s*\{\s*([€£¥₹:])\s*\}", r"\1"),
         (r"\\(?:pounds|textsterling)(?![A-Za-z])", "£"),
         (r"\\(?:euro|texteuro)(?![A-Za-z])(?:\{\})?", "€"),
         (r"\{\s*\\?%\s*\}|\\text\s*\{\s*\\?%\s*\}|\\permil(?![A-Za-z])", lambda m: m[0] if "mil" in m[0] else r"\%"),
@@ -73,7 +82,9 @@ _REWRITTEN = [
         (r"\\text\s*\{([ei])\}", r" \1 "),
         (r"\\text\s*\{((?:[-+.,/ ]*\d)+[ .,]*)\}", r" \1 "),
         (r"\\text\s*\{\s*(\\\$\s*\d[\d.,]*)\s*\}", r"\1"),
-        (r"\\text\s*\{\s*\}", " "),
+        (rf"(?<=\d) ?\\text ?\{{ ?{_SCALE}", lambda m: rf" \times 10^{{{_SCALES[m[1]]}}} \text{{"),
+        (rf"(?<=\d) ?{_SCALE}", lambda m: rf" \times 10^{{{_SCALES[m[1]]}}}"),
+        (r"\\text\s*\{\s*\.?\s*\}", " "),
         (r"_\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}", r"_{\1}"),
         (r"(\\text\s*\{[^{}]*)\^\s*\{\s*(-?\d)\s*\}([^{}]*\})", r"\1^\2\3"),
         (r"\\\\\s*\[\d+\.?\d*[a-z]+\]", r"\\\\"),
@@ -94,6 +105,11 @@ _REWRITTEN = [
         (rf"\\[lr]?vert{_END}", "|"),
         (rf"\\(?:varnothing|O){_END}", r"\\emptyset "),
         (rf"\\bigcup{_END}(?!\s*_)", r"\\cup "),
+        (rf"\\[lr]angle{_END}", lambda m: "(" if "l" in m[0][:2] else ")"),
+        (rf"\^ ?\{{ ?((?:\\prime ?)+)\}}|\^ ?(\\prime){_END}", lambda m: "'" * (m[1] or m[2]).count("prime")),
+        (r"\\pmod ?(\w)", r"\\pmod{\1}"),
+        (r"\( ?(?:\\b?mod|\\text ?\{ ?mod ?\}|mod) ?(\w+) ?\)", r"\\pmod{\1}"),
+        (r"(?<![\w)}\]])(?:\{\})?[\^_] ?\{?(\d+|[a-z])\}? ?C ?_ ?\{?(\d+|[a-z])\}?", r"\\binom{\1}{\2}"),
         (r"\\(?:mathbb|Bbb)\s*\{?\s*([A-Z])\s*\}?", r"\\mathbb{\1}"),
         (rf"\\R{_END}|^(?:x \\in )?\\text\s*\{{R\}}$", r"\\mathbb{R} "),
         (r"\(\s*-\s*\\infty\s*,\s*\+?\s*\\infty\s*\)", r"\\mathbb{R}"),
@@ -109,16 +125,28 @@ _REWRITTEN = [
         (rf"{_BARE}sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"(?<=\d) ?[x*] ?(?=10\s*\^)", r"\\times "),
         (r"\s+", " "),
+        (rf",? ?(?:\\text ?\{{ ?,? ?|(?<= )){_FOR_ALL}$", ""),
     )
 ]
 _WRAPPED = re.compile(
     r"(?:(?:\\text\s*\{(?![^{}]*\b(?:not|no|never|wrong)\b)[^{}]*\}|[A-Za-z]\s*=)\s*)*\\boxed\s*\{|\\text\s*\{"
 )
 _EDGES = " .,;"
+_SAID = {
+    re.compile(said, re.IGNORECASE): meant
+    for said, meant in {
+        r"\\\{\s*\\\}|(?:the )?(?:empty|null) set|(?:there (?:is|are) )?no (?:real )?solutions?": r"\emptyset",
+        r"\+?infinit(?:y|e)|\+ ?\\infty|positive infinity": r"\infty",
+        r"(?:-|negative |minus )infinity": r"-\infty",
+        r"d\.?n\.?e|(?:the limit )?does not exist": "undefined",
+    }.items()
+}
+"""What is said in words and has a sign, or another word, of its own: all of an answer."""
 _TEXT_COMMAND = re.compile(r"\\text\s*\{([^{}]*)\}")
 _SPACE = re.compile(r"\s+(?!\d)|(?<!\d)\s+")
 _NO_WORD = re.compile(r"\\(?:begin|end)\s*\{[a-z]*\}|\\(?!text)[A-Za-z]+|arc|sinh?|cosh?|tanh?|log|exp")
 _WORDS = re.compile(r"^[A-Za-z\s]*[A-Za-z]{2}[A-Za-z\s]*$|[A-Za-z]{4}")
+_TWO_NAMES = re.compile(r"(?!(?i:no|on|up|in|at|an|or|is|it|am|pm))[A-Za-z] ?[A-Za-z]")
 _TOKENS = re.compile(
     r"\\text\s*\{\s*,?\s*(?:and|or)\s*,?\s*\}|\\(?:[A-Za-z]+|.)|[<>!:]=|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|.",
     re.DOTALL,
@@ -137,23 +165,25 @@ def plain(text: str) -> str:
     text = _trimmed(text)
     while (inside := _unwrapped(text)) is not None:
         text = _trimmed(inside)
-    return r"\emptyset" if re.fullmatch(r"\\\{\s*\\\}", text) else text
+    return next((meant for said, meant in _SAID.items() if said.fullmatch(text)), text)
 
 
 def squashed(text: str) -> str:
     """Plain text as it is compared letter by letter: no text commands, no white space but between digits, and in
-    words no capitals.
+    words of three letters at least no capitals.
     """
     while (without := _TEXT_COMMAND.sub(r"\1", text)) != text:
         text = without
     text = _SPACE.sub("", text)
-    return text.casefold() if has_words(text) else text
+    return text.casefold() if has_words(text) and not _TWO_NAMES.fullmatch(text) else text
 
 
 def has_words(text: str) -> bool:
-    r"""Whether plain text is words rather than a formula: `\text`, nothing but letters, or four letters on end."""
+    r"""Whether plain text is words rather than a formula: `\text`, nothing but letters, or four letters on end. Two
+    small letters are a product, but for `no` and a few more.
+    """
     bare = _NO_WORD.sub(".", text)
-    return "\\text" in bare or bool(_WORDS.search(bare))
+    return "\\text" in bare or (bool(_WORDS.search(bare)) and not (bare.islower() and _TWO_NAMES.fullmatch(bare)))
 
 
 def unworded(text: str) -> str:

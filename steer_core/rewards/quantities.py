@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from steer_core.rewards.notation import has_words
+from steer_core.rewards.notation import has_words, unworded
 
 _DECIMAL = r"(?=\.?\d)(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d+)?"
 _POWER = r"(?:[eE]([+-]?\d{1,3})|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{\s*([+-]?\d{1,3})\s*\}|(\d{1,3})))"
@@ -23,8 +23,14 @@ _PERIOD = r"\\(?:overline|bar)\s*(?:\{\s*(\d+)\s*\}|(\d))|\((\d+)\)|((?:\\dot\s*
 _REPEATING = re.compile(rf"([+-]?)\s*(\d*)\.(\d*?)\s*(?:{_PERIOD})", re.ASCII)
 _WRITTEN = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
 ]  # fmt: skip
+_TENS = ["zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_PARTS = {
+    "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9,
+    "tenth": 10,
+}  # fmt: skip
+_NEGATIVE = re.compile(r"(?:negative|minus) (?!negative|minus)([\w\\.].*)", re.IGNORECASE)
 
 _CURRENCY = re.compile(r"([+-]?)\s*(\\\$|[\u20ac\u00a3\u00a5\u20b9])\s*([+-]?[\d.\\].*)", re.DOTALL)
 _CURRENCY_BEHIND = re.compile(r"(.*\d)\s*(\\\$|[\u20ac\u00a3\u00a5\u20b9])", re.DOTALL)
@@ -106,7 +112,7 @@ class Number:
 
 def number(text: str) -> Number | None:
     r"""The number of `1,000`, `.5`, `1e-5`, `2 \times 10^{3}`, `3/4`, `\frac{3}{4}`, `1\frac{3}{4}`, `1 3/4`,
-    `0.1\overline{6}`, `0.(3)`, `0.333\ldots` or `five`; None for anything else.
+    `0.1\overline{6}`, `0.(3)`, `0.333\ldots`, `five` or `negative two thirds`; None for anything else.
     """
     if match := _NUMBER.fullmatch(text):
         sign, written, *powers = match.groups()
@@ -125,8 +131,25 @@ def number(text: str) -> Number | None:
         return Number(-value if sign == "-" else value, None, 0)
     if match := _REPEATING.fullmatch(text):
         return _repeating(match)
-    word = text.casefold()
-    return Number(Fraction(_WRITTEN.index(word)), 0, 2) if word in _WRITTEN else None
+    return _in_words(text)
+
+
+def _in_words(text: str) -> Number | None:
+    """The number of `seven`, `twenty-four`, `two thirds`, or of a number behind `negative` or `minus`."""
+    if ("negative" in text.casefold() or "minus" in text.casefold()) and (match := _NEGATIVE.fullmatch(unworded(text))):
+        size = number(match[1])
+        return Number(-size.value, size.places, size.digits) if size else None
+    words = text.casefold().replace("-", " ").split()
+    if len(words) == 1 and words[0] in _WRITTEN + _TENS:
+        value = _WRITTEN.index(words[0]) if words[0] in _WRITTEN else 10 * _TENS.index(words[0])
+        return Number(Fraction(value), 0, 2)
+    if len(words) != 2:
+        return None
+    first, second = words
+    if first in _TENS[2:] and second in _WRITTEN[1:10]:
+        return Number(Fraction(10 * _TENS.index(first) + _WRITTEN.index(second)), 0, 2)
+    part = _PARTS.get(second.removesuffix("s").replace("halve", "half"))
+    return Number(Fraction(_WRITTEN.index(first), part), None, 0) if part and first in _WRITTEN[1:] else None
 
 
 def _repeating(match: re.Match[str]) -> Number | None:
@@ -159,8 +182,8 @@ def measure(text: str) -> tuple[str, str | None]:
         sign, unit, value = match.groups()
         value, more = measure(value)
         unit = unit.removeprefix("\\")
-        behind = more.removeprefix(unit) if more else ""
-        return (sign + value, unit + behind) if not behind or behind.lstrip().startswith("/") else (text, None)
+        behind = more.removeprefix(unit).strip() if more else ""
+        return (sign + value, f"{unit} {behind}".rstrip()) if not behind or behind[0] == "/" else (text, None)
     if match := _CURRENCY_BEHIND.fullmatch(text):
         return match[1], match[2].removeprefix("\\")
     angle = bool(TRIGONOMETRY.search(text))  # whose degrees are no unit of the value
@@ -169,7 +192,7 @@ def measure(text: str) -> tuple[str, str | None]:
         return value, "%" if "%" in unit else "\u00b0" + "".join(re.findall("[CF]", unit))
     if match := _BASE_UNIT.fullmatch(text):
         value, base = match.groups()
-        return value, f"base {base}"
+        return value, f"base {_WRITTEN.index(base) if base in _WRITTEN else base}"
     if match := _TEXT_UNIT.fullmatch(text):
         value, words = match.groups()
         if not has_words(value) and (unit := _unit(words)):

@@ -12,6 +12,8 @@ _AND = re.compile(r"and|\\text\s*\{\s*and\s*\}|\\(?:land|wedge)")
 _VARIABLE = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?")
 _BUILDER = re.compile(r"\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid(?![A-Za-z])|\||:)(.*)\\\}", re.DOTALL)
 _OUTWARD = re.compile(r"([\[\](])([^\[\]()]*,[^\[\]()]*)([\[\])])")
+_ALL_BUT = re.compile(r"([A-Za-z])\s*\\neq\s*(-?[\d\\.][^,;<>=]*)")
+_WITHOUT = re.compile(r"([(\[][^,()\[\]]+,)([^,()\[\]]+[)\]])\s*\\setminus\s*\\\{([^,{}]+)\\\}")
 _TURNED = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}
 Ends = tuple[str, str, str, str]
 """Opening bracket, lower end, upper end, closing bracket."""
@@ -19,12 +21,17 @@ Ends = tuple[str, str, str, str]
 
 def as_intervals(text: str) -> tuple[str | None, str]:
     r"""(variable, the set of its values as a union of intervals) of plain text; (None, the text) where it is no
-    inequality in one variable that stands alone. A set-builder's braces and `]a,b]` are intervals too.
+    inequality in one variable that stands alone. A set-builder's braces, `]a,b]`, `x \neq a` and an interval
+    without one value are intervals too.
     """
     if found := _BUILDER.fullmatch(text):
         text = found[2].strip()
     if (found := _OUTWARD.fullmatch(text)) and (found[1] == "]" or found[3] == "["):
         return None, ("(" if found[1] == "]" else found[1]) + found[2] + (")" if found[3] == "[" else found[3])
+    if found := _WITHOUT.fullmatch(text):
+        return None, rf"{found[1]}{found[3]}) \cup ({found[3]},{found[2]}"
+    if (found := _ALL_BUT.fullmatch(text)) and not re.search(r"\\(?:neq|text|lor|land)|and|or", found[2]):
+        return found[1], rf"(-\infty,{found[2]}) \cup ({found[2]},\infty)"
     if not _RELATION.search(text):
         return None, text
     variables, intervals = set(), []

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from itertools import product
 
-from steer_core.rewards.answers import choice, final_answer, members
-from steer_core.rewards.notation import brackets, plain, split, squashed
+from steer_core.rewards.answers import choice, concluded, final_answer, members
+from steer_core.rewards.notation import brackets, plain, split, squashed, tokens
 from steer_core.rewards.quantities import Number, measure, number
 from steer_core.rewards.ranges import as_intervals
 from steer_core.rewards.same_formula import ROUNDED, canonical_formula, rounds_to, same_equation, same_formula
@@ -37,12 +37,13 @@ r"""What a question asks for and an answer may repeat, without a number of its o
 _EQUALS, _UNION, _EQUALS_OR_IN = re.compile("="), re.compile(r"\\cup"), re.compile(r"=|\\in")
 _OR = re.compile(r"(?<![A-Za-z])or(?![A-Za-z])")
 _POINT = re.compile(r"[A-Z]\s*(?=\()")
+_COLUMN = re.compile(r"\\begin\s*\{[pb]matrix\}([^&]*)\\end\s*\{[pb]matrix\}")
+_FUNCTION = re.compile(r"([A-Za-z])\(([a-z])\)")
 _ABOUT = re.compile(r"\\approx")
 _ENTRIES, _EITHER = re.compile("[,;]"), re.compile(r"\\text\s*\{\s*OR\s*\}|(?<![A-Za-z])OR(?![A-Za-z])")
 _RELATION = re.compile(r"[<>]|\\(?:leq|geq)(?![A-Za-z])")
 _THOUSANDS = re.compile(r"(?<![\d.])(?<!\d,)\d{1,3}(?:,\d{3})+(?!,?\d)", re.ASCII)
-
-
+_AND_A_PART = re.compile(r"(-?\d+) ?(?:\\text ?\{ ?and ?\}|and) ?(\\frac ?\{\d+\} ?\{\d+\}|\d+/\d+)", re.ASCII)
 _CURRENCIES = "$\u20ac\u00a3\u00a5\u20b9"
 
 
@@ -60,6 +61,7 @@ def agree(reference: str, answer: str) -> bool:
     if max(len(reference), len(answer)) > LONGEST:
         return False
     try:
+        reference, answer = concluded(reference), concluded(answer)
         return any(_same_choice(right.strip(), answer) for right in _EITHER.split(reference))
     except MemoryError:
         raise
@@ -95,7 +97,9 @@ def _in_some_reading(right: str, answer: str) -> bool:
 
 
 def _readings(text: str) -> list[str]:
-    """The text, and the text without commas for thousands where it is more than one number."""
+    """The text, and the text without commas for thousands where it is more than one number, or as a mixed number."""
+    if found := _AND_A_PART.fullmatch(text):
+        return [f"{found[1]} {found[2]}", text]
     without = _THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
     return [text] if without == text or number(text) else [text, without]
 
@@ -105,6 +109,7 @@ def _same_list(right: str, answer: str) -> bool:
     if (same := _same_assignment(right, answer)) is not None:
         return same
     (right_name, right_value), (answer_name, answer_value) = _named(right), _named(answer)
+    answer_name, answer_value = _of_argument(right_name, answer_name, answer_value)
     if right_name != answer_name and right_name and _is_equation(answer):
         return _same_equations(right, answer)
     if answer_name and not right_name and _is_equation(right):
@@ -189,6 +194,7 @@ def _same_value(right: str, answer: str) -> bool:
         if len(ours) == len(theirs) > 1:
             return _same_members(ours, theirs)
     inside, given = _entries(right), _entries(answer)
+    inside, given = inside or (given and _column(right)), given or (inside and _column(answer))
     if inside or given:
         if not (inside and given) or inside[0] != given[0] or len(inside[1]) != len(given[1]):
             return False
@@ -206,6 +212,10 @@ def _same_quantity(right: str, answer: str) -> bool:
     """Whether two values agree together with their units, of which one may be left out."""
     (value, unit), (given, given_unit) = measure(right), measure(answer)
     if unit or given_unit:
+        if {unit, given_unit} <= {"\u00b0", "rad", None} and unit != given_unit:
+            degrees, radians = (value, given) if unit == "\u00b0" else (given, value)
+            if "\u00b0" in (unit, given_unit) and "\\pi" in radians:
+                return "\\pi" not in degrees and same_formula(radians, rf"\frac{{({degrees}) \cdot \pi}}{{180}}")
         if unit and given_unit and unit != given_unit and not _same_rate(unit, given_unit):
             return False
         exact, written = number(value), number(given)
@@ -220,7 +230,7 @@ def _same_quantity(right: str, answer: str) -> bool:
 
 def _same_rate(unit: str, given: str) -> bool:
     """Whether one unit is the other's short form, as dollars are for dollars an hour."""
-    longer, shorter = max(unit, given, key=len), min(unit, given, key=len)
+    longer, shorter = sorted((unit, given), key=len, reverse=True)
     return longer.startswith(f"{shorter} /") if shorter in _CURRENCIES else shorter == "\u00b0" and longer[0] == shorter
 
 
@@ -235,7 +245,7 @@ def canonical(answer: str) -> str:
     if len(text) > LONGEST:
         return squashed(text)
     try:
-        return _canonical_list(_readings(text)[-1])
+        return _canonical_list(_readings(concluded(text))[-1])
     except MemoryError:
         raise
     except Exception:  # sympy, on text that a policy made up
@@ -271,6 +281,18 @@ def _named(text: str) -> tuple[str | None, str]:
     return (squashed(sides[0]), sides[1]) if len(sides) == 2 and _NAME.fullmatch(sides[0]) else (None, text)
 
 
+def _of_argument(right: str | None, name: str | None, value: str) -> tuple[str | None, str]:
+    """(name, value) of an answer, with the reference's letter for its argument: `f(t)=t^2` is `f(x)=x^2`, and so is
+    `y=x^2`.
+    """
+    ours, theirs = _FUNCTION.fullmatch(right or ""), _FUNCTION.fullmatch(name or "")
+    if (ours and name == "y" and ours[2] == "x") or (theirs and right == "y" and theirs[2] == "x"):
+        return right, value
+    if not (ours and theirs and ours[1] == theirs[1]) or "\\text" in value or ours[2] in tokens(value):
+        return name, value
+    return right, "".join(ours[2] if token == theirs[2] else token for token in tokens(value))
+
+
 def _is_equation(text: str) -> bool:
     return len(split(text, _EQUALS)) == 2
 
@@ -284,6 +306,12 @@ def _entries(text: str) -> tuple[tuple[str, str], list[str]] | None:
     opening, inside, closing = brackets(_POINT.sub("", text, count=1) if _POINT.match(text) else text) or ("", "", "")
     entries = split(inside, _ENTRIES) if opening in ("(", "[") else []
     return ((opening, closing), entries) if len(entries) > 1 else None
+
+
+def _column(text: str) -> tuple[tuple[str, str], list[str]] | None:
+    """A matrix of one column as the tuple of its entries."""
+    found = _COLUMN.fullmatch(text)
+    return (("(", ")"), [row.strip() for row in found[1].split("\\\\") if row.strip()]) if found else None
 
 
 def _ungrouped(text: str) -> str:

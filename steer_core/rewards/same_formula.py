@@ -21,7 +21,7 @@ _COARSE = 1e-5
 """How far a rounded value may lie from an exact one, relative to its size."""
 _NO_FORMULA = re.compile(
     r"\\(?:approx|sim|equiv|[bp]?mod|l?dots|cdots|to|rightarrow|mid|neq|boxed|permil|not|s?out|[bx]?cancel)(?![A-Za-z])"
-    r"|[?:\u2026]|\.\."
+    r"|[?:\u2026]|\.\.|\d'"
 )
 """What math-verify reads past, and what makes a statement of a value: with it, answers are compared as text."""
 _IMAGINARY = re.compile(r"(?<![\\A-Za-z])i(?=[A-Za-z]?(?![A-Za-z]))")
@@ -31,6 +31,8 @@ _NO_DIGIT_BEFORE = r"(?<![\w.^_\\])"
 _MIXED = re.compile(rf"{_NO_DIGIT_BEFORE}(\d+)\s*(\\frac\s*\{{\s*\d+\s*\}}\s*\{{\s*\d+\s*\}})", re.ASCII)
 _MIXED_SLASH = re.compile(rf"{_NO_DIGIT_BEFORE}(\d+)\s+(\d+)\s*/\s*(\d+)(?!\s*[\d(])", re.ASCII)
 _PRODUCT = re.compile(rf"({_NO_DIGIT_BEFORE}\d+(?:\.\d+)?|\\pi|\))\s*(?=[(\[]|\\frac)|(?<=[)])\s*(?=\d)", re.ASCII)
+_FACTORIAL = re.compile(r"(?<![\w!.])(\d+|[a-z])!(?=\s*\^)", re.ASCII)
+_PRIMED = re.compile(r"(?<![\\A-Za-z])([A-Za-z])('+)")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\^\\circ", re.ASCII)
 _SIDE_BY_SIDE = re.compile(
     rf"{_NO_DIGIT_BEFORE}(?:\d+(?:\.\d+)?(?:\s+\.?\d|\s*\{{)|(?<![\w}}\]^_])\{{\s*\d+\s*\}}\s*\{{?\s*\d)", re.ASCII
@@ -112,6 +114,7 @@ def parsed(formula: str) -> list[Any]:
     formula = _GROUPED.sub(lambda found: found[0].replace(",", ""), formula)
     formula = _MIXED_SLASH.sub(r"(\1+\\frac{\2}{\3})", _MIXED.sub(r"(\1+\2)", formula))
     formula = _DEGREES.sub(r"(\1 \\cdot \\pi / 180)", formula) if TRIGONOMETRY.search(formula) else formula
+    formula = _PRIMED.sub(lambda found: f"{found[1]}_{{{'p' * len(found[2])}}}", _FACTORIAL.sub(r"(\1!)", formula))
     formula = _PRODUCT.sub(r"\1 \\cdot ", formula)  # it adds numbers that stand beside one another
     if nesting(formula) > DEEPEST or _SIDE_BY_SIDE.search(formula):
         return []
@@ -124,7 +127,16 @@ def parsed(formula: str) -> list[Any]:
         try_extract_without_anchor=False, boxed_match_priority=0, normalization_config=reading
     )
     formula = _IMAGINARY.sub(" i ", formula)  # it takes `2 i` for imaginary and `2i` for a variable
-    return parse(rf"\boxed{{{formula}}}", [boxes], fallback_mode="no_fallback", parsing_timeout=None)
+    read = parse(rf"\boxed{{{formula}}}", [boxes], fallback_mode="no_fallback", parsing_timeout=None)
+    return [_imaginary(each) for each in read]
+
+
+def _imaginary(formula: Any) -> Any:
+    """A formula with the imaginary unit for its variable `i`, so that `(1+i)^2` is `2i`."""
+    import sympy
+
+    named = [name for name in getattr(formula, "free_symbols", ()) if name.name == "i"]
+    return formula.subs({name: sympy.I for name in named}) if named else formula
 
 
 def _formulas(right: str, answer: str) -> tuple[Any, Any] | None:
@@ -163,7 +175,10 @@ def _apart(right: Any, answer: Any, rounded: bool) -> bool:
         ours, theirs = (each.evalf(digits) for each in both)
         if not (ours.is_number and theirs.is_number):
             return False
-        gap, size = (sympy.Abs(value).evalf(digits) for value in (ours - theirs, ours))
+        difference = ours - theirs
+        if isinstance(difference, sympy.Float) and difference._prec == 1:  # no digit of it is sure: `3-3`
+            continue
+        gap, size = (sympy.Abs(value).evalf(digits) for value in (difference, ours))
         limit = size * (_COARSE if rounded else sympy.Float(10) ** (10 - digits))
         if gap.is_comparable and limit.is_comparable and gap > limit:
             return True
