@@ -40,7 +40,7 @@ from steer_core.rewards.syscalls import CLONE, MACHINES, REFUSED, UNREADABLE, sy
         ("import socket; socket.socket()", "failed", "Operation not permitted"),
         ("import ctypes; ctypes.string_at(0)", "killed", "signal 11"),
         ("1 / 0", "failed", "ZeroDivisionError: division by zero"),
-        ("raise SystemExit(3)", "failed", "exit 3"),
+        ("import os; os._exit(3)", "failed", "exit 3"),
         ("def f(", "failed", "SyntaxError"),
     ],
 )  # fmt: skip

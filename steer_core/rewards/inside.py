@@ -16,6 +16,7 @@ import atexit
 import bisect
 import builtins
 import collections
+import contextlib
 import copy
 import ctypes
 import datetime
@@ -97,14 +98,17 @@ def run(texts: list, names: dict, function: str | None, payload: bytes) -> None:
     module = types.ModuleType("__main__" if function is None else "program")
     vars(module).update(names, **{name: getattr(sys, name) for name in STREAMS})
     sys.modules[module.__name__] = module
-    exec(compile(source, "program.py", "exec", dont_inherit=True), vars(module))
+    program = compile(source, "program.py", "exec", dont_inherit=True)
     if function is not None:
+        exec(program, vars(module))
         owner = getattr(module, "Solution", None)
         target = getattr(owner(), function) if hasattr(owner, function) else vars(module).get(function)
         if target is None:
             raise NameError(f"the program defines no function {function!r}")
         fill(RESULT, json.dumps(target(*json.loads(payload))).encode())
     else:  # as the interpreter ends, but for taking itself apart
+        with contextlib.suppress(SystemExit):  # whatever its code: LiveCodeBench's harness goes by what was put out
+            exec(program, vars(module))
         threading._shutdown()
         atexit._run_exitfuncs()
         sys.stdout.flush()
