@@ -2,7 +2,8 @@
 
 A fence is three or more backticks or tildes, indented or behind a list's mark; it ends at as many of the same. As in
 LiveCodeBench's harness, words may stand before one that names Python, and an end mark (`</answer>`) or words behind the
-last. Which of several blocks is the program is decided where they can be parsed without danger: in the sandbox (`inside.py`).
+last. Which of several blocks is the program is decided where they can be parsed without danger: in the sandbox
+(`inside.py`).
 """
 
 from __future__ import annotations
