@@ -133,7 +133,7 @@ def kinds_of(rows: list[Record], path: Path) -> dict[str, str]:
                         f"FILE: {path}, {name}: some references are tests, one is none ({error})"
                     ) from None
         else:
-            refuse_objects(references, f"FILE: {path}: the reference", "name the column of the answer with --reference")
+            refuse_objects(references, f"FILE: {path}: a reference", "name the column of the answer with --reference")
             found[name] = "countdown" if all(map(is_prompt, references)) else "maths"
     return found
 

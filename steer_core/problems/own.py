@@ -46,7 +46,8 @@ def load_own(path: Path, field: str = "--benchmarks") -> ProblemSet:
     code = any(are_tests(truth) for _, truth in rows)
     found = distinct(rows, str(path), row_identity, field)
     if not code:
-        refuse_objects([truth for _, truth in rows], f"{field}: {path}: the answer", "mend them, or give an answer as text")
+        truths = [truth for _, truth in rows]
+        refuse_objects(truths, f"{field}: {path}: an answer", "mend them, or give the answer as text")
     else:
         found = runnable(found, str(path), field=field)
     problems = [
@@ -67,7 +68,7 @@ def refuse_objects(truths: Sequence[str], where: str, remedy: str) -> None:
                 try:
                     parse_tests(text)
                 except SteerError as error:
-                    raise SteerError(f"{where} is an object, and no tests that can be run ({error}); {remedy}") from None
+                    raise SteerError(f"{where} is an object, and no tests that run ({error}); {remedy}") from None
 
 
 def own_references(path: Path, field: str) -> dict[str, str]:
