@@ -8,6 +8,7 @@ from sandboxes import needs_bubblewrap
 
 from steer_core.cli.main import main
 from steer_core.evaluation import tables
+from steer_core.problems.own import load_own
 
 BOX = r"so \boxed{%s}"
 FILES = {
@@ -146,7 +147,10 @@ def test_responses_without_question_or_answer_are_found_by_the_names_that_a_benc
     kept = write(tmp_path / "kept.jsonl", [*records, failed])
     own = write(tmp_path / "own.jsonl", [{"id": f"q{n}", "question": f"is {n}", "answer": n + 5} for n in (1, 2)])
     assert grade(kept, "--benchmark", own, "--out", tmp_path / "out") == 0
-    assert list(tables.read_responses(tmp_path / "out")["strict/status"]) == ["wrong", "right", "unanswered"]
+    frame = tables.read_responses(tmp_path / "out")
+    assert list(frame["strict/status"]) == ["wrong", "right", "unanswered"]
+    assert list(frame.problem) == [load_own(own).problems[n].id for n in (0, 1, 1)]  # as `steer evaluate` names them
+    assert set(frame.benchmark) == {"own.jsonl"}
 
 
 def test_rollouts_of_a_run_on_countdown_are_judged_by_their_prompts(tmp_path):

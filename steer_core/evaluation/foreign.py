@@ -21,7 +21,7 @@ from steer_core.common.records import Record, columns, read_records, value_at
 from steer_core.problems.own import IDS, answer_text, refuse_objects
 from steer_core.problems.problem import Problem
 from steer_core.problems.prompts import question_of, unwrap
-from steer_core.problems.sets import identity
+from steer_core.problems.sets import ProblemSet, identity
 from steer_core.rewards.code_tests import are_tests, parse_tests
 from steer_core.rewards.countdown import is_prompt
 
@@ -55,19 +55,21 @@ class Names:
 
 @dataclass(frozen=True)
 class References:
-    """The references of a problem set: by the names of its problems, and by their questions."""
+    """A problem set that holds the references: its problems by their names, and by their questions."""
 
-    by_name: Mapping[str, str]
-    by_question: Mapping[str, str]
+    benchmark: str
+    by_name: Mapping[str, Problem]
+    by_question: Mapping[str, Problem]
 
     @classmethod
-    def of(cls, problems: Sequence[Problem], names: Mapping[str, str] | None = None) -> References:
-        """Those of problems; names: references by what else a file calls its problems."""
-        questions = {identity(problem.question): problem.reference for problem in problems if problem.question}
-        return cls({**(names or {}), **{problem.id: problem.reference for problem in problems}}, questions)
+    def of(cls, problem_set: ProblemSet, names: Mapping[str, str] | None = None) -> References:
+        """Those of a set; names: what else a file calls its problems, each with its problem's identity."""
+        questions = {identity(problem.question): problem for problem in problem_set.problems if problem.question}
+        known = {name: questions[text] for name, text in (names or {}).items() if text in questions}
+        return cls(problem_set.name, known | {problem.id: problem for problem in problem_set.problems}, questions)
 
-    def find(self, problem: str, prompt: str) -> str:
-        """That of a problem by its name or question, or of the longest question that the prompt holds; else empty."""
+    def find(self, problem: str, prompt: str) -> Problem | None:
+        """The problem of that name or question, or that of the longest question which the prompt holds."""
         if problem in self.by_name:
             return self.by_name[problem]
         for text in (problem, prompt):
@@ -76,15 +78,16 @@ class References:
                     return self.by_question[key]
         whole = identity(prompt or problem)
         held = [key for key in self.by_question if key in whole]
-        return self.by_question[max(held, key=len)] if held else ""
+        return self.by_question[max(held, key=len)] if held else None
 
 
 def read_responses(path: Path, names: Names, known: References | None = None) -> list[Record]:
     """A row a response: benchmark, problem, sample, prompt, reference, response, finish_reason, tokens.
 
-    known: where a file holds no references, those of a problem set, found by a problem's id or question. What has no
-    reference is left out with a warning. A row keeps the columns NAME/status of verdicts that it came with. Raises
-    SteerError for a file that is not read, for columns that are missing or hold no text, naming the remedy.
+    known: the problem set that holds the references, found by a problem's id or question; rows take its name and ids,
+    so that they can be paired with an evaluation on it. What has no reference is left out with a warning. A row keeps
+    the columns NAME/status of verdicts that it came with. Raises SteerError for a file that is not read, for columns
+    that are missing or hold no text, naming the remedy.
     """
     field = "FILE"
     records = read_records(path, field)
@@ -99,11 +102,15 @@ def read_responses(path: Path, names: Names, known: References | None = None) ->
     for number, record in enumerate(records):
         prompt = _prompt(record)
         problem = _problem(record, names.problem, number)
-        truth = known.find(problem, prompt) if known else _truth(record, reference)
+        if known:
+            name, found = known.benchmark, known.find(problem, prompt)
+            problem, truth = (found.id, found.reference) if found else ("", "")
+        else:
+            name, truth = _set(record, path), _truth(record, reference)
         if not truth:
             lacking += 1
             continue
-        base: Record = {"benchmark": _set(record, path), "problem": problem, "prompt": prompt, "reference": truth}
+        base: Record = {"benchmark": name, "problem": problem, "prompt": prompt, "reference": truth}
         base |= _kept(record)
         base |= {name: value for name, value in record.items() if name.endswith("/status")}
         texts = _texts(value_at(record, response), f"{where}, record {number + 1}")

@@ -20,7 +20,7 @@ from steer_core.evaluation import tables
 from steer_core.evaluation.foreign import Names, References, kinds_of, read_responses
 from steer_core.evaluation.grading import graded
 from steer_core.evaluation.problem_sets import write_table
-from steer_core.problems.own import is_own, load_own, own_references
+from steer_core.problems.own import is_own, load_own, own_names
 from steer_core.problems.sets import load_set
 from steer_core.rewards import Thinking, graders_of
 
@@ -82,9 +82,9 @@ def _file_of(path: Path) -> Path:
 def _known(benchmark: str) -> References:
     """The references of a problem set, by name or in a file."""
     if not is_own(benchmark):
-        return References.of(load_set(benchmark).problems)
+        return References.of(load_set(benchmark))
     path, field = Path(benchmark), "--benchmark"
-    return References.of(load_own(path, field).problems, own_references(path, field))
+    return References.of(load_own(path, field), own_names(path, field))
 
 
 def _table(rows: list[Record]) -> pa.Table:

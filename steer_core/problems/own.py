@@ -71,13 +71,14 @@ def refuse_objects(truths: Sequence[str], where: str, remedy: str) -> None:
                     raise SteerError(f"{where} is an object, and no tests that run ({error}); {remedy}") from None
 
 
-def own_references(path: Path, field: str) -> dict[str, str]:
-    """The ground truths of a file by every name that it gives its problems; a name given twice tells none."""
-    found: dict[str, str | None] = {}
-    for record, (_, truth) in zip(read_records(path, field), own_rows(path, field), strict=True):
+def own_names(path: Path, field: str) -> dict[str, str]:
+    """Every name that a file gives its problems, with the problem's identity; a name given to two tells none."""
+    found: dict[str, str] = {}
+    for record, (messages, _) in zip(read_records(path, field), own_rows(path, field), strict=True):
+        same = row_identity(messages)
         for name in {str(record[column]) for column in IDS if isinstance(record.get(column), str | int)}:
-            found[name] = truth if found.get(name, truth) == truth else None
-    return {name: truth for name, truth in found.items() if truth}
+            found[name] = same if found.get(name, same) == same else ""
+    return found
 
 
 def own_rows(path: Path, field: str) -> list[Row]:
