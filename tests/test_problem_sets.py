@@ -288,7 +288,8 @@ def responses(statuses_by_problem, prompt="p", benchmark_name="aime24"):
     """A frame of graded responses, from lists of statuses by problem."""
     rows = [
         {"benchmark": benchmark_name, "problem": problem, "sample": i, "reference": "7",
-         "prompt": f"{prompt} {problem}", "tokens": 10, "finish_reason": "stop", "strict/status": status, "strict/answer": None, "strict/detail": ""}
+         "prompt": f"{prompt} {problem}", "tokens": 10, "finish_reason": "stop",
+         "strict/status": status, "strict/answer": None, "strict/detail": ""}
         for problem, statuses in statuses_by_problem.items()
         for i, status in enumerate(statuses)
     ]  # fmt: skip
