@@ -42,6 +42,14 @@ from steer_core.rewards.inside import chosen
         ("```pycon\n>>> 1\n```", []),
         ("```python-repl\n>>> 1\n```", []),
         ("inline ```x``` is no fence\n```python\n1\n```", ["1\n"]),
+        # words before the first, and an end mark or words behind the last
+        ("So:```python\n1\n```", ["1\n"]),
+        ("<answer>```python\n1\n```</answer>", ["1\n"]),
+        ("\ufeff```python\n1\n```", ["1\n"]),
+        ("```python\n1\n```<|im_end|>", ["1\n"]),
+        ("```python\n1\n``` It takes linear time.", ["1\n"]),
+        ("```python\n1\n```这样。", ["1\n"]),
+        ("it prints ```x\n```python\n1\n```", ["1\n"]),
         # indented: by as much as the fence, and no more than the first line
         ("1. so:\n\n   ```python\n   if x:\n       y\n   ```", ["if x:\n    y\n"]),
         ("- ```python\n  if x:\n    y\n  ```", ["if x:\n  y\n"]),

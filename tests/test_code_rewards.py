@@ -179,7 +179,7 @@ def test_calls_from_several_threads_share_the_workers(grader):
         ("n = int(input())\nx = bytearray(n << 27)\nprint(n * n)", "crashed", "test 1 of 3: memory (MemoryError)"),
         ("n = int(input())\nprint(n * n)\nwhile n == 4: print('x' * 9999)", "crashed",
          "test 3 of 3: output (more than"),
-        ("n = int(input())\nprint(n * n)\nexit(1)", "wrong", "test 1 of 3: failed (exit 1)"),
+        ("n = int(input())\nprint(n * n)\nexit(1)", "right", "passed 3 tests"),
         ("n = int(input())\nprint(n * n)\nquit()", "right", "passed 3 tests"),
         ("print(int(open(0).read()) ** 2, end='')", "right", "passed 3 tests"),
     ],

@@ -8,6 +8,7 @@ from sandboxes import needs_bubblewrap
 
 from steer_core.cli.main import main
 from steer_core.evaluation import tables
+from steer_core.problems.own import load_own
 
 BOX = r"so \boxed{%s}"
 FILES = {
@@ -49,6 +50,28 @@ FILES = {
     ],
     "Qwen's evaluation": [
         {"idx": i, "question": f"question {i}", "gt": "7", "code": [BOX % i, BOX % 7], "pred": ["7", "7"]}
+        for i in (7, 8)
+    ],
+    "OpenAI's responses": [
+        {"id": f"q{i}", "answer": "7", "output": [
+            {"type": "reasoning", "summary": []},
+            {"type": "message", "role": "assistant",
+             "content": [{"type": "output_text", "text": BOX % (7 if s else i)}]}]}
+        for i in (7, 8) for s in (0, 1)
+    ],
+    "lighteval": [
+        {"doc": {"id": str(i), "query": f"question {i}", "choices": ["6", "7"], "gold_index": 1},
+         "model_response": {"text": [BOX % i, BOX % 7]}}
+        for i in (7, 8)
+    ],
+    "HELM": [
+        {"instance": {"id": f"id{i}", "references": [{"output": {"text": "7"}, "tags": ["correct"]}]},
+         "result": {"completions": [{"text": BOX % i, "logprob": -1.0}, {"text": BOX % 7, "logprob": -2.0}]}}
+        for i in (7, 8)
+    ],
+    "vLLM": [
+        {"request_id": str(i), "prompt": f"question {i}", "answer": "7",
+         "outputs": [{"index": s, "text": BOX % n, "token_ids": [1]} for s, n in enumerate((i, 7))]}
         for i in (7, 8)
     ],
 }  # fmt: skip
@@ -117,6 +140,19 @@ def test_columns_of_other_names_are_named_and_references_come_from_a_benchmark_o
     assert list(tables.read_responses(tmp_path / "out")["strict/status"]) == ["right"]
 
 
+def test_responses_without_question_or_answer_are_found_by_the_names_that_a_benchmark_of_ones_own_gives(tmp_path):
+    records = [{"custom_id": f"q{n}", "response": {"body": {"choices": [{"message": {"content": BOX % 7}}]}}}
+               for n in (1, 2)]  # fmt: skip
+    failed = {"custom_id": "q2", "response": {"body": {"error": {"message": "too many requests"}}}}
+    kept = write(tmp_path / "kept.jsonl", [*records, failed])
+    own = write(tmp_path / "own.jsonl", [{"id": f"q{n}", "question": f"is {n}", "answer": n + 5} for n in (1, 2)])
+    assert grade(kept, "--benchmark", own, "--out", tmp_path / "out") == 0
+    frame = tables.read_responses(tmp_path / "out")
+    assert list(frame["strict/status"]) == ["wrong", "right", "unanswered"]
+    assert list(frame.problem) == [load_own(own).problems[n].id for n in (0, 1, 1)]  # as `steer evaluate` names them
+    assert set(frame.benchmark) == {"own.jsonl"}
+
+
 def test_rollouts_of_a_run_on_countdown_are_judged_by_their_prompts(tmp_path):
     (tmp_path / "rollouts").mkdir()
     rows = [{"problem": "2,3=5", "sample": 0, "prompt": "2,3=5:", "response": text, "reward": 0.0,
@@ -138,6 +174,8 @@ def test_rollouts_of_a_run_on_countdown_are_judged_by_their_prompts(tmp_path):
          "--benchmark NAME"),
         ([{"response": "x", "answer": "7"}], ["--response", "y"], "has no column 'y'; it has response, answer"),
         ([{"response": 7, "answer": "7"}], [], "record 1: the response '7' is no text; name its column with"),
+        ([{"response": "x", "answer": {"value": 7}}], [], "a reference is an object, and no tests that run (tests: "),
+        ([{"a": {"b": 1}, "answer": "7"}], [], "it has a.b, answer: name one with --response COLUMN"),
         (NONE_IS_RIGHT, [], "name one with --reference COLUMN"),
         ([{"response": "x", "answer": ""}], [], "no response has a reference"),
         (["x"], [], "record 1: 'x' is no object with named columns"),

@@ -94,6 +94,8 @@ def test_a_grader_that_fails_loses_no_response_and_resuming_grades_what_is_kept(
         ("a.jsonl", [{"question": "q", "answer": "2 + 5 is\n#### 1,007"}], "1007"),
         ("a.jsonl", [{"prompt": user("q"), "solution": r"So \boxed{\frac{1}{2}}."}], r"\frac{1}{2}"),
         ("a.jsonl", [{"question": "q", "answer": ["1", "2"]}], "1, 2"),
+        ("a.json", {"data": [{"question": "q", "answer": "7"}], "version": 1}, "7"),
+        ("a.json", {"question": ["q", "q"], "answer": ["7", "7"]}, "7"),
         ("a.parquet", [{"question": "q", "answer": "7"}], "7"),
         ("a.parquet", [row("q", "7")], "7"),
     ],
@@ -103,6 +105,18 @@ def test_a_file_of_questions_and_answers_is_a_problem_set(name, records, answer,
     (problem,) = found.problems
     assert (found.name, found.grader, found.samples, found.state) == (name, "maths", 1, "own")
     assert (problem.question, problem.reference) == ("q", answer)
+
+
+def test_lines_under_a_name_for_one_text_are_read_and_half_a_character_or_no_number_ends_nothing(tmp_path):
+    lines = [
+        '{"question": "a\\ud83d", "answer": "7"}',
+        '{"question": "b", "answer": NaN}',
+        '{"question": "c", "answer": 8}',
+    ]
+    (tmp_path / "a.json").write_text("\n".join(lines))
+    with pytest.warns(UserWarning, match="left out 1 of 3 problems, which have no answer"):
+        found = load_own(tmp_path / "a.json")
+    assert [(problem.question, problem.reference) for problem in found.problems] == [("a?", "7"), ("c", "8")]
 
 
 def test_answers_that_are_tests_make_it_code(tmp_path):
@@ -119,6 +133,8 @@ def test_answers_that_are_tests_make_it_code(tmp_path):
         ("a.jsonl", '{"q": "1"}', "a.jsonl, row 1 has the columns q; add `question` and `answer`, or `prompt` and"),
         ("a.jsonl", '{"question": "1", "answer": "2"}\n[]', "record 2: '[]' is no object with named columns"),
         ("a.jsonl", '{"question": "1", "answer": null}', "holds no problem with one answer among 1 rows"),
+        ("a.jsonl", '{"question": null, "answer": "2"}', "row 1: its question is empty; write one, or leave the row"),
+        ("a.jsonl", '{"question": "1", "answer": {"inputs": ["1"]}}', "no tests that run (outputs: None: give a list"),
         ("a.jsonl", "", "a.jsonl holds no record"),
         ("a.txt", "x", "a.txt is none of .parquet, .jsonl, .json"),
         ("b.jsonl", None, "b.jsonl is no file"),

@@ -287,8 +287,9 @@ def test_an_empty_response_is_unanswered_by_every_grader(kind, reference):
 def responses(statuses_by_problem, prompt="p", benchmark_name="aime24"):
     """A frame of graded responses, from lists of statuses by problem."""
     rows = [
-        {"benchmark": benchmark_name, "problem": problem, "sample": i, "prompt": f"{prompt} {problem}", "tokens": 10,
-         "finish_reason": "stop", "strict/status": status, "strict/answer": None, "strict/detail": ""}
+        {"benchmark": benchmark_name, "problem": problem, "sample": i, "reference": "7",
+         "prompt": f"{prompt} {problem}", "tokens": 10, "finish_reason": "stop",
+         "strict/status": status, "strict/answer": None, "strict/detail": ""}
         for problem, statuses in statuses_by_problem.items()
         for i, status in enumerate(statuses)
     ]  # fmt: skip
@@ -337,6 +338,7 @@ def test_pairs_that_cannot_be_compared_say_why(tmp_path, capsys):
         "was given other problems of aime24": responses({"x": [R, R], "q": [R, W]}),
         "shares no benchmark": responses({"x": [R, R], "y": [R, W]}, benchmark_name="amc23"),
         "has 1 to 2 responses a problem": responses({"x": [R, R], "y": [R]}),
+        "judges aime24 by other answers than": responses({"x": [R, R], "y": [R, W]}).assign(reference="other"),
     }
     for i, (message, frame) in enumerate(cases.items()):
         with pytest.raises(SteerError, match=message):

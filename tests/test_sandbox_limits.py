@@ -18,7 +18,7 @@ from sandboxes import SHORT, both_modes, needs_bubblewrap, printed, resident, ru
 from steer_core.common.errors import SteerError
 from steer_core.rewards import sandbox as module
 from steer_core.rewards.sandbox import Limits, Sandbox, Stopped
-from steer_core.rewards.syscalls import CLONE, MACHINES, REFUSED, UNREADABLE, syscall_filter
+from steer_core.rewards.syscalls import CLOCKS, CLONE, MACHINES, REFUSED, UNREADABLE, syscall_filter
 
 # Limits
 
@@ -40,7 +40,7 @@ from steer_core.rewards.syscalls import CLONE, MACHINES, REFUSED, UNREADABLE, sy
         ("import socket; socket.socket()", "failed", "Operation not permitted"),
         ("import ctypes; ctypes.string_at(0)", "killed", "signal 11"),
         ("1 / 0", "failed", "ZeroDivisionError: division by zero"),
-        ("raise SystemExit(3)", "failed", "exit 3"),
+        ("import os; os._exit(3)", "failed", "exit 3"),
         ("def f(", "failed", "SyntaxError"),
     ],
 )  # fmt: skip
@@ -117,7 +117,9 @@ def test_refused_calls_are_refused_to_every_program(mode):
      "resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)", "fcntl.fcntl(0, fcntl.F_SETOWN, os.getppid())",
      "fcntl.fcntl(0, 10, 9)", "fcntl.ioctl(0, 0x8901, b'1234')", "fcntl.fcntl(0, fcntl.F_SETLEASE, fcntl.F_RDLCK)",
      "os.open('.', os.O_TMPFILE | os.O_RDWR)", "os.utime('.')", "os.chmod('.', 0o777)", "os.chmod('/dev/null', 0o666)",
-     "time.clock_gettime(~os.getppid() << 3 | 2)", "os.utime('/dev/null')", "os.setxattr('.', 'user.x', b'1')"],
+     "time.clock_gettime(~os.getppid() << 3 | 2)",
+     "os.utime('/dev/null')", "os.setxattr('.', 'user.x', b'1')", "check(libc.syncfs(0))", "os.chroot('.')",
+     "socket.sethostname(socket.gethostname())", "check(libc.mount(b'x', b'.', b'no such system', 0, 0))"],
 )  # fmt: skip
 def test_no_process_no_memory_beside_the_address_space_and_nobody_else_can_be_reached(mode, call):
     program = f"""
@@ -145,6 +147,8 @@ def test_the_filter_lets_threads_through_and_processes_not(machine):
     assert [run_filter(fcntl, audit, value, 1) for value in (2, 8, 15)] == ["allow", errno.EPERM, errno.EPERM]
     assert [run_filter(prlimit, audit, process) for process in (0, 1)] == ["allow", errno.EPERM]
     assert [run_filter(openat, audit, flags, 2) for flags in (0o102, 0o20200002)] == ["allow", errno.EPERM]
+    for clock in (pair[column] for pair in CLOCKS):
+        assert [run_filter(clock, audit, which) for which in (1, (~1 << 3 | 2) & 0xFFFFFFFF)] == ["allow", errno.EPERM]
     assert run_filter(0x40000000 + 57, audit) == errno.EPERM
     assert run_filter(0, 0x40000003) == "kill"
 

@@ -13,8 +13,9 @@ _EXAMPLES = """\
 FILE is Parquet, JSON Lines or JSON. Read without further words are:
   responses.parquet of `steer evaluate` (or its folder), a run's rollouts/*.parquet
   verl's generations (prompt, reward_model, responses), its validation dumps (input, output, gts)
-  samples of lm-evaluation-harness (doc_id, target, resps)
-  chat completions (choices, or messages) beside an answer
+  samples of lm-evaluation-harness (doc_id, target, resps), details of lighteval,
+    HELM's scenario states
+  OpenAI's and vLLM's answers (choices, output, outputs, or messages) beside an answer
   files with a response, or a list of them, and a reference under a usual name
 References that are tests of a program are run in a sandbox; others are judged as
 mathematics, by the strict grader and as the release does it.
@@ -23,7 +24,8 @@ examples:
   steer grade runs/evaluate/embedded
   steer grade samples_gsm8k_2025-01-01.jsonl --out runs/grade/gsm8k
   steer grade mine.jsonl --response model_output --reference doc.answer
-  steer grade runs/one/rollouts/step_000010.parquet --benchmark dapo-math-17k"""
+  steer grade runs/one/rollouts/step_000010.parquet --benchmark dapo-math-17k
+  steer grade batch_output.jsonl --benchmark mine.jsonl    (joined by id or question)"""
 
 
 def options(parser: argparse.ArgumentParser) -> None:

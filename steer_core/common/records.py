@@ -14,6 +14,8 @@ from steer_core.common.errors import SteerError, one_line
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 """Names of the files that are read."""
+WRAPPERS = ("data", "samples", "records", "rows", "examples", "instances", "results", "request_states")
+"""Names under which an object holds the list of records."""
 Record = dict[str, Any]
 
 
@@ -45,8 +47,9 @@ def read_records(path: Path, field: str) -> list[Record]:
 def json_records(path: Path, lines: bool) -> Iterator[Record]:
     """The records of a JSON file. Raises ValueError naming the line that is no JSON.
 
-    lines: the file has a record a line; else it is a list of them, one alone, or an object of them by key: as pandas
-    writes, {column: {index: value}}, or {index: record}.
+    lines: the file has a record a line; else it is a list of them, one alone, an object that holds such a list under
+    a usual name, or an object of them by key: as pandas writes, {column: {index: value}}, {column: [value, ...]}, or
+    {index: record}. Lines under a name for one text are read as lines.
     """
     with path.open(encoding="utf-8-sig") as file:
         if lines:
@@ -54,9 +57,20 @@ def json_records(path: Path, lines: bool) -> Iterator[Record]:
                 if line.strip():
                     yield _parsed(line, number)
             return
-        whole = json.load(file)
+        text = file.read()
+    try:
+        whole = _loaded(text)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise
+        yield from (_parsed(line, number) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+        return
+    if isinstance(whole, dict):
+        whole = next((whole[name] for name in WRAPPERS if _are_records(whole.get(name))), whole)
     if isinstance(whole, list):
         yield from whole
+    elif _are_columns(whole):
+        yield from (dict(zip(whole, values, strict=True)) for values in zip(*whole.values(), strict=True))
     elif not (isinstance(whole, dict) and whole and all(isinstance(value, dict) for value in whole.values())):
         yield whole
     elif all(key.isdigit() for key in whole):
@@ -66,9 +80,10 @@ def json_records(path: Path, lines: bool) -> Iterator[Record]:
             yield {column: values.get(index) for column, values in whole.items()}
 
 
-def columns(records: list[Record]) -> str:
-    """The names of the columns, for a message."""
-    return ", ".join(dict.fromkeys(name for record in records for name in record)) or "none"
+def columns(records: list[Record], most: int = 40) -> str:
+    """The names of the columns, and of those within them, for a message; no more than `most`."""
+    found = list(dict.fromkeys(name for record in records for name in _paths(record, "")))
+    return ", ".join([*found[:most], *(["..."] if len(found) > most else [])]) or "none"
 
 
 def value_at(record: Record, path: str) -> Any:
@@ -81,8 +96,35 @@ def value_at(record: Record, path: str) -> Any:
     return value
 
 
+def _loaded(text: str) -> Any:
+    """The value of a JSON text; half a surrogate pair, which no tokenizer and no file takes, becomes `?`."""
+    value = json.loads(text)
+    if "\\ud" in text or "\\uD" in text:
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+    return value
+
+
+def _are_records(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(part, dict) for part in value)
+
+
+def _are_columns(whole: Any) -> bool:
+    """Whether an object holds columns, each the list of its values."""
+    values = list(whole.values()) if isinstance(whole, dict) else []
+    lengths = {len(one) if isinstance(one, list) else 0 for one in values}
+    return len(values) > 1 and len(lengths) == 1 and lengths.pop() > 1
+
+
+def _paths(record: Record, before: str) -> Iterator[str]:
+    for name, value in record.items():
+        if isinstance(value, dict) and value:
+            yield from _paths(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}"
+
+
 def _parsed(line: str, number: int) -> Any:
     try:
-        return json.loads(line)
+        return _loaded(line)
     except ValueError as error:
         raise ValueError(f"line {number}: {error}") from None

@@ -17,11 +17,10 @@ from steer_core.common.errors import SteerError
 from steer_core.common.files import json_text, sha256, write_atomically
 from steer_core.common.records import Record
 from steer_core.evaluation import tables
-from steer_core.evaluation.foreign import Names, kinds_of, read_responses
+from steer_core.evaluation.foreign import Names, References, kinds_of, read_responses
 from steer_core.evaluation.grading import graded
 from steer_core.evaluation.problem_sets import write_table
-from steer_core.problems.own import is_own, load_own
-from steer_core.problems.problem import Problem
+from steer_core.problems.own import is_own, load_own, own_names
 from steer_core.problems.sets import load_set
 from steer_core.rewards import Thinking, graders_of
 
@@ -50,7 +49,7 @@ def grade_file(
         raise SteerError(f"--out: {out} holds an evaluation; name another folder")
     file = _file_of(file)
     names = names or Names()
-    rows = read_responses(file, names, _problems(benchmark) if benchmark else ())
+    rows = read_responses(file, names, _known(benchmark) if benchmark else None)
     kinds = kinds_of(rows, file)
     parts = []
     for name, kind in kinds.items():
@@ -80,8 +79,12 @@ def _file_of(path: Path) -> Path:
     raise SteerError(f"FILE: {path} holds no {tables.RESPONSES}; name a file of responses{example}")
 
 
-def _problems(benchmark: str) -> list[Problem]:
-    return (load_own(Path(benchmark), "--benchmark") if is_own(benchmark) else load_set(benchmark)).problems
+def _known(benchmark: str) -> References:
+    """The references of a problem set, by name or in a file."""
+    if not is_own(benchmark):
+        return References.of(load_set(benchmark))
+    path, field = Path(benchmark), "--benchmark"
+    return References.of(load_own(path, field), own_names(path, field))
 
 
 def _table(rows: list[Record]) -> pa.Table:

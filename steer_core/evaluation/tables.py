@@ -99,7 +99,7 @@ def samples_of(frame: pd.DataFrame, name: str) -> int:
     """Samples a problem of one benchmark's rows. Raises SteerError where they differ."""
     counts = frame.groupby("problem", sort=False).size()
     if counts.nunique() != 1:
-        raise SteerError(f"{name}: has {counts.min()} to {counts.max()} responses a problem; evaluate it again")
+        raise SteerError(f"{name}: has {counts.min()} to {counts.max()} responses a problem; give each as many")
     return int(counts.iloc[0])
 
 
@@ -273,20 +273,27 @@ def write_summary(folder: Path, title: str, scores: pd.DataFrame) -> dict[str, A
 def paired_evaluations(first: Path, second: Path, grader: str | None = None) -> dict[str, dict[str, Any]]:
     """By benchmark both were given: the first evaluation minus the second in avg@n, paired by problem.
 
-    Raises SteerError where they share no benchmark, where the problems or prompts of a shared one differ, and for a
+    Raises SteerError where they share no benchmark, where the problems or answers of a shared one differ, and for a
     grader that did not judge it.
     """
     data = [read_record(folder).get("data", {}) if (folder / RECORD).exists() else {} for folder in (first, second)]
     frames = [dict(list(read_responses(folder).groupby("benchmark", sort=False))) for folder in (first, second)]
     shared = [name for name in frames[0] if name in frames[1]]
     if not shared:
-        raise SteerError(f"{second}: shares no benchmark with {first}; evaluate both on the same")
+        raise SteerError(
+            f"{second}: shares no benchmark with {first}; evaluate both on the same, or grade by it (--benchmark)"
+        )
     found = {}
     for name in shared:
         pair = [frame[name] for frame in frames]
         prompts = [rows.drop_duplicates("problem").set_index("problem").prompt for rows in pair]
         if set(prompts[0].index) != set(prompts[1].index):
             raise SteerError(f"{second}: was given other problems of {name} than {first}; evaluate both on the same")
+        answers = [rows.drop_duplicates("problem").set_index("problem").reference for rows in pair]
+        if not (answers[0] == answers[1].loc[answers[0].index]).all():
+            raise SteerError(
+                f"{second}: judges {name} by other answers than {first}; grade both by the same (--benchmark)"
+            )
         known = [one for one in graders_in(pair[0]) if one in graders_in(pair[1])]
         chosen = grader or known[0]
         if chosen not in known:

@@ -7,9 +7,11 @@ judged as mathematics.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ from steer_core.problems.problem import Messages, Problem, Row
 from steer_core.problems.prompts import question_of
 from steer_core.problems.rows import last_box, livecodebench_row, truth_of, verl_row
 from steer_core.problems.sets import ProblemSet, content_hash, distinct, names, problem_id, row_identity, runnable
-from steer_core.rewards.code_tests import are_tests
+from steer_core.rewards.code_tests import are_tests, parse_tests
 
 QUESTIONS = ("question", "problem", "prompt")
 """Columns of the bare question, or of chat messages; the first that is there counts."""
 ANSWERS = ("answer", "ground_truth", "final_answer", "expected_answer", "tests", "target", "solution")
 """Columns of the right answer, or of the tests; the first that is there counts."""
+IDS = ("problem_id", "question_id", "doc_id", "task_id", "unique_id", "custom_id", "instance_id", "id", "idx", "index")
+"""Columns of a name that a file gives its problems, as others' files of responses repeat it."""
 
 
 def is_own(name: str) -> bool:
@@ -41,7 +45,10 @@ def load_own(path: Path, field: str = "--benchmarks") -> ProblemSet:
     rows = own_rows(path, field)
     code = any(are_tests(truth) for _, truth in rows)
     found = distinct(rows, str(path), row_identity, field)
-    if code:
+    if not code:
+        truths = [truth for _, truth in rows]
+        refuse_objects(truths, f"{field}: {path}: an answer", "mend them, or give the answer as text")
+    else:
         found = runnable(found, str(path), field=field)
     problems = [
         Problem(problem_id(path.name, text), "", truth, question_of(messages)[1], messages)
@@ -50,6 +57,28 @@ def load_own(path: Path, field: str = "--benchmarks") -> ProblemSet:
     return ProblemSet(
         path.name, "code" if code else "maths", 1, problems, str(path), content_hash(rows), "own", len(problems)
     )
+
+
+def refuse_objects(truths: Sequence[str], where: str, remedy: str) -> None:
+    """Raise SteerError where a ground truth that is to be judged as mathematics is a JSON object, or a list of them."""
+    for text in truths:
+        if text.startswith(("{", "[{")):
+            with contextlib.suppress(ValueError, RecursionError):
+                json.loads(text)
+                try:
+                    parse_tests(text)
+                except SteerError as error:
+                    raise SteerError(f"{where} is an object, and no tests that run ({error}); {remedy}") from None
+
+
+def own_names(path: Path, field: str) -> dict[str, str]:
+    """Every name that a file gives its problems, with the problem's identity; a name given to two tells none."""
+    found: dict[str, str] = {}
+    for record, (messages, _) in zip(read_records(path, field), own_rows(path, field), strict=True):
+        same = row_identity(messages)
+        for name in {str(record[column]) for column in IDS if isinstance(record.get(column), str | int)}:
+            found[name] = same if found.get(name, same) == same else ""
+    return found
 
 
 def own_rows(path: Path, field: str) -> list[Row]:
@@ -85,6 +114,8 @@ def _row(record: Record, where: str) -> Row:
             raise SteerError(f"{where}: its tests are not read ({one_line(error)}); give the released file") from error
     question = next((record[name] for name in QUESTIONS if record.get(name)), None)
     answer = next((name for name in ANSWERS if name in record), None)
+    if question is None and answer and any(name in record for name in QUESTIONS):
+        raise SteerError(f"{where}: its question is empty; write one, or leave the row out")
     if question is None or answer is None:
         raise SteerError(
             f"{where} has the columns {columns([record])}; add `question` and `answer`, or `prompt` and "

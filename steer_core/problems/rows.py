@@ -160,7 +160,7 @@ def truth_of(answer: Any, take: str) -> str:
         return ", ".join(str(part).strip().strip("$") for part in answer or [])
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)
-    text = "" if answer is None else str(answer).strip()
+    text = "" if answer is None or answer != answer else str(answer).strip()  # NaN is how pandas says none
     if take == "after ####":
         return text.rpartition("####")[2].strip().replace(",", "")
     return last_box(text) if take == "box" else text

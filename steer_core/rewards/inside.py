@@ -16,6 +16,7 @@ import atexit
 import bisect
 import builtins
 import collections
+import contextlib
 import copy
 import ctypes
 import datetime
@@ -34,6 +35,7 @@ import resource
 import signal
 import statistics
 import string
+import struct
 import sys
 import threading
 import time
@@ -57,6 +59,8 @@ DOING = (ast.Call, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lamb
 """What a program has somewhere, and a sample of input or output has not."""
 SET_DEATH_SIGNAL, SET_SECCOMP, SET_NO_NEW_PRIVILEGES = 1, 22, 38
 FILTER = 2
+CAPABILITIES, OPEN_FILES = 0x20080522, 1 << 1
+"""The version of the kernel's records of capabilities, and CAP_DAC_OVERRIDE."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -97,14 +101,17 @@ def run(texts: list, names: dict, function: str | None, payload: bytes) -> None:
     module = types.ModuleType("__main__" if function is None else "program")
     vars(module).update(names, **{name: getattr(sys, name) for name in STREAMS})
     sys.modules[module.__name__] = module
-    exec(compile(source, "program.py", "exec", dont_inherit=True), vars(module))
+    program = compile(source, "program.py", "exec", dont_inherit=True)
     if function is not None:
+        exec(program, vars(module))
         owner = getattr(module, "Solution", None)
         target = getattr(owner(), function) if hasattr(owner, function) else vars(module).get(function)
         if target is None:
             raise NameError(f"the program defines no function {function!r}")
         fill(RESULT, json.dumps(target(*json.loads(payload))).encode())
     else:  # as the interpreter ends, but for taking itself apart
+        with contextlib.suppress(SystemExit):  # whatever its code: LiveCodeBench's harness goes by what was put out
+            exec(program, vars(module))
         threading._shutdown()
         atexit._run_exitfuncs()
         sys.stdout.flush()
@@ -157,6 +164,7 @@ def confine(files: list[int], setup: dict, supervisor: int) -> None:
         limit(getattr(resource, f"RLIMIT_{kind}"), most)
     sys.argv = ["program.py"]
     sys.setrecursionlimit(DEPTH)
+    drop_capabilities()
     seal(bytes.fromhex(setup["filter"]))
 
 
@@ -167,6 +175,15 @@ def limit(kind: int, soft: int, hard: int | None = None) -> None:
     if inherited != resource.RLIM_INFINITY:
         pair = tuple(inherited if value == resource.RLIM_INFINITY else min(value, inherited) for value in pair)
     resource.setrlimit(kind, pair)
+
+
+def drop_capabilities() -> None:
+    """Leave root, which has them in `limits` mode, no privilege but to open files: no mount, host name or restart."""
+    header, held = struct.pack("Ii", CAPABILITIES, 0), ctypes.create_string_buffer(24)
+    libc.capget(header, held)
+    kept = struct.pack("6I", *(word & OPEN_FILES for word in struct.unpack("6I", held.raw)[:3]), 0, 0, 0)
+    if libc.capset(header, kept):
+        raise OSError(ctypes.get_errno(), "capset failed")
 
 
 def seal(steps: bytes) -> None:

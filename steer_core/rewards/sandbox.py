@@ -3,7 +3,7 @@
 `bubblewrap` mode: no network, its own users, processes and IPC, a read-only system of /usr, the libraries and the
 interpreter alone (no home, no /etc, no /proc), a private /tmp of limited size, and no environment variable of ours.
 `limits` mode is for machines without bubblewrap and is no wall: it keeps the limits and the refused system calls, and
-the program can read, and write, every file that this user can.
+takes root's privileges away, but the program can read, and write, every file that this user can.
 
 A program has the standard library, and no installed package. In both modes the kernel refuses it new processes
 (`syscalls.py`), so the limit on one process' address space is the limit on the memory of all. `inside.py` is what runs

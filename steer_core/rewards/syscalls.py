@@ -3,7 +3,7 @@
 Refusing new processes makes the rest simple: one process holds all the memory a program has, so a limit on its
 address space is a limit on the total, and when that process ends nothing is left. Refused too is every other way to
 hold memory that such a limit does not count, what reaches for other processes, networks and namespaces, and what would
-leave a trace behind: a process' rank among others, a file's mode and times.
+leave a trace behind or slow others: a process' rank among others, a file's mode and times, writing all disks.
 """
 
 from __future__ import annotations
@@ -87,6 +87,9 @@ REFUSED = {
     "fremovexattr": (199, 16),
     "removexattrat": (466, 466),
     "file_setattr": (469, 469),
+    # every write of the machine, which others then wait for
+    "sync": (162, 81),
+    "syncfs": (306, 267),
     # the network, and the kernel's log
     "socket": (41, 198),
     "connect": (42, 203),
@@ -100,6 +103,8 @@ TEMPORARY_FILE = 0o20000000
 """O_TMPFILE: a file in no folder, of which the folder's times tell nothing; Python makes one with a name instead."""
 NUMBERED_CLOCK = 1 << 31
 """Set in a clock's name that is made of a process' number: the supervisor's tells what the tests before used."""
+CLOCKS = ((228, 113), (229, 114), (230, 115), (222, 107))
+"""clock_gettime, clock_getres, clock_nanosleep, timer_create: each tells how far a clock is."""
 OWNERS = (8, 10, 15, 1024, 1026)
 """F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY: the kernel signals a file's owner, whoever that is."""
 DEVICE_OWNERS = (0x8901, 0x8902)
@@ -150,7 +155,7 @@ def _partly_refused() -> list[tuple[tuple[int | None, int], int, list[Step]]]:
     return [
         (CLONE, 0, _unless(ANY_BIT, CLONE_THREAD, REFUSE)),
         ((302, 261), 0, _unless(EQUAL, 0, REFUSE)),  # prlimit64, of another process than itself
-        ((228, 113), 0, _if(ANY_BIT, NUMBERED_CLOCK, REFUSE)),  # clock_gettime, of a process by its number
+        *((numbers, 0, _if(ANY_BIT, NUMBERED_CLOCK, REFUSE)) for numbers in CLOCKS),
         ((2, None), 1, _if(ANY_BIT, TEMPORARY_FILE, REFUSE)),  # open
         ((257, 56), 2, _if(ANY_BIT, TEMPORARY_FILE, REFUSE)),  # openat
         ((72, 25), 1, [step for value in OWNERS for step in _if(EQUAL, value, REFUSE)]),  # fcntl
