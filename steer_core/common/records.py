@@ -54,7 +54,7 @@ def json_records(path: Path, lines: bool) -> Iterator[Record]:
                 if line.strip():
                     yield _parsed(line, number)
             return
-        whole = json.load(file)
+        whole = _loads(file.read())
     if isinstance(whole, list):
         yield from whole
     elif not (isinstance(whole, dict) and whole and all(isinstance(value, dict) for value in whole.values())):
@@ -83,6 +83,14 @@ def value_at(record: Record, path: str) -> Any:
 
 def _parsed(line: str, number: int) -> Any:
     try:
-        return json.loads(line)
+        return _loads(line)
     except ValueError as error:
         raise ValueError(f"line {number}: {error}") from None
+
+
+def _loads(text: str) -> Any:
+    """A JSON text. Raises ValueError where it is none, or holds half of a character, which no text of ours may."""
+    value = json.loads(text)
+    if "\\ud" in text.lower():
+        json.dumps(value, ensure_ascii=False).encode()
+    return value

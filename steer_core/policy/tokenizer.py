@@ -33,6 +33,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) ->
     """Raise SteerError unless the tokenizer fits the model and can end a response."""
     if tokenizer.eos_token_id is None:
         raise SteerError("model.path: the tokenizer has no eos token; set eos_token in its tokenizer_config.json")
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):  # what transformers makes where there is none
+        raise SteerError(
+            "model.path: the tokenizer knows special tokens alone: its tokenizer.json, or the files of its vocabulary, "
+            "are missing; copy the folder again, tokenizer included"
+        )
     token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
     if last >= vocabulary_size and len(tokenizer) <= vocabulary_size:
         raise SteerError(

@@ -10,6 +10,7 @@ import base64
 import glob
 import io
 import json
+import math
 import pickle
 import tempfile
 import zlib
@@ -158,8 +159,8 @@ def truth_of(answer: Any, take: str) -> str:
     """The ground truth in an answer column; empty where there is none. See `Hub.take`."""
     if take == "list" or isinstance(answer, list):
         return ", ".join(str(part).strip().strip("$") for part in answer or [])
-    if isinstance(answer, float) and answer.is_integer():
-        answer = int(answer)
+    if isinstance(answer, float):  # NaN is what pandas writes where there is none
+        answer = None if math.isnan(answer) else int(answer) if answer.is_integer() else answer
     text = "" if answer is None else str(answer).strip()
     if take == "after ####":
         return text.rpartition("####")[2].strip().replace(",", "")
