@@ -117,8 +117,8 @@ def test_parts_of_another_estimate_are_refused_and_stay(tmp_path, monkeypatch, c
 
 
 def drawn(text: str) -> Sample:
-    ids = torch.ones(2, 3, dtype=torch.long)
-    return Sample(Rollout(ids, ids, ids, ids.bool(), [text, text], ["stop", "stop"]), torch.eye(2), 5)
+    ids = [torch.ones(2, 3, dtype=torch.long) for _ in range(3)]
+    return Sample(Rollout(*ids, ids[0].bool(), [text, text], ["stop", "stop"]), torch.eye(2), 5)
 
 
 def measured(number: float) -> dict[str, Attribution]:

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from steer_core.common.errors import SteerError, one_line
+from steer_core.common.files import read_json
 
 SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """For every loader of transformers: fetch nothing, and run no code of the folder."""
@@ -21,6 +22,8 @@ UNLIMITED = 1 << 30
 """Positions of a model without a longest sequence (ALiBi, state spaces)."""
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.safetensors", "*.npz")
+_READ = (".json", ".safetensors", ".jinja", ".model", ".txt")
+"""Ends of the names of files that loaders read."""
 _RANDOM = re.compile("drop|jitter")
 
 
@@ -32,11 +35,8 @@ def read_config(folder: Path, path: str) -> PreTrainedConfig:
     transformers, and for quantised weights.
     """
     file = folder / "config.json"
-    try:
-        held = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SteerError(f"model.path: {file} cannot be read ({one_line(error, 200)}); save the model again") from error
-    if not isinstance(held, dict) or not isinstance(held.get("model_type"), str):
+    held = read_json(file, "model.path:", "save the model again with save_pretrained")
+    if not isinstance(held.get("model_type"), str):
         raise SteerError(
             f"model.path: {file} is no model's configuration (a JSON object with `model_type`); save the model again "
             "with save_pretrained"
@@ -68,6 +68,15 @@ def without_randomness(config: PreTrainedConfig | dict[str, Any]) -> None:
             values[name] = 0.0
 
 
+def check_kinds(folder: Path, path: str) -> None:
+    """Raise SteerError for a file that a loader would wait at for ever, or not find: a pipe, a link to nothing."""
+    for file in sorted(folder.iterdir()):
+        if file.suffix in _READ and not file.is_file() and not file.is_dir():
+            raise SteerError(
+                f"model.path: {path}: {file.name} is no regular file, or a link to nothing; copy the folder again"
+            )
+
+
 def positions_of(config: PreTrainedConfig) -> int:
     """Longest prompt plus response that a model has positions for, `UNLIMITED` where there is no such limit."""
     text = config.get_text_config()
@@ -89,7 +98,7 @@ def check_weight_files(folder: Path, path: str) -> None:
     if (folder / _INDEX).is_file():
         _check_index(folder, path)
         return
-    others = sorted({file.name for kind in _OTHER_WEIGHTS for file in folder.glob(kind)})
+    others = sorted({file.name for kind in _OTHER_WEIGHTS for file in folder.glob(kind) if file.is_file()})
     if others:
         raise SteerError(
             f"model.path: {path} holds its weights as {others[0]}, and only {_WHOLE} (or its parts with {_INDEX}) is "
