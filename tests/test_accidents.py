@@ -1,10 +1,12 @@
 """Lost logs, strangers' run folders and misplaced ones: what is known is written again, or one line says what to do."""
 
+import json
 import os
 import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +16,11 @@ from small import grade_by, small_config, small_trainer, trainer_in
 from steer_core.cli.main import main
 from steer_core.common.environment import read_environment
 from steer_core.common.errors import SteerError
-from steer_core.common.places import PLANS
+from steer_core.common.places import EMBEDDED, PLANS
 from steer_core.compare.comparison import comparison_of
 from steer_core.compare.plan import load_plan
 from steer_core.compare.runner import start_comparison
+from steer_core.evaluation.problem_sets import start_evaluation
 from steer_core.policy.model import load_policy
 from steer_core.rollout.huggingface import check_room
 from steer_core.runs.folder import RunFolder
@@ -163,9 +166,91 @@ def test_a_comparison_is_not_put_into_a_runs_folder_nor_a_run_into_a_comparisons
             start_comparison(plan, folder, resume)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     start_comparison(plan, tmp_path / "comparison", resume=False)
-    with pytest.raises(SteerError, match=r"comparison: holds a comparison; name another --out"):
+    with pytest.raises(SteerError, match=r"--out: .*comparison holds a comparison; name another folder"):
         RunFolder(tmp_path / "comparison", small_config()).start()
     assert not (tmp_path / "comparison" / "config.yaml").exists()
+
+
+KINDS = {"config.yaml": "a run", "plan.yaml": "a comparison", "evaluation.json": "an evaluation"}
+
+
+@pytest.mark.parametrize("mark", KINDS)
+def test_no_command_writes_into_a_folder_that_holds_results_of_another_kind(folder, tmp_path, mark, capsys):
+    out, told = tmp_path / "taken", f"error: --out: {tmp_path / 'taken'} holds {KINDS[mark]}; name another folder\n"
+    out.mkdir()
+    (out / mark).write_text("theirs")
+    responses = folder / "rollouts" / "step_000004.parquet"
+    words = {
+        "config.yaml": ["report", folder, "--out", out],
+        "plan.yaml": ["grade", responses, "--out", out],
+        "evaluation.json": ["report", folder, "--out", out],
+    }
+    assert error_of(capsys, *words[mark]) == told
+    for own, start in {
+        "config.yaml": lambda: RunFolder(out, small_config()).start(),
+        "plan.yaml": lambda: start_comparison(load_plan(PLANS / "quick.yaml"), out, resume=True),
+        "evaluation.json": lambda: start_evaluation(out, {}, {}, resume=True),
+    }.items():
+        if own != mark:
+            with pytest.raises(SteerError, match=f"holds {KINDS[mark]}; name another folder"):
+                start()
+    assert [path.name for path in out.iterdir()] == [mark]
+
+
+def test_what_is_in_the_place_of_a_checkpoint_is_set_aside_and_no_rollout_is_lost(folder, capsys):
+    """A file, and a link to nothing, where the next ones go; and a checkpoint that is a link, which is let go."""
+    checkpoints = folder / "checkpoints"
+    shutil.move(checkpoints / "step_000002", folder / "elsewhere")
+    (checkpoints / "step_000002").symlink_to(folder / "elsewhere")
+    (checkpoints / "step_000005").write_text("a file")
+    (checkpoints / "step_000006").symlink_to("nowhere")
+    (checkpoints / ".partial_x").write_text("a file")
+    run = RunFolder.open(folder)
+    run.rewind(4)
+    run.checkpoints.config = small_config("train.checkpoints_kept=1", "train.best_kept=0")
+    engine = SimpleNamespace(weights=lambda: iter(()), save=lambda path: {"engine": "local"})
+    policy = SimpleNamespace(model=SimpleNamespace(save_pretrained=save_nothing),
+                             tokenizer=SimpleNamespace(save_pretrained=save_nothing))  # fmt: skip
+    for step in (5, 6):
+        run.checkpoints.save(step, policy, engine, {})
+        assert f"step_{step:06d} is no checkpoint; it is set aside as step_{step:06d}.stray" in capsys.readouterr().err
+    assert [path.name for path in run.checkpoints.saved()] == ["step_000006"]
+    assert (checkpoints / "step_000005.stray").read_text() == "a file"
+    assert (folder / "elsewhere" / "manifest.json").is_file()
+
+
+def save_nothing(folder, **_) -> None:
+    (Path(folder) / "config.json").write_text("{}")
+
+
+def test_what_is_in_the_way_of_a_run_is_named(folder):
+    shutil.rmtree(folder / "rollouts")
+    (folder / "rollouts").write_text("a file")
+    with pytest.raises(
+        SteerError, match=r"cannot be written \(File exists: .*/rollouts\).* move away what is in its way"
+    ):
+        RunFolder.open(folder).write_rollout(5, [])
+
+
+def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_anew(folder, capsys):
+    shutil.rmtree(folder / "checkpoints")
+    assert RunFolder.open(folder).checkpoints.choose() is None
+    RunFolder.open(folder).rewind(0)
+    assert f"warning: {folder} has no checkpoint; rollouts 1 to 4 are made again" in capsys.readouterr().err
+
+
+def test_a_model_folder_that_is_gone_is_told_with_where_it_was_and_a_link_there_helps(folder, tmp_path, capsys):
+    about, config = read_environment(folder / "environment.json"), (folder / "config.yaml").read_text()
+    gone = tmp_path / "gone"
+    (folder / "environment.json").write_text(json.dumps(about | {"paths": {"model.path": str(gone)}}))
+    (folder / "config.yaml").write_text(config.replace("  path: embedded", "  path: models/gone"))
+    told = error_of(capsys, "train", "--resume", folder)
+    assert told.startswith(f"error: model.path: {gone}, which the run began from, is gone; put the folder back there")
+    gone.symlink_to(EMBEDDED)
+    run = RunFolder.open(folder)
+    run.check_model()
+    assert run.config.model.path == str(gone)
+    run.checkpoints.check_base()
 
 
 @pytest.mark.parametrize(

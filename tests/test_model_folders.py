@@ -13,6 +13,7 @@ from steer_core.common.errors import SteerError
 from steer_core.evaluation.problem_sets import context_of
 from steer_core.policy.folder import UNLIMITED, positions_of, without_randomness
 from steer_core.policy.model import EMBEDDED, base_digest, load_model, load_policy, load_tokenizer
+from steer_core.policy.preflight import check_policy
 from steer_core.policy.tokenizer import check_tokenizer
 
 PLANTED = "import pathlib\npathlib.Path(__file__).with_name('planted').touch()\nclass Own: pass\n"
@@ -110,13 +111,6 @@ def test_weights_in_parts_load_and_are_hashed(folder):
     assert base_digest(str(folder)) != digest
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "extra.json"])
-def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(folder, name):
-    (folder / name).unlink(missing_ok=True)
-    os.mkfifo(folder / name)
-    assert f"{name} is no regular file; remove it" in refusal(folder)
-
-
 def test_an_adapter_is_refused(folder):
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(EMBEDDED)}))
     assert "holds an adapter, not a model; merge it" in refusal(folder)
@@ -193,3 +187,52 @@ def test_positions_are_the_language_models_own_or_without_limit():
     assert positions_of(AutoConfig.for_model("gpt2", n_positions=33)) == 33
     assert positions_of(AutoConfig.for_model("mpt", max_seq_len=55)) == 55
     assert positions_of(AutoConfig.for_model("bloom")) == UNLIMITED
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("data", [b"[" * 100_000, "{}".encode("utf-16"), b"null", b"\0"])
+def test_a_damaged_file_of_a_model_folder_is_told_on_one_line(folder, name, data):
+    (folder / name).write_bytes(data)
+    assert refusal(folder).startswith("model.path: ")
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "model.safetensors", "chat_template.jinja"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("nowhere", path)])
+def test_a_file_that_a_loader_would_wait_at_or_not_find_is_named(folder, name, make):
+    (folder / name).unlink(missing_ok=True)
+    make(folder / name)
+    for load in (load_policy, base_digest, load_tokenizer):
+        assert f"{name} is no regular file, or a link to nothing" in refusal(folder, load)
+
+
+def test_a_folder_in_the_weights_place_holds_no_weights(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    assert "holds no weights (model.safetensors)" in refusal(folder)
+
+
+def test_a_folder_without_its_vocabulary_is_told_so(folder):
+    (folder / "tokenizer.json").unlink()
+    assert "the tokenizer knows no token but special ones: its tokenizer.json" in refusal(folder)
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 31, 10**30, True, 1.5, "1", [1, "x"], [[1]], {}])
+def test_an_end_token_that_is_no_token_id_is_refused_by_name(folder, number):
+    edit(folder / "generation_config.json", eos_token_id=number)
+    assert f"generation_config.json: eos_token_id: {number!r} is no token id" in refusal(folder)
+
+
+def test_an_end_token_outside_the_vocabulary_harms_nothing(folder):
+    edit(folder / "generation_config.json", eos_token_id=[1, 500])
+    assert load_policy(str(folder)).end_tokens == [1, 500]
+
+
+def test_a_model_without_positions_is_refused_before_it_is_tried(folder):
+    edit(folder / "config.json", max_position_embeddings=0)
+    assert "gives the model 0 positions" in refusal(folder, lambda path: check_policy(load_policy(path)))
+
+
+def test_weights_that_do_not_fit_are_told_by_one_line_alone(folder, capfd):
+    edit(folder / "config.json", tie_word_embeddings=False)
+    assert "(1, such as lm_head.weight)" in refusal(folder)
+    assert capfd.readouterr() == ("", "")

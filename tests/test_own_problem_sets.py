@@ -221,3 +221,17 @@ def test_an_empty_word_is_no_model(words, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--out", str(tmp_path / "out")])
     assert capsys.readouterr().err.startswith("error: path '': is empty")
+
+
+def test_half_a_character_in_a_record_is_told_with_its_line(tmp_path):
+    (tmp_path / "own.jsonl").write_text(
+        '{"question": "\\ud83d\\ude00", "answer": "1"}\n{"question": "\\ud83d", "answer": "1"}'
+    )
+    with pytest.raises(SteerError, match=r"own\.jsonl is not read \(line 2: 'utf-8' codec can't encode character"):
+        load_own(tmp_path / "own.jsonl")
+
+
+def test_an_answer_that_is_nan_is_none(tmp_path):
+    file = put(tmp_path / "own.jsonl", [{"question": "a", "answer": 2.0}, {"question": "b", "answer": float("nan")}])
+    with pytest.warns(UserWarning, match="no answer"):
+        assert [problem.reference for problem in load_own(file).problems] == ["2"]

@@ -234,7 +234,7 @@ def test_a_file_system_without_locks_is_told_with_the_remedy(tmp_path, monkeypat
 
 def test_a_folder_that_cannot_be_made_is_told_with_the_remedy(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SteerError, match=r"run folder .*cannot be written \(Not a directory\); make room"):
+    with pytest.raises(SteerError, match=r"run folder .*cannot be written \(Not a directory: .*run\); make room"):
         RunFolder(tmp_path / "file" / "run", small_config()).start()
 
 

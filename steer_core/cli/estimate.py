@@ -58,6 +58,9 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(yaml_path(args.config, CONFIGS) or (run.path / "config.yaml" if run else None), args.settings)
     config = run.located(config) if run else config
     updates = [Update.parse(text) for text in args.update or []] or DEFAULT_UPDATES
+    twice = [update for update in updates if updates.count(update) > 1]
+    if twice:
+        raise SteerError(f"--update: {twice[0]} is named twice; name each once")
     with writing("--out", args.out, "folder"):
         args.out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     unfinished = Unfinished(args.out)
@@ -74,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             args.resume,
         )
     except SteerError:  # it would be the same again
-        unfinished.finish()
+        unfinished.give_up()
         with suppress(OSError):  # a folder that holds something stays
             args.out.rmdir()
         raise

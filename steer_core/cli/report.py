@@ -28,12 +28,15 @@ def run(args: argparse.Namespace) -> int:
     """Write the report of a comparison, or of runs."""
     from rich.console import Console
 
+    from steer_core.common.places import refuse_others
     from steer_core.compare.comparison import comparison_of, load_comparison
     from steer_core.compare.report import summary_table, write_report
 
     planned = len(args.runs) == 1 and (args.runs[0] / "plan.yaml").exists()
     comparison = load_comparison(args.runs[0]) if planned else comparison_of(args.runs)
     folder = args.out or (args.runs[0] if len(args.runs) == 1 else Path("report"))
+    if folder not in args.runs:
+        refuse_others(folder, None)
     console = Console()
     console.print(f"report: {write_report(comparison, folder)}")
     if len(comparison.final()):

@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     goes_on = bool(args.resume) or (args.auto_resume and (args.out / "config.yaml").exists())
     if goes_on:
         run = RunFolder.open(args.resume or args.out)
+        run.check_model()
         if args.auto_resume and run.written.with_method() != config:
             raise SteerError(f"--out: {args.out} holds a run with other settings; name another folder, or --resume it")
         for setting in args.settings if args.resume else ():

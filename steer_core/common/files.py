@@ -25,7 +25,7 @@ def lock(folder: Path) -> Iterator[None]:
     try:
         file = (folder / ".lock").open("w", encoding="utf-8")
     except OSError as error:
-        raise SteerError(f"{folder}: cannot be written ({error.strerror}); give it write permission") from error
+        raise SteerError(f"{folder}: cannot be written ({refusal(error)}); give it write permission") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,6 +67,13 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def refusal(error: OSError) -> str:
+    """Why the system refused to write: its word, and what is in the way where something is."""
+    place = error.filename2 or error.filename
+    in_the_way = isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError) and place
+    return f"{error.strerror}: {place}" if in_the_way else error.strerror or str(error)
 
 
 def read_text(path: str | Path, what: str, remedy: str) -> str:

@@ -20,6 +20,7 @@ from rich.console import Console
 from steer_core.common.environment import environment
 from steer_core.common.errors import INTERRUPTED, SteerError
 from steer_core.common.files import lock, read_json, write_atomically
+from steer_core.common.places import COMPARISON, refuse_others
 from steer_core.common.progress import Progress
 from steer_core.common.settings import build, read_yaml, to_dict
 from steer_core.compare.comparison import load_comparison
@@ -90,7 +91,7 @@ def start_comparison(plan: Plan, folder: Path, resume: bool) -> None:
     """
     for arm in plan.arms:
         plan.config(arm, plan.seeds[0]).with_method()
-    path, base = folder / "plan.yaml", base_digest(plan.config(plan.baseline, plan.seeds[0]).model.path)
+    path, base = folder / COMPARISON, base_digest(plan.config(plan.baseline, plan.seeds[0]).model.path)
     try:
         if path.exists():
             if not resume:
@@ -101,8 +102,7 @@ def start_comparison(plan: Plan, folder: Path, resume: bool) -> None:
             if began_from.get("base_model_sha256") != base:
                 raise SteerError(f"--out: {folder} began from other weights than model.path has; name another folder")
             return
-        if (folder / "config.yaml").exists():
-            raise SteerError(f"--out: {folder} holds a run; name another folder")
+        refuse_others(folder, COMPARISON)
         folder.mkdir(parents=True, exist_ok=True)
         about = environment() | {"base_model_sha256": base}
         write_atomically(folder / "environment.json", json.dumps(about, indent=2) + "\n")

@@ -15,6 +15,7 @@ import pyarrow as pa
 from steer_core.common.environment import environment
 from steer_core.common.errors import SteerError
 from steer_core.common.files import json_text, sha256, write_atomically
+from steer_core.common.places import refuse_others
 from steer_core.common.records import Record
 from steer_core.evaluation import tables
 from steer_core.evaluation.foreign import Names, References, kinds_of, read_responses
@@ -43,10 +44,11 @@ def grade_file(
 
     file: see `foreign.read_responses`; or the folder of an evaluation. benchmark: a problem set, by name or in a
     file, that holds the references. sandbox, thinking: see `graders_of`. Raises SteerError for what does not fit,
-    and where `out` holds an evaluation.
+    and where `out` holds results.
     """
     if (out / tables.RECORD).exists() or (out / tables.RESPONSES).exists():
         raise SteerError(f"--out: {out} holds an evaluation; name another folder")
+    refuse_others(out, tables.RECORD)
     file = _file_of(file)
     names = names or Names()
     rows = read_responses(file, names, _known(benchmark) if benchmark else None)

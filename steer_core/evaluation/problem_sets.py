@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from steer_core.common.environment import environment
 from steer_core.common.errors import SteerError, nearest
 from steer_core.common.files import lock, write_atomically, written_whole
+from steer_core.common.places import refuse_others
 from steer_core.common.seeding import derive_seed
 from steer_core.common.settings import merged, to_dict
 from steer_core.config.config import BenchmarksConfig
@@ -176,7 +177,7 @@ def start_evaluation(folder: Path, about: dict[str, Any], data: dict[str, Any], 
 
     about: what makes it this one. A setting that was not there when it began counts as its default. data: what the
     tables have to say of the problems, by set.
-    Raises SteerError where the folder holds one and `resume` is off, or holds another one.
+    Raises SteerError where the folder holds one and `resume` is off, or holds another one or other results.
     """
     path = folder / RECORD
     if path.exists():
@@ -193,6 +194,7 @@ def start_evaluation(folder: Path, about: dict[str, Any], data: dict[str, Any], 
         if "data" in record:
             return
     else:
+        refuse_others(folder, RECORD)
         record = {"about": about, "environment": environment()}
     text = json.dumps({**record, "data": data}, indent=2) + "\n"
     try:

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from steer_core.common.errors import SteerError, nearest, one_line
 from steer_core.common.files import json_text, read_json, write_atomically
-from steer_core.common.places import CHECKOUT
+from steer_core.common.places import CHECKOUT, EVALUATION
 from steer_core.common.tables import markdown_table
 from steer_core.rewards.base import UNJUDGED
 from steer_core.stats.intervals import bootstrap_over_problems
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from steer_core.evaluation.held_out import Evaluation
 
-RESPONSES, RECORD = "responses.parquet", "evaluation.json"
+RESPONSES, RECORD = "responses.parquet", EVALUATION
 """In the folder of an evaluation on problem sets: one row a response; its settings and where its problems come from."""
 PUBLISHED = CHECKOUT / "reproduce" / "published" / "scores.tsv"
 """The paper's scores; part of a checkout, not of an installed package."""

@@ -21,6 +21,8 @@ UNLIMITED = 1 << 30
 """Positions of a model without a longest sequence (ALiBi, state spaces)."""
 _WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.safetensors", "*.npz")
+_READ = (".json", ".safetensors", ".jinja", ".model", ".txt")
+"""Ends of the names of files that loaders read."""
 _RANDOM = re.compile("drop|jitter")
 
 
@@ -65,6 +67,15 @@ def without_randomness(config: PreTrainedConfig | dict[str, Any]) -> None:
             values[name] = 0.0
 
 
+def check_kinds(folder: Path, path: str) -> None:
+    """Raise SteerError for a file that a loader would wait at for ever, or not find: a pipe, a link to nothing."""
+    for file in sorted(folder.iterdir()):
+        if file.suffix in _READ and not file.is_file() and not file.is_dir():
+            raise SteerError(
+                f"model.path: {path}: {file.name} is no regular file, or a link to nothing; copy the folder again"
+            )
+
+
 def positions_of(config: PreTrainedConfig) -> int:
     """Longest prompt plus response that a model has positions for, `UNLIMITED` where there is no such limit."""
     text = config.get_text_config()
@@ -86,7 +97,7 @@ def check_weight_files(folder: Path, path: str) -> None:
     if (folder / INDEX).is_file():
         _check_index(folder, path)
         return
-    others = sorted({file.name for kind in _OTHER_WEIGHTS for file in folder.glob(kind)})
+    others = sorted({file.name for kind in _OTHER_WEIGHTS for file in folder.glob(kind) if file.is_file()})
     if others:
         raise SteerError(
             f"model.path: {path} holds its weights as {others[0]}, and only {_WHOLE} (or its parts with {INDEX}) is "

@@ -23,7 +23,15 @@ from transformers.utils import logging
 from steer_core.common.errors import SteerError, one_line
 from steer_core.common.files import sha256
 from steer_core.common.places import EMBEDDED
-from steer_core.policy.folder import INDEX, SAFE, check_weight_files, does_not_load, positions_of, read_config
+from steer_core.policy.folder import (
+    INDEX,
+    SAFE,
+    check_kinds,
+    check_weight_files,
+    does_not_load,
+    positions_of,
+    read_config,
+)
 from steer_core.policy.smoke import SMOKE, smoke_model
 from steer_core.policy.tokenizer import check_tokenizer, end_tokens
 
@@ -57,9 +65,7 @@ def model_folder(path: str) -> Path:
     folder = EMBEDDED if path == "embedded" else smoke_model() if path == SMOKE else Path(path)
     if not (folder / "config.json").is_file():
         raise SteerError(f"model.path: {path} holds no config.json; give a Hugging Face model folder, or `embedded`")
-    odd = sorted(file.name for file in folder.iterdir() if not (file.is_file() or file.is_dir()))
-    if odd:  # a pipe or a device may have no end
-        raise SteerError(f"model.path: {path}: {odd[0]} is no regular file; remove it, or copy the folder again")
+    check_kinds(folder, path)
     return folder
 
 
@@ -117,8 +123,10 @@ def load_model(path: str, dtype: torch.dtype, attention: str = "auto") -> PreTra
     chosen: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     if dtype is torch.float64:
         chosen["experts_implementation"] = "eager"  # the grouped product of experts has no float64
+    told = logging.get_verbosity()
     try:
         logging.disable_progress_bar()  # a bar for the 38 tensors of a small model says nothing
+        logging.set_verbosity_error()  # what does not fit is told below, in one line
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **SAFE, **chosen
         )
@@ -129,6 +137,8 @@ def load_model(path: str, dtype: torch.dtype, attention: str = "auto") -> PreTra
                 "model.attention=auto"
             ) from error
         raise does_not_load(path, error) from error
+    finally:
+        logging.set_verbosity(told)
     unfit = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
     if unfit:
         raise SteerError(

@@ -50,6 +50,8 @@ def check_policy(policy: Policy, packed: bool = False, recompute: bool = False, 
     packed, recompute: see `check_scores`. sampled: Hugging Face's `generate` samples from it. Every rank makes the
     same passes; no random number is drawn.
     """
+    if policy.positions < 2:
+        raise SteerError(f"model.path: config.json gives the model {policy.positions} positions; use another model")
     pair = ragged_pair(policy)
     check_scores(policy.model, pair, packed, recompute)
     if sampled:

@@ -11,6 +11,8 @@ from steer_core.common.errors import SteerError
 from steer_core.common.files import read_json
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
+_IDS = 1 << 31
+"""Above every token id that there can be."""
 
 
 def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
@@ -33,6 +35,12 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) ->
     """Raise SteerError unless the tokenizer fits the model and can end a response."""
     if tokenizer.eos_token_id is None:
         raise SteerError("model.path: the tokenizer has no eos token; set eos_token in its tokenizer_config.json")
+    own = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()
+    if len(own) <= 1:  # transformers makes such a one where the files are missing
+        raise SteerError(
+            "model.path: the tokenizer knows no token but special ones: its tokenizer.json, or the files of its "
+            "vocabulary, are missing; copy the folder again, tokenizer included"
+        )
     token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
     if last >= vocabulary_size and len(tokenizer) <= vocabulary_size:
         raise SteerError(
@@ -55,10 +63,10 @@ def end_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     for name in ("generation_config.json", "config.json"):
         if not (folder / name).exists():
             continue
-        told = read_json(folder / name, "model.path:", "save the model again").get("eos_token_id")
+        told = read_json(folder / name, "model.path:", "save the model again with save_pretrained").get("eos_token_id")
         if told is not None:
             ids = told if isinstance(told, list) else [told]
-            if not all(type(token) is int and token >= 0 for token in ids):
+            if not all(type(token) is int and 0 <= token < _IDS for token in ids):
                 raise SteerError(f"model.path: {folder / name}: eos_token_id: {told!r} is no token id; mend it")
             return list(dict.fromkeys([tokenizer.eos_token_id, *ids]))
     return [tokenizer.eos_token_id]

@@ -10,6 +10,7 @@ import base64
 import glob
 import io
 import json
+import math
 import pickle
 import tempfile
 import zlib
@@ -158,9 +159,9 @@ def truth_of(answer: Any, take: str) -> str:
     """The ground truth in an answer column; empty where there is none. See `Hub.take`."""
     if take == "list" or isinstance(answer, list):
         return ", ".join(str(part).strip().strip("$") for part in answer or [])
-    if isinstance(answer, float) and answer.is_integer():
-        answer = int(answer)
-    text = "" if answer is None or answer != answer else str(answer).strip()  # NaN is how pandas says none
+    if isinstance(answer, float):  # NaN is what pandas writes where there is none
+        answer = None if math.isnan(answer) else int(answer) if answer.is_integer() else answer
+    text = "" if answer is None else str(answer).strip()
     if take == "after ####":
         return text.rpartition("####")[2].strip().replace(",", "")
     return last_box(text) if take == "box" else text

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -26,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from steer_core.common import ranks
 from steer_core.common.errors import SteerError
-from steer_core.common.files import PARTIAL, fsync, read_json, sha256, write_atomically
+from steer_core.common.files import PARTIAL, fsync, read_json, refusal, sha256, write_atomically
 from steer_core.common.settings import read_yaml
 from steer_core.config.config import Config
 from steer_core.engines.base import TrainingEngine
@@ -83,6 +84,9 @@ class Checkpoints:
         own = [self.run / name for name in logs.LOGS if (self.run / name).exists()]
         for file in [*(p for p in partial.rglob("*") if p.is_file()), *own]:
             fsync(file)
+        if os.path.lexists(final):  # a stray file or a dead link, for `rewind` dropped what was a checkpoint
+            print(f"warning: {final} is no checkpoint; it is set aside as {final.name}.stray", file=sys.stderr)
+            final.rename(final.with_name(f"{final.name}.stray"))
         partial.rename(final)
         fsync(final.parent)
         for old in self._let_go():
@@ -109,7 +113,7 @@ class Checkpoints:
             if step_of(path) > rollout_index:
                 _remove(path)
         for path in self.folder.glob(f"{PARTIAL}*"):
-            shutil.rmtree(path)
+            _delete(path)
 
     def choose(self, from_step: int | None = None, fall_back: bool = False) -> Path | None:
         """The checkpoint to go on from, whole and this run's own: the last, or that of `from_step`; None without any.
@@ -225,7 +229,10 @@ class Checkpoints:
 
 
 _SEAL = "manifest_sha256"
-_GO_ON = "make room or give it write permission, then --resume: every finished checkpoint is kept"
+_GO_ON = (
+    "make room, give it write permission or move away what is in its way, then --resume: every finished checkpoint is "
+    "kept"
+)
 
 
 @contextmanager
@@ -234,7 +241,7 @@ def writing(run: Path, remedy: str = _GO_ON) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = refusal(error) if isinstance(error, OSError) else str(error)
         raise SteerError(f"run folder {run}: cannot be written ({reason}); {remedy}") from error
 
 
@@ -287,4 +294,12 @@ def _remove(checkpoint: Path) -> None:
     """Take a checkpoint away so that a kill leaves it whole or gone."""
     doomed = checkpoint.with_name(f"{PARTIAL}gone_{checkpoint.name}")
     checkpoint.rename(doomed)
-    shutil.rmtree(doomed)
+    _delete(doomed)
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder or a file; of a link, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

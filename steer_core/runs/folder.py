@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from steer_core.common import ranks
 from steer_core.common.environment import environment
 from steer_core.common.errors import SteerError
 from steer_core.common.files import read_json, write_atomically
+from steer_core.common.places import RUN, refuse_others
 from steer_core.common.settings import apply_overrides, build, read_yaml, to_dict
 from steer_core.config.config import Config
 from steer_core.config.sections import CountdownConfig
@@ -61,17 +63,29 @@ class RunFolder:
 
         So a run that was started with relative paths goes on from any folder; paths that are gone stay as written.
         """
-        try:
-            told = read_json(self.path / "environment.json", "environment", "").get("paths")
-        except SteerError:  # told where the file is needed
-            return config
-        paths = told if isinstance(told, dict) else {}
-        kept = {name: path for name, path in paths.items() if isinstance(path, str) and Path(path).exists()}
+        kept = {name: path for name, path in self._paths().items() if exists(path)}
         if "model.path" in kept and config.model.path == self.written.model.path:
             config = replace(config, model=replace(config.model, path=kept["model.path"]))
         if "task.file" in kept and not isinstance(config.task, CountdownConfig) and config.task == self.written.task:
             config = replace(config, task=replace(config.task, file=kept["task.file"]))
         return config
+
+    def check_model(self) -> None:
+        """Raise SteerError, naming where it was, where the model folder that the run began from is gone."""
+        began = self._paths().get("model.path")
+        if began is not None and not exists(began) and not exists(self.config.model.path):
+            raise SteerError(
+                f"model.path: {began}, which the run began from, is gone; put the folder back there, or a link to "
+                "where it is now"
+            )
+
+    def _paths(self) -> dict[str, str]:
+        """The absolute paths of the run's files when it began, by setting; none where they are not known."""
+        try:
+            kept = read_json(self.path / "environment.json", "environment", "").get("paths")
+        except SteerError:  # told where the file is needed
+            return {}
+        return {name: str(path) for name, path in kept.items()} if isinstance(kept, dict) else {}
 
     def plan(self, rollouts: int | str) -> None:
         """Plan another length than config.yaml holds, which `keep_plan` writes there."""
@@ -99,14 +113,13 @@ class RunFolder:
         self.written = build(Config, settings)
 
     def start(self) -> RunFolder:
-        """Make the folder. Raises SteerError where it holds a run or a comparison already or cannot be written."""
+        """Make the folder. Raises SteerError where it holds a run or other results already or cannot be written."""
         with writing(self.path, "make room, give it write permission or name another folder, and start again"):
-            if (self.path / "config.yaml").exists():
+            if (self.path / RUN).exists():
                 raise SteerError(
                     f"run folder {self.path}: holds a run already; use --resume to go on with it, or another --out"
                 )
-            if (self.path / "plan.yaml").exists():
-                raise SteerError(f"run folder {self.path}: holds a comparison; name another --out")
+            refuse_others(self.path, RUN)
             self.path.mkdir(parents=True, exist_ok=True)
             path = self.config.model.path
             base = {"base_model_sha256": base_digest(path), "base_model_settings_sha256": settings_digests(path)}
@@ -161,6 +174,11 @@ class RunFolder:
     def _logged_until(self, rollout_index: int) -> dict[str, list[logs.Row]]:
         """By log the rows up to a rollout: of its checkpoint's copy, or of the log where that keeps none."""
         if rollout_index == 0:
+            if last := logs.last_row(self.path / "metrics.jsonl"):
+                print(
+                    f"warning: {self.path} has no checkpoint; rollouts 1 to {last['step']} are made again",
+                    file=sys.stderr,
+                )
             return {name: [] for name in logs.LOGS}
         kept = self.checkpoints.kept_logs(rollout_index)
         if kept is None:

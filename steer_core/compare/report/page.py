@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steer_core.common.errors import SteerError
-from steer_core.common.files import json_ready, json_text, write_atomically
+from steer_core.common.files import json_ready, json_text, refusal, write_atomically
 from steer_core.common.settings import to_dict
 from steer_core.compare.comparison import Comparison
 from steer_core.compare.plan import Plan
@@ -68,7 +68,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         page = render(comparison, {name: path.with_suffix(".svg").read_bytes() for name, path in figures.items()})
         write_atomically(folder / "report.html", page)
     except OSError as error:
-        raise SteerError(f"report {folder}: cannot be written ({error.strerror}); name another folder") from error
+        raise SteerError(f"report {folder}: cannot be written ({refusal(error)}); name another --out") from error
     return folder / "report.html"
 
 
