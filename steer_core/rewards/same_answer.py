@@ -215,7 +215,7 @@ def _same_quantity(right: str, answer: str) -> bool:
         if {unit, given_unit} <= {"\u00b0", "rad", None} and unit != given_unit:
             degrees, radians = (value, given) if unit == "\u00b0" else (given, value)
             if "\u00b0" in (unit, given_unit) and "\\pi" in radians:
-                return "\\pi" not in degrees and same_formula(radians, rf"\frac{{({degrees}) \cdot \pi}}{{180}}")
+                return same_formula(radians, rf"\frac{{({degrees}) \cdot \pi}}{{180}}")
         if unit and given_unit and unit != given_unit and not _same_rate(unit, given_unit):
             return False
         exact, written = number(value), number(given)
