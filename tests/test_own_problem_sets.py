@@ -223,12 +223,11 @@ def test_an_empty_word_is_no_model(words, tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: path '': is empty")
 
 
-def test_half_a_character_in_a_record_is_told_with_its_line(tmp_path):
+def test_half_a_character_in_a_record_becomes_a_question_mark_as_in_files_that_are_graded(tmp_path):
     (tmp_path / "own.jsonl").write_text(
         '{"question": "\\ud83d\\ude00", "answer": "1"}\n{"question": "\\ud83d", "answer": "1"}'
     )
-    with pytest.raises(SteerError, match=r"own\.jsonl is not read \(line 2: 'utf-8' codec can't encode character"):
-        load_own(tmp_path / "own.jsonl")
+    assert [problem.question for problem in load_own(tmp_path / "own.jsonl").problems] == ["\U0001f600", "?"]
 
 
 def test_an_answer_that_is_nan_is_none(tmp_path):
