@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 from small import SMALL
 
-from steer_core.compare.plan import load_plan
-from steer_core.compare.runner import Job, run_comparison, start_comparison
+from steer_core.common.errors import SteerError
+from steer_core.compare.plan import load_plan, run_path
+from steer_core.compare.runner import Job, planned_jobs, run_comparison, start_comparison
 
 
 def plan_of_one_run(tmp_path):
@@ -60,3 +61,35 @@ def test_a_process_that_failed_tells_its_signal_or_its_last_words(program, reaso
     job.process.wait()
     assert job.reason().startswith(reason)
     assert ("out of memory?" in job.reason()) == ("signal 9" in reason)
+
+
+def test_a_run_at_its_end_without_its_whole_log_or_settings_is_gone_on_with(tmp_path):
+    """Or `steer compare --resume` would for ever say that it stopped, and advise itself."""
+    plan = plan_of_one_run(tmp_path)
+    run, whole = run_path(tmp_path, "grpo", 0), [f'{{"step": {n}}}\n' for n in range(1, 13)]
+    (run / "checkpoints" / "step_000012").mkdir(parents=True)
+
+    def is_done(lines: list[str], settings: bool = True) -> bool:
+        (run / "metrics.jsonl").write_text("".join(lines))
+        (run / "config.yaml").unlink(missing_ok=True)
+        if settings:
+            (run / "config.yaml").write_text("{}")
+        return planned_jobs(plan, tmp_path)[1].done
+
+    assert is_done(whole)
+    assert not any(is_done(lines) for lines in ([], whole[:-1], whole[:3] + whole[4:], ["[]"], ["[]\n", *whole]))
+    assert not is_done(whole, settings=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("baseline: g\nseeds: [0]\ncommon: 3\narms:\n  g: {label: G}\n", "common: 3 is no section"),
+        ("baseline: g\nseeds: [0]\narms:\n  g: {label: G, overrides: [3]}\n", "overrides.0: 3 is not allowed"),
+        ("baseline: g\nseeds: [0]\narms:\n  g: {label: G, overrides: 3}\n", "overrides: 3 is not allowed"),
+    ],
+)
+def test_a_plan_of_another_shape_is_told_by_its_field(tmp_path, text, message):
+    (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(SteerError, match=message):
+        load_plan(tmp_path / "plan.yaml")

@@ -148,14 +148,19 @@ def load_plan(
     arms = data.get("arms")
     for name, arm in arms.items() if isinstance(arms, dict) else ():
         own = arm.get("overrides") if isinstance(arm, dict) else None
-        made = {_key(override) for override in own or ()}
+        made = (
+            {_key(override) for override in own or () if isinstance(override, str)} if isinstance(own, list) else set()
+        )
         asked = {_key(override) for override in overrides}
         taken = {key for key in made if any(key == other or key.startswith(f"{other}.") for other in asked)}
         if taken:
             raise SteerError(
                 f"{min(taken)}: arm {name!r} of {path} sets it itself; copy the plan, edit the arm and its label there"
             )
-    data["common"] = to_dict(build(Config, apply_overrides(data.get("common") or {}, overrides)))
+    common = data.get("common") or {}
+    if not isinstance(common, dict):
+        raise SteerError(f"common: {common!r} is no section; write `key: value` below it")
+    data["common"] = to_dict(build(Config, apply_overrides(common, overrides)))
     if seeds is not None:
         data["seeds"] = seeds
     return build(Plan, data)

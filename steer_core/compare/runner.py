@@ -27,7 +27,7 @@ from steer_core.compare.comparison import load_comparison
 from steer_core.compare.plan import Plan, run_path
 from steer_core.compare.report import write_report
 from steer_core.policy.model import base_digest
-from steer_core.runs.logs import last_row
+from steer_core.runs.logs import last_row, read
 
 _POLL_SECONDS = 0.5
 _WHOLE = "all rollouts"
@@ -183,10 +183,20 @@ def planned_jobs(plan: Plan, folder: Path) -> list[Job]:
             else:
                 arguments = ["train", str(_config_path(folder, arm)), f"train.seed={seed}", "--out", str(run)]
             arguments.append("--no-report")
-            done = (run / "checkpoints" / f"step_{rollouts:06d}").exists()
+            done = _is_done(run, rollouts)
             name, log = f"{plan.arms[arm].label}, seed {seed}", logs / f"{arm}-{seed}.log"
             jobs.append(Job(name, arguments, log, run / "metrics.jsonl", rollouts, done))
     return jobs
+
+
+def _is_done(run: Path, rollouts: int) -> bool:
+    """Whether a run is at its end with its settings and its whole log; of one that is not, --resume mends the log."""
+    if not (run / "config.yaml").exists() or not (run / "checkpoints" / f"step_{rollouts:06d}").exists():
+        return False
+    try:
+        return [row["step"] for row in read(run / "metrics.jsonl")] == list(range(1, rollouts + 1))
+    except SteerError:
+        return False
 
 
 @contextlib.contextmanager
