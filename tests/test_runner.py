@@ -42,6 +42,17 @@ def test_ci_sees_lines_and_no_bars(tmp_path, monkeypatch):
     assert "report: " in text
 
 
+def test_runs_whose_plan_is_gone_are_not_gone_on_with_by_another(tmp_path):
+    plan, folder = plan_of_one_run(tmp_path), tmp_path / "out"
+    start_comparison(plan, folder, resume=False)
+    (folder / "plan.yaml").unlink()
+    start_comparison(plan, folder, resume=True)  # killed before its first run: it begins
+    (folder / "plan.yaml").unlink()
+    (folder / "runs" / "grpo" / "seed_0").mkdir(parents=True)
+    with pytest.raises(SteerError, match=r"holds runs, and its plan.yaml is gone; put it back, or name another"):
+        start_comparison(plan, folder, resume=True)
+
+
 @pytest.mark.parametrize(
     ("program", "reason"),
     [

@@ -103,6 +103,8 @@ def start_comparison(plan: Plan, folder: Path, resume: bool) -> None:
                 raise SteerError(f"--out: {folder} began from other weights than model.path has; name another folder")
             return
         refuse_others(folder, COMPARISON)
+        if any((folder / "runs").glob("*/*")):
+            raise SteerError(f"--out: {folder} holds runs, and its {COMPARISON} is gone; put it back, or name another")
         folder.mkdir(parents=True, exist_ok=True)
         about = environment() | {"base_model_sha256": base}
         write_atomically(folder / "environment.json", json.dumps(about, indent=2) + "\n")
