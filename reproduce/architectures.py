@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
+from steer_core.cli.ending import end
 from steer_core.common.environment import environment
 from steer_core.common.errors import SteerError, one_line
 from steer_core.common.files import write_atomically
@@ -332,4 +333,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

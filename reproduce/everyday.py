@@ -20,6 +20,7 @@ from everyday_forms import FORMS
 from graders import SHOWN, table, truths_of
 from wrong_answers import core
 
+from steer_core.cli.ending import end
 from steer_core.common.environment import environment
 from steer_core.common.files import write_atomically
 from steer_core.problems.sets import data_folder, facts_of, names
@@ -118,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

@@ -23,6 +23,8 @@ from scipy import stats
 from tournament_statistics import matched
 
 from steer_core import load_config, load_policy, pass_at_k
+from steer_core.cli.ending import end
+from steer_core.cli.shared import at_least
 from steer_core.common.environment import environment
 from steer_core.common.files import json_text, write_atomically
 from steer_core.evaluation.sample_and_grade import sample_and_grade
@@ -246,8 +248,8 @@ def page(found: dict[str, Any]) -> str:
 def main() -> None:
     """Simulate, measure and write; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=3000, help="of each simulated case (default: %(default)s)")
-    parser.add_argument("--evaluations", type=int, default=12, help="of the base model (default: %(default)s)")
+    parser.add_argument("--draws", type=at_least(2), default=3000, help="of each simulated case (default: %(default)s)")
+    parser.add_argument("--evaluations", type=at_least(2), default=12, help="of the base model (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: reproduce/results)")
     args = parser.parse_args()
     for name, least in (("draws", 10), ("evaluations", 2)):
@@ -290,4 +292,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

@@ -77,7 +77,7 @@ def batch():
     new = lens_stats(lens)
     noise = 0.3 * torch.randn(len(rows), generator=generator, dtype=torch.float64)
     old = TokenStats(new.logprob - noise, new.entropy + 0.1, new.sum_p2, new.sum_p2_logp)
-    coefficients = token_coefficients(mask, "token-mean", len(rows))[mask].double()
+    coefficients = token_coefficients(mask, "token-mean", len(rows), torch.float64)[mask]
     return UpdateBatch(lens, rows // GROUP, old, advantages_B[rows], coefficients, ClipRange())
 
 

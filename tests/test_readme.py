@@ -62,8 +62,8 @@ def shortened(words: list[str]) -> list[str]:
     return words
 
 
-def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+def run(words: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(words, cwd=folder, env=ENVIRONMENT | environment, capture_output=True, text=True, check=False)
 
 
 @cache
@@ -149,7 +149,7 @@ def test_the_method_of_the_page_on_adding_one_trains_from_the_folder_it_lies_in(
     line = next(line for line in page.splitlines() if line.startswith("steer train intervention.name=calm_module:Calm"))
     program = Path(sys.executable).with_name("steer")  # the installed command, which does not look in the folder itself
     words = [str(program), *shortened(shlex.split(line))[1:], "--no-report", "train.rollouts=1", "evaluation.every=0"]
-    done = run(words, tmp_path)
+    done = run(words, tmp_path, PYTHONPATH=os.pathsep.join([".", os.environ.get("PYTHONPATH", "")]))  # as the page says
     assert done.returncode == 0, done.stderr[-500:]
     assert (tmp_path / "runs" / "calm" / "metrics.jsonl").exists()
 

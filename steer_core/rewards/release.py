@@ -100,7 +100,8 @@ def _to_its_brace(text: str) -> str:
 
 def _normal(text: str) -> str:
     """Plain text without units, percent and currency signs, and without a name of a letter or two before `=`."""
-    text = " ".join(_DROPPED.sub(" ", plain(text)).split()).rstrip(" .,")
+    text = plain(_DROPPED.sub(" ", text))  # first of all: `plain` reads words such as `thousand`, as strict does
+    text = " ".join(_DROPPED.sub(" ", text).split()).rstrip(" .,")
     sides = split(text, _EQUALS)
     return sides[1] if len(sides) == 2 and len(sides[0]) <= 2 else text
 
