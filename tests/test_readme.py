@@ -35,6 +35,9 @@ MISLEADING = {
     "setting is GRPO": "undecided is not equal",
 }
 
+LONGER = 6
+"""Rollouts of a small run that is given another length."""
+
 
 def blocks(language: str, text: str = README) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
@@ -48,7 +51,9 @@ def commands(program: str, *languages: str, pages: tuple[str, ...] = tuple(TEXTS
 
 def shortened(words: list[str]) -> list[str]:
     """The command with the small settings added where settings go."""
-    if words[1] in ("train", "compare") and "--resume" not in words:
+    if "--resume" in words:
+        return [f"train.rollouts={LONGER}" if word.startswith("train.rollouts=") else word for word in words]
+    if words[1] in ("train", "compare"):
         at = next((i for i in range(2, len(words)) if words[i].startswith("--")), len(words))
         if words[1] == "compare":
             return [*words[:2], "--seeds", "0", *words[2:], *SMALL, "train.rollouts=2"]
