@@ -163,6 +163,7 @@ def test_a_damaged_or_stray_file_of_a_run_is_told_in_one_line_and_nothing_is_los
     run, tmp_path, drawn_only, name, capsys
 ):
     source, whole, original = random.Random(name), run.run.read(), run.run
+    before = content(original.path)
     try:
         for way in STRAY_WAYS if name in STRAY else ["a pipe", *source.sample(sorted(OTHER_WAYS), WAYS)]:
             folder = tmp_path / way
@@ -179,6 +180,7 @@ def test_a_damaged_or_stray_file_of_a_run_is_told_in_one_line_and_nothing_is_los
             shutil.rmtree(folder)
     finally:
         run.run = original
+    assert content(original.path) == before  # whatever was damaged, only the copy was written to
 
 
 WORDS = (
