@@ -270,7 +270,7 @@ def test_different_answers_are_different_texts_to_a_vote():
 @pytest.mark.parametrize("anywhere", [False, True])
 def test_grading_comes_to_an_end_on_every_hostile_text_and_judges_the_others(anywhere):
     texts = QUICKLY_READ if anywhere else [TOWER, *QUICKLY_READ]
-    with WorkerPool("steer_core.rewards.maths:judge", workers=2, cpu_s=1) as pool:
+    with WorkerPool("steer_core.rewards.maths:judge", workers=2) as pool:
         both = [text for each in texts for text in (each, r"\boxed{18}")]
         verdicts = MathsGrader(anywhere, pool).grade(["18"] * len(both), both)
     assert {verdict.status for verdict in verdicts[1::2]} == {"right"}

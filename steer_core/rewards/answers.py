@@ -8,6 +8,7 @@ which may be long and hostile.
 from __future__ import annotations
 
 import re
+from collections import deque
 from typing import NamedTuple
 
 from steer_core.rewards.notation import brackets, plain, split, unworded
@@ -71,7 +72,7 @@ def final_answer(response: str) -> str | None:
     if not _BOX.search(response):
         return _marked(response)
     boxes, cut_off = _boxes(response)
-    bare = max(_BARE_BOX.finditer(response), key=lambda found: found.start(), default=None)
+    bare = _last(_BARE_BOX, response)
     last = boxes[-1].close if boxes else -1
     if cut_off > max(last, bare.start() if bare else -1):
         return None
@@ -123,10 +124,10 @@ def _is_list(glue: str) -> bool:
 
 def _marked(response: str) -> str | None:
     """The text behind the last mark: its line, without a sentence or a reason that only follows on the answer."""
-    at = max((found.end() for found in _MARK.finditer(response)), default=None)
-    if at is None:
+    mark = _last(_MARK, response)
+    if mark is None:
         return None
-    line = _AFTER_MARK.match(response, at)[1].partition("</answer>")[0]
+    line = _AFTER_MARK.match(response, mark.end())[1].partition("</answer>")[0]
     end = _SENTENCE_END.search(line)
     if end and not _SECOND_THOUGHT.search(line, end.end()):
         line = line[: end.start()]
@@ -137,12 +138,17 @@ def last_expression(text: str) -> str | None:
     r"""The last formula between `$`, `\(` or `\[`, or the last number outside of one, with a word behind it that
     changes it (`7 thousand`); None where there is none.
     """
-    found, end = None, 0
-    for match in _EXPRESSION.finditer(text):
-        if expression := next((group for group in match.groups() if group), None):
-            found, end = expression, match.end()
-    word = _NEXT_WORD.match(text, end)
-    return f"{found} {word[1]}" if found and word and changes_a_number([word[1].casefold()]) else found
+    last = _last(_EXPRESSION, text)
+    if last is None:
+        return None
+    word = _NEXT_WORD.match(text, last.end())
+    found = last[last.lastindex]
+    return f"{found} {word[1]}" if word and changes_a_number([word[1].casefold()]) else found
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """A pattern's last match, without a step of Python for each of what may be a million."""
+    return next(iter(deque(pattern.finditer(text), maxlen=1)), None)
 
 
 def members(text: str) -> list[str]:
