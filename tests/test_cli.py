@@ -58,16 +58,14 @@ def test_train_evaluate_and_report_by_subprocess(tmp_path):
 
 def test_interrupt_leaves_a_resumable_run(tmp_path):
     run = tmp_path / "run"
-    arguments = ["train", *SMALL, "train.rollouts=15", "train.checkpoint_every=15", "--no-report", "--out", str(run)]
-    command = [sys.executable, "-m", "steer_core", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    for line in process.stdout:
-        if line.startswith("rollout 2/"):
-            break
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGTERM)  # as a launcher does on top of the terminal's Ctrl-C
-    output, _ = process.communicate()
-    assert process.returncode == 130
+    arguments = ["train", *SMALL, "train.rollouts=15", "train.checkpoint_every=15", "--no-report", "--out", run]
+    process = start(tmp_path / "output", *arguments)
+    wait_until(lambda: "rollout 2/" in (tmp_path / "output").read_text() or not process.is_alive(), "two rollouts")
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGTERM)  # as a launcher does on top of the terminal's Ctrl-C
+    process.join()
+    output = (tmp_path / "output").read_text()
+    assert process.exitcode == 130, output
     assert f"steer train --resume {run}" in output
     steps = [int(path.name[5:]) for path in (run / "checkpoints").iterdir()]
     assert 2 <= steps[0] < 15

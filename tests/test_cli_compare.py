@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import start, wait_until
+from processes import start, steer, wait_until
 from small import SMALL, without_time
 
 from steer_core.cli.main import main
@@ -131,11 +131,12 @@ def test_a_killed_comparison_leaves_no_process_behind_and_resumes(tmp_path, plan
 def test_one_seed_gives_the_same_metrics_in_processes_with_different_hash_seeds(tmp_path):
     settings = [*SMALL, "train.seed=5", "intervention.name=steer", "train.rollouts=3", "--no-report", "--out"]
     runs = [RunFolder(tmp_path / name, None) for name in "ab"]
-    for run, seed in zip(runs, "12", strict=True):
-        command = [sys.executable, "-m", "steer_core", "train", *settings, str(run.path)]
-        environment = {**os.environ, "CI": "1", "PYTHONHASHSEED": seed}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "steer_core", "train", *settings, str(runs[0].path)]
+    environment = {**os.environ, "CI": "1", "PYTHONHASHSEED": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    done = steer("train", *settings, runs[1].path)  # of a process that took a seed at random
+    assert done.returncode == 0, done.stderr
     for log in ("metrics.jsonl", "evaluations.jsonl"):
         first, second = (without_time(run.read(log)) for run in runs)
         assert first == second

@@ -28,7 +28,7 @@ def data(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.mark.parametrize("name", ["qwen2.5-14b-steer", "qwen2.5-math-7b-extreme-grpo", "qwen2.5-coder-3b-steer"])
+@pytest.mark.parametrize("name", ["qwen2.5-14b-steer", "qwen2.5-coder-3b-grpo"])
 def test_a_configuration_of_the_paper_runs_at_scale_smoke(data, tmp_path, name):
     done = run(f"paper/{name}", tmp_path)
     assert "error" not in done

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +21,7 @@ from steer_core.common.places import COMPARISON, refuse_others
 from steer_core.common.progress import Progress
 from steer_core.common.settings import build, read_yaml, to_dict
 from steer_core.compare.comparison import load_comparison
+from steer_core.compare.launcher import Launched, Launcher
 from steer_core.compare.plan import Plan, run_path
 from steer_core.compare.report import write_report
 from steer_core.policy.model import base_digest
@@ -31,8 +29,6 @@ from steer_core.runs.logs import last_row, read
 
 _POLL_SECONDS = 0.5
 _WHOLE = "all rollouts"
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -45,27 +41,16 @@ class Job:
     result: Path
     rollouts: int = 0
     done: bool = False
-    process: subprocess.Popen | None = None
+    process: Launched | subprocess.Popen[bytes] | None = None
     stops_asked: int = 0
 
-    def start(self) -> None:
+    def start(self, launcher: Launcher) -> None:
         """Start the process, one thread, output to its log; it dies with this one."""
-        threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            log = self.log.open("a", encoding="utf-8")
+            self.process = launcher.start(self.arguments, self.log)
         except OSError as error:
             raise SteerError(f"{self.log}: cannot be written ({error.strerror}); make room, then --resume") from error
-        with log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "steer_core", *self.arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **threads},
-                start_new_session=True,
-                preexec_fn=_die_with_parent if _LIBC else None,
-            )
 
     def reason(self) -> str:
         """Why the process failed: the signal that killed it, or the last line of its log."""
@@ -131,13 +116,14 @@ def run_comparison(plan: Plan, folder: Path, jobs: int, console: Console) -> boo
         nonlocal asked
         asked += 1
 
+    launcher = Launcher(folder)
     previous = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with lock(folder), _display(planned, console) as update:
             while running or (waiting and not asked):
                 while waiting and len(running) < jobs and not asked:
                     job = waiting.pop(0)
-                    job.start()
+                    job.start(launcher)
                     running.append(job)
                 for job in running:
                     if job.stops_asked < asked:
@@ -152,6 +138,7 @@ def run_comparison(plan: Plan, folder: Path, jobs: int, console: Console) -> boo
     finally:
         for job in running:
             job.process.terminate()
+        launcher.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
     comparison = load_comparison(folder)
@@ -227,7 +214,3 @@ def _display(planned: list[Job], console: Console) -> Iterator[Callable[[list[Jo
 
 def _config_path(folder: Path, arm: str) -> Path:
     return folder / "configs" / f"{arm}.yaml"
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
