@@ -21,6 +21,7 @@ SERVER.set_forkserver_preload(
         "torch._decomp.decompositions_for_jvp",  # which the first derivative by a forward pass loads
         "transformers.models.qwen2.modeling_qwen2",
         "deepspeed",  # where it is installed; saving a model loads it too
+        "deepspeed.runtime.zero.muon.muon_optimizer",  # which compiles as it is imported, in each of its engines
     ]
 )
 
