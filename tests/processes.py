@@ -31,11 +31,11 @@ def start(output: Path, *arguments) -> multiprocessing.Process:
     return _started((output, output), arguments)
 
 
-def steer(*arguments, cwd: Path | None = None, largest_file: int | None = None) -> subprocess.CompletedProcess:
-    """What came of `steer` with these arguments, in a folder; it cannot write files of more bytes than given."""
+def steer(*arguments, **place) -> subprocess.CompletedProcess:
+    """What came of `steer` with these arguments; place: see `_steer`."""
     with tempfile.TemporaryDirectory() as folder:
         told = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = _started(told, arguments, cwd=cwd, largest_file=largest_file)
+        process = _started(told, arguments, **place)
         process.join()
         texts = [file.read_text() if file.exists() else "" for file in told]
     return subprocess.CompletedProcess(arguments, process.exitcode, *texts)
@@ -91,7 +91,10 @@ def _steer(
     cwd: Path | None = None,
     largest_file: int | None = None,
 ) -> None:
-    """What the process does; streams: the files of its output and of its errors."""
+    """What the process does; streams: the files of its output and of its errors. It writes no larger file than given.
+
+    The variables of a test's environment are not the server's: `environment` gives those that matter.
+    """
     os.environ |= {"CI": "1", **{name: str(value) for name, value in (environment or {}).items()}}
     os.chdir(cwd or ".")
     for number, file in enumerate(streams, 1):

@@ -148,7 +148,7 @@ def test_compare_runs_every_arm_and_seed_stops_on_interrupt_and_resumes(tmp_path
         "  steer: {label: STEER, overrides: [intervention.name=steer, intervention.lambda_min=0.3]}\n"
     )
     out = tmp_path / "compare"
-    arguments = ["compare", plan, *SMALL, "train.rollouts=10", "--out", out, "--jobs", "2"]
+    arguments = ["compare", plan, *SMALL, "train.rollouts=6", "--out", out, "--jobs", "2"]
     process = start(tmp_path / "output", *arguments)
     wait_until(lambda: list(out.glob("runs/*/*/metrics.jsonl")) or not process.is_alive(), "the first rollout")
     os.kill(process.pid, signal.SIGINT)
@@ -159,10 +159,10 @@ def test_compare_runs_every_arm_and_seed_stops_on_interrupt_and_resumes(tmp_path
     assert (out / "report.html").exists()
     resumed = steer(*arguments, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    finals = sorted(str(path.relative_to(out)) for path in out.glob("runs/*/*/checkpoints/step_000010"))
-    expected = [f"runs/{arm}/seed_{seed}/checkpoints/step_000010" for arm in ("grpo", "steer") for seed in (0, 1)]
+    finals = sorted(str(path.relative_to(out)) for path in out.glob("runs/*/*/checkpoints/step_000006"))
+    expected = [f"runs/{arm}/seed_{seed}/checkpoints/step_000006" for arm in ("grpo", "steer") for seed in (0, 1)]
     assert finals == expected
-    alone = steer("train", *SMALL, "train.rollouts=10", "train.seed=1", "--no-report", "--out", tmp_path / "alone")
+    alone = steer("train", *SMALL, "train.rollouts=6", "train.seed=1", "--no-report", "--out", tmp_path / "alone")
     assert alone.returncode == 0, alone.stderr
     assert _weights(tmp_path / "alone") == _weights(out / "runs/grpo/seed_1")
     refused = steer(*arguments)
@@ -252,7 +252,7 @@ def test_help_lists_estimate_and_its_own_help_every_option(capsys):
 
 
 def _weights(run: Path) -> bytes:
-    return (run / "checkpoints" / "step_000010" / "model.safetensors").read_bytes()
+    return (run / "checkpoints" / "step_000006" / "model.safetensors").read_bytes()
 
 
 def test_estimate_takes_settings_behind_its_updates_as_the_help_shows(tmp_path, monkeypatch):

@@ -106,7 +106,7 @@ def test_a_comparison_that_could_not_start_leaves_nothing_so_the_corrected_comma
 @pytest.mark.skipif(sys.platform != "linux", reason="children are tied to their parent's life on Linux")
 def test_a_killed_comparison_leaves_no_process_behind_and_resumes(tmp_path, plan):
     out, output = tmp_path / "out", tmp_path / "output"
-    process = start(output, "compare", plan, *SMALL, "train.rollouts=20", "--jobs", 2, "--out", out)
+    process = start(output, "compare", plan, *SMALL, "train.rollouts=8", "--jobs", 2, "--out", out)
     metrics = out / "runs" / "grpo" / "seed_0" / "metrics.jsonl"
     try:
         wait_until(lambda: metrics.exists() or not process.is_alive(), "the first rollout")
@@ -123,7 +123,7 @@ def test_a_killed_comparison_leaves_no_process_behind_and_resumes(tmp_path, plan
     process = start(output, "compare", "--resume", "--jobs", 2, "--out", out)
     process.join()
     assert process.exitcode == 0, output.read_text()
-    assert [row["step"] for row in RunFolder.open(metrics.parent).read()] == list(range(1, 21))
+    assert [row["step"] for row in RunFolder.open(metrics.parent).read()] == list(range(1, 9))
     assert (out / "base.json").exists()
     assert (out / "report.html").exists()
 

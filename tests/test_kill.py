@@ -16,7 +16,7 @@ from steer_core.runs.folder import RunFolder
 KILLS, ROLLOUTS, MOST_ROLLOUTS_BEFORE_A_KILL = 10, 36, 2
 LENGTHEN = (
     f"train.rollouts={ROLLOUTS}",
-    "evaluation.every=3",
+    "evaluation.every=6",
     "train.checkpoint_every=2",
     "intervention.name=steer",
     "train.probe_sequences=4",
@@ -74,7 +74,7 @@ def test_ten_kills_at_random_moments_change_nothing(whole_and_killed):
     whole, killed = whole_and_killed
     assert any(row["grad_norm/max"] > 0 for row in whole.read()[-10:])
     assert final_of(killed) == final_of(whole)
-    for log, count in (("metrics.jsonl", ROLLOUTS), ("evaluations.jsonl", ROLLOUTS // 3)):
+    for log, count in (("metrics.jsonl", ROLLOUTS), ("evaluations.jsonl", ROLLOUTS // 6)):
         rows = without_time(whole.read(log))
         assert len(rows) == count
         assert without_time(killed.read(log)) == rows

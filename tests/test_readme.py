@@ -52,12 +52,13 @@ def commands(program: str, *languages: str, pages: tuple[str, ...] = tuple(TEXTS
 def shortened(words: list[str]) -> list[str]:
     """The command with the small settings added where settings go."""
     if "--resume" in words:
-        return [f"train.rollouts={LONGER}" if word.startswith("train.rollouts=") else word for word in words]
+        longer = [f"train.rollouts={LONGER}" if word.startswith("train.rollouts=") else word for word in words]
+        return [*longer, "--no-report"]
     if words[1] in ("train", "compare"):
         at = next((i for i in range(2, len(words)) if words[i].startswith("--")), len(words))
         if words[1] == "compare":
             return [*words[:2], "--seeds", "0", *words[2:], *SMALL, "train.rollouts=2"]
-        return [*words[:at], *SMALL, *words[at:]]
+        return [*words[:at], *SMALL, *words[at:], "--no-report"]  # of which `steer report` has a line of its own
     if words[1] == "estimate":  # enough groups for some with differing rewards
         return [*words, "rollout.prompts=16", "rollout.responses=8", "optimizer.mini_batch_prompts=8"]
     if "--benchmarks" in words:
@@ -153,7 +154,7 @@ def test_the_method_of_the_page_on_adding_one_trains_from_the_folder_it_lies_in(
     (tmp_path / "calm_module.py").write_text(re.search(r"```python\n(.*?)```", page, flags=re.DOTALL)[1])
     line = next(line for line in page.splitlines() if line.startswith("steer train intervention.name=calm_module:Calm"))
     program = Path(sys.executable).with_name("steer")  # the installed command, which does not look in the folder itself
-    words = [str(program), *shortened(shlex.split(line))[1:], "--no-report", "train.rollouts=1", "evaluation.every=0"]
+    words = [str(program), *shortened(shlex.split(line))[1:], "train.rollouts=1", "evaluation.every=0"]
     done = run(words, tmp_path, PYTHONPATH=os.pathsep.join([".", os.environ.get("PYTHONPATH", "")]))  # as the page says
     assert done.returncode == 0, done.stderr[-500:]
     assert (tmp_path / "runs" / "calm" / "metrics.jsonl").exists()

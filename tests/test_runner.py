@@ -16,7 +16,7 @@ from steer_core.compare.runner import Job, planned_jobs, run_comparison, start_c
 def plan_of_one_run(tmp_path):
     path = tmp_path / "plan.yaml"
     path.write_text("baseline: grpo\nseeds: [0]\narms:\n  grpo: {label: GRPO}\n")
-    return load_plan(path, [*SMALL, "train.rollouts=12"])
+    return load_plan(path, [*SMALL, "train.rollouts=5"])
 
 
 def shown(tmp_path, terminal: bool) -> str:
@@ -30,7 +30,7 @@ def shown(tmp_path, terminal: bool) -> str:
 def test_a_terminal_sees_every_running_job_with_progress_entropy_and_time_left(tmp_path, monkeypatch):
     monkeypatch.delenv("CI", raising=False)
     text = shown(tmp_path, terminal=True)
-    for part in ("base model", "all rollouts", "GRPO, seed 0", "12/12", "left", "entropy 0.", "reward 0."):
+    for part in ("base model", "all rollouts", "GRPO, seed 0", "5/5", "left", "entropy 0.", "reward 0."):
         assert part in text, part
 
 
@@ -38,7 +38,7 @@ def test_ci_sees_lines_and_no_bars(tmp_path, monkeypatch):
     monkeypatch.setenv("CI", "1")
     text = shown(tmp_path, terminal=True)
     assert "\r" not in text
-    assert "12 of 12 rollouts after" in text
+    assert "5 of 5 rollouts after" in text
     assert "report: " in text
 
 
@@ -77,8 +77,8 @@ def test_a_process_that_failed_tells_its_signal_or_its_last_words(program, reaso
 def test_a_run_at_its_end_without_its_whole_log_or_settings_is_gone_on_with(tmp_path):
     """Or `steer compare --resume` would for ever say that it stopped, and advise itself."""
     plan = plan_of_one_run(tmp_path)
-    run, whole = run_path(tmp_path, "grpo", 0), [f'{{"step": {n}}}\n' for n in range(1, 13)]
-    (run / "checkpoints" / "step_000012").mkdir(parents=True)
+    run, whole = run_path(tmp_path, "grpo", 0), [f'{{"step": {n}}}\n' for n in range(1, 6)]
+    (run / "checkpoints" / "step_000005").mkdir(parents=True)
 
     def is_done(lines: list[str], settings: bool = True) -> bool:
         (run / "metrics.jsonl").write_text("".join(lines))

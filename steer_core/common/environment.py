@@ -84,6 +84,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _git(*arguments: str) -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), "--no-optional-locks", *arguments]
     try:

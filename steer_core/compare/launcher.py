@@ -3,7 +3,7 @@
 Importing torch and transformers takes 5 to 10 seconds of a processor, which every run of a comparison would pay. The
 process that forks, `python -m steer_core.compare.launcher`, has one thread and computes nothing, so what it
 forks is as a fresh process is. It reads a line of JSON for each question and answers with one. It dies with the
-process that started it, and what it started dies with it. Linux only: elsewhere commands are started afresh.
+process that started it, and what it forked dies with it. Linux only: elsewhere commands are started afresh.
 """
 
 from __future__ import annotations
@@ -110,6 +110,8 @@ class Launched:
 def _serve(parent: int) -> None:
     """Fork for every command asked for, and tell who has ended."""
     _die_with(parent)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what an import prints is no answer
     for name in _IMPORTED:
         importlib.import_module(name)
     here = os.getpid()
@@ -119,8 +121,9 @@ def _serve(parent: int) -> None:
             number, status = os.waitpid(question["ended"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if number else None
         elif (answer := os.fork()) == 0:
+            answers.close()
             return _become(here, **question)
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 def _become(parent: int, arguments: list[str], log: str, folder: str) -> None:

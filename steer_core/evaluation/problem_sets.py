@@ -24,7 +24,7 @@ import pyarrow as pa
 from pyarrow import parquet
 from transformers import PreTrainedTokenizerBase
 
-from steer_core.common.environment import environment
+from steer_core.common.environment import environment, memory_bytes
 from steer_core.common.errors import SteerError, nearest
 from steer_core.common.files import lock, write_atomically, written_whole
 from steer_core.common.places import refuse_others
@@ -47,6 +47,8 @@ from steer_core.rollout.huggingface import HuggingFaceSampler
 from steer_core.rollout.rollout import Sampler
 
 COUNTDOWN_PROBLEMS, COUNTDOWN_SAMPLES = 150, 32
+_RESPONSE_BYTES = 1000
+"""At least, of a kept response: its prompt, its text, its tokens and verdicts."""
 Watch = Callable[[int, int, str], None]
 """Told (responses done, responses in all, what is being sampled) before every part and at the end."""
 
@@ -97,6 +99,7 @@ def evaluate_problem_sets(
     sets = [problem_set_of(name, config.benchmark, config.task, tokenizer, accept_changed) for name in wanted]
     for one in sets:
         check_prompt(tokenizer, one.problems[0].prompt)
+        check_kept(one)
     limits = {one.name: room(tokenizer, positions, one, config.benchmark.max_new_tokens) for one in sets}
     about = {
         "settings": to_dict(config),
@@ -142,6 +145,17 @@ def problem_set_of(
         raise SteerError(f"benchmark.problems: {config.problems} is more than the {held} of {name}; lower it")
     problems = [prompted(problem, config.style, tokenizer) for problem in loaded.problems[: config.problems]]
     return replace(loaded, problems=problems, samples=config.samples_of(loaded.samples))
+
+
+def check_kept(problem_set: ProblemSet) -> None:
+    """Raise SteerError where the machine cannot hold all responses to a problem set."""
+    count, most = len(problem_set.problems) * problem_set.samples, memory_bytes() // _RESPONSE_BYTES
+    if count > most:
+        raise SteerError(
+            f"benchmark.samples: {problem_set.samples} of each of the {len(problem_set.problems)} problems of "
+            f"{problem_set.name} are more responses than this machine can hold; ask for "
+            f"{max(1, most // len(problem_set.problems))} or fewer"
+        )
 
 
 def parts_of(problem_set: ProblemSet, most: int) -> Iterator[Part]:

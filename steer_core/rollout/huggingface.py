@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -19,6 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from steer_core.common.environment import memory_bytes
 from steer_core.common.errors import NotFiniteError, SteerError
 from steer_core.common.seeding import derive_seed
 from steer_core.config.sections import SamplingConfig
@@ -117,9 +117,7 @@ class _Draw(LogitsProcessor):
 def check_memory(policy: Policy, prompts: int, responses: int, tokens: int, field: str) -> None:
     """Raise SteerError where the machine cannot hold so many responses to each prompt, each of so many tokens."""
     device = policy.model.device
-    held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if device.type == "cuda":
-        held = torch.cuda.get_device_properties(device).total_memory
+    held = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory_bytes()
     needed = prompts * responses * tokens * _TOKEN_BYTES
     if needed > held:
         raise SteerError(
