@@ -61,9 +61,12 @@ def swapped_fraction(truth: str) -> str | None:
 
 
 def other_unit(truth: str) -> str | None:
-    """Another unit in place of the truth's own. A bare number takes any that its question names: it gets a scale."""
+    """Another unit in place of the truth's own. A bare number takes any that its question names: it gets a scale.
+
+    Nothing where the last number is 0, of which a thousand are 0.
+    """
     value, unit = measure(plain(truth))
-    if has_words(value) or _is_zero(value):
+    if has_words(value) or re.search(r"(?<![\d.])0(?:\.0*)?\W*$", value):
         return None
     return boxed(value + (r" \text{ thousand}" if unit is None else r" \text{ light years}"))
 

@@ -97,7 +97,7 @@ def canonical_formula(text: str) -> str | None:
     size = formula.evalf(15)
     if not size.is_comparable:
         return str(size)
-    value = formula.doit() if abs(size) < 1e300 else size
+    value = formula.doit() if not size or 1e-300 < abs(size) < 1e300 else size  # others take millions of digits
     return str(Fraction(int(value.p), int(value.q))) if value.is_Rational else str(value.evalf(10))
 
 
