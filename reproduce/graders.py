@@ -1,6 +1,6 @@
 """What the strict and the release grader say of right and wrong answers to every problem of the real files.
 
-    python reproduce/graders.py            all files, about 6 minutes of two cores
+    python reproduce/graders.py            all files, about 20 minutes of two cores
     python reproduce/graders.py --quick    200 ground truths a file
 
 Every ground truth is written as a boxed answer, which has to be right, and made into ten kinds of wrong answer
