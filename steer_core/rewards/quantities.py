@@ -11,6 +11,7 @@ from steer_core.rewards.notation import has_words, unworded
 _DECIMAL = r"(?=\.?\d)(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d+)?"
 _POWER = r"(?:[eE]([+-]?\d{1,3})|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{\s*([+-]?\d{1,3})\s*\}|(\d{1,3})))"
 _NUMBER = re.compile(rf"([+-]?)\s*({_DECIMAL}){_POWER}?", re.ASCII)
+_POWER_OF_TEN = re.compile(r"([+-]?)\s*(10)\s*\^\s*(?:\{\s*([+-]?\d{1,3})\s*\}|(\d))", re.ASCII)
 _WHOLE = r"(\d{1,3}(?:,\d{3})+|\d+)"
 _SLASH = re.compile(rf"([+-]?)\s*(?:(\d+)\s+)?{_WHOLE}\s*/\s*{_WHOLE}", re.ASCII)
 _FRACTION = re.compile(
@@ -91,6 +92,7 @@ _SAME_UNITS = {
     "millimeter": "mm", "millimetre": "mm", "kilometer": "km", "kilometre": "km", "meter": "m", "metre": "m",
     "inch": "in", "inche": "in", "feet": "ft", "foot": "ft", "kilogram": "kg", "gram": "g", "hour": "h", "hr": "h",
     "minute": "min", "second": "s", "sec": "s", "liter": "l", "litre": "l", "sq": "square", "cu": "cubic",
+    "celsius": "C", "fahrenheit": "F",
     "radian": "rad", "per": "/", "mile": "mi", "ounce": "oz", "yard": "yd", "year": "yr", "lbs": "lb",
 }  # fmt: skip
 _SUFFIXED = {"squared": "2", "cubed": "3"}
@@ -114,9 +116,9 @@ def number(text: str) -> Number | None:
     r"""The number of `1,000`, `.5`, `1e-5`, `2 \times 10^{3}`, `3/4`, `\frac{3}{4}`, `1\frac{3}{4}`, `1 3/4`,
     `0.1\overline{6}`, `0.(3)`, `0.333\ldots`, `five` or `negative two thirds`; None for anything else.
     """
-    if match := _NUMBER.fullmatch(text):
+    if match := _NUMBER.fullmatch(text) or _POWER_OF_TEN.fullmatch(text):
         sign, written, *powers = match.groups()
-        written = written.replace(",", "")
+        written = written.replace(",", "") if match.re is _NUMBER else "1"
         exponent = int(next(filter(None, powers), "0"))
         value = Fraction(written) * Fraction(10) ** exponent
         places = max(len(written.partition(".")[2]) - exponent, 0)
@@ -188,8 +190,12 @@ def measure(text: str) -> tuple[str, str | None]:
         return match[1], match[2].removeprefix("\\")
     angle = bool(TRIGONOMETRY.search(text))  # whose degrees are no unit of the value
     if not angle and (match := _SIGN_UNIT.fullmatch(text)) and (not match[3].strip() or _unit(match[3])):
-        value, unit, _ = match.groups()
-        return value, "%" if "%" in unit else "\u00b0" + "".join(re.findall("[CF]", unit))
+        value, unit, more = match.groups()
+        if "%" in unit:
+            return value, "%"
+        scale, rate = re.match(r"([cf](?![a-z]))?\s*(/.*)?", _unit(more) or "").groups("")
+        scale = "".join(re.findall("[CF]", unit)) or scale.upper()
+        return value, f"\u00b0{scale} {rate}".rstrip()
     if match := _BASE_UNIT.fullmatch(text):
         value, base = match.groups()
         return value, f"base {_WRITTEN.index(base) if base in _WRITTEN else base}"
@@ -248,5 +254,5 @@ def _unit(words: str) -> str | None:
     for word, meant in (("square", "2"), ("cubic", "3")):
         if singular[0] == word and len(singular) > 1:
             singular, powers = singular[1:], [meant]
-    unit = " ".join(singular)
+    unit = re.sub("\u00b0 (?=[CF])", "\u00b0", " ".join(singular))
     return _COMPOUND.get(unit, unit) + "".join(f"^{power}" for power in powers)

@@ -229,9 +229,11 @@ def _same_quantity(right: str, answer: str) -> bool:
 
 
 def _same_rate(unit: str, given: str) -> bool:
-    """Whether one unit is the other's short form, as dollars are for dollars an hour."""
+    """Whether one unit is the other's short form, as dollars are for dollars an hour, and degrees for Celsius."""
     longer, shorter = sorted((unit, given), key=len, reverse=True)
-    return longer.startswith(f"{shorter} /") if shorter in _CURRENCIES else shorter == "\u00b0" and longer[0] == shorter
+    if longer.startswith(f"{shorter} /") and (shorter in _CURRENCIES or shorter[0] == "\u00b0"):
+        return True
+    return shorter == "\u00b0" and longer[0] == shorter
 
 
 def _same_number(exact: Number, given: Number) -> bool:

@@ -30,7 +30,10 @@ _GROUPED = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])", re.ASCII)
 _NO_DIGIT_BEFORE = r"(?<![\w.^_\\])"
 _MIXED = re.compile(rf"{_NO_DIGIT_BEFORE}(\d+)\s*(\\frac\s*\{{\s*\d+\s*\}}\s*\{{\s*\d+\s*\}})", re.ASCII)
 _MIXED_SLASH = re.compile(rf"{_NO_DIGIT_BEFORE}(\d+)\s+(\d+)\s*/\s*(\d+)(?!\s*[\d(])", re.ASCII)
-_PRODUCT = re.compile(rf"({_NO_DIGIT_BEFORE}\d+(?:\.\d+)?|\\pi|\))\s*(?=[(\[]|\\frac)|(?<=[)])\s*(?=\d)", re.ASCII)
+_PRODUCT = re.compile(
+    rf"({_NO_DIGIT_BEFORE}\d+(?:\.\d+)?|\\pi|\))\s*(?=[(\[]|\\(?:frac|binom))|(?<=[)])\s*(?=\d)", re.ASCII
+)
+_BINOMIAL = re.compile(r"(\\binom\s*\{[^{}]*\}\s*\{[^{}]*\})\s*(?=\d|\\(?:binom|frac))")
 _FACTORIAL = re.compile(r"(?<![\w!.])(\d+|[a-z])!(?=\s*\^)", re.ASCII)
 _PRIMED = re.compile(r"(?<![\\A-Za-z])([A-Za-z])('+)")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\^\\circ", re.ASCII)
@@ -115,7 +118,8 @@ def parsed(formula: str) -> list[Any]:
     formula = _MIXED_SLASH.sub(r"(\1+\\frac{\2}{\3})", _MIXED.sub(r"(\1+\2)", formula))
     formula = _DEGREES.sub(r"(\1 \\cdot \\pi / 180)", formula) if TRIGONOMETRY.search(formula) else formula
     formula = _PRIMED.sub(lambda found: f"{found[1]}_{{{'p' * len(found[2])}}}", _FACTORIAL.sub(r"(\1!)", formula))
-    formula = _PRODUCT.sub(r"\1 \\cdot ", formula)  # it adds numbers that stand beside one another
+    for beside in (_PRODUCT, _BINOMIAL):  # it adds numbers that stand beside one another
+        formula = beside.sub(r"\1 \\cdot ", formula)
     if nesting(formula) > DEEPEST or _SIDE_BY_SIDE.search(formula):
         return []
     from latex2sympy2_extended import NormalizationConfig
