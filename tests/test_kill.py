@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from steer_core.runs.folder import RunFolder
 
+pytestmark = pytest.mark.long
 KILLS, ROLLOUTS, MOST_ROLLOUTS_BEFORE_A_KILL = 10, 36, 2
 LENGTHEN = (
     f"train.rollouts={ROLLOUTS}",

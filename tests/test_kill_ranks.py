@@ -13,6 +13,7 @@ from small import SMALL, rollout_seconds, without_time
 from steer_core.runs.folder import RunFolder
 
 pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
+pytestmark = pytest.mark.long
 
 KILLS, ROLLOUTS = 10, 36
 SETTINGS = (

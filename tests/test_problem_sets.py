@@ -111,6 +111,7 @@ def test_a_finished_evaluation_resumed_samples_nothing_and_tells_its_table(finis
     assert "countdown" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_twenty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path):
     words = ("evaluate", "embedded", "--benchmarks", "countdown", "benchmark.problems=150", "benchmark.samples=8",
              "benchmark.batch_sequences=8", "benchmark.threads=1", "--out")  # fmt: skip

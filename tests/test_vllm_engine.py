@@ -111,6 +111,7 @@ def test_both_engines_sample_the_same_distribution(engines):
 
 
 @needs_vllm
+@pytest.mark.long
 def test_an_engine_in_a_process_of_its_own_evaluates_and_says_the_same(tmp_path):
     code = "from steer_core.cli.main import main\nif __name__ == '__main__':\n    main()\n"
     (tmp_path / "evaluate.py").write_text(code)

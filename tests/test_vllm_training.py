@@ -130,6 +130,7 @@ def test_the_engine_has_room_for_the_longest_prompt_and_response_and_no_more(tra
 
 
 @vllm
+@pytest.mark.long
 def test_two_ranks_sample_from_one_engine_by_tensor_parallel(tmp_path):
     """The smoke model: the embedded one's three heads do not divide between two ranks."""
     settings = ["model.path=smoke", "rollout.max_new_tokens=16", "evaluation.every=0", "train.rollouts=2"]
