@@ -24,7 +24,8 @@ jaxtyping.install_import_hook("steer_core.formulas", "beartype.beartype")
 
 
 SLOW = """fuzz engines architectures kill kill_ranks smoke_runs vllm_engine vllm_training problem_sets readme
-run_killed run cli cli_compare accidents ending integration_trl integration_verl everyday_answers grade
+run_killed run cli cli_compare runner recorded_runs launcher accidents ending
+integration_trl integration_verl everyday_answers grade
 code_rewards workers sandbox_limits own_problem_sets invariance reproduce_estimators estimate
 estimate_resume tournament paper_configs report report_run build_lock ladder real_step ladder_models
 attribution parity_trl parity_verl"""
