@@ -29,12 +29,17 @@ PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 FAST := token_stats entropy_change formula_shapes weights loss advantages tabular interventions intervention_rules \
 	quadrant_interventions influence statistics measures config config_keys training_log minimal house public_api
 
+BENCH ?= benchmarks/results
+# One benchmark, its figures in a file of its name.
+timed = echo "bench: $(1)" && $(BIN)/python benchmarks/$(firstword $(1)).py $(wordlist 2,9,$(1)) \
+	--out $(BENCH)/$(firstword $(1)).json >/dev/null
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-fast lint notebooks gpu clean
+.PHONY: help run test test-fast lint notebooks bench gpu clean
 
 # Models and data are shipped or made here: nothing is fetched from a hub.
-run test test-fast notebooks: export HF_HUB_OFFLINE := 1
+run test test-fast notebooks bench gpu: export HF_HUB_OFFLINE := 1
 # Where it is set, each of the many processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -65,15 +70,18 @@ lint: .venv/dev.stamp ## check style, formatting, which folder imports which, an
 notebooks: .venv/dev.stamp ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
 
-gpu: .venv/engines.stamp ## on a CUDA machine: the GPU's checks; time and memory of the ladder (0.5B shape) and of training (1.5B)
+bench: export OMP_NUM_THREADS := 1
+bench: .venv/engines.stamp ## time all of it on one core, against TRL too, with a page of tables: about 10 minutes (BENCH=another folder than benchmarks/results)
+	@$(call timed,token_statistics --quick)
+	@$(call timed,throughput --repeats 3)
+	@$(call timed,loop --rounds 3)
+	@$(call timed,sampling --quick)
+	@$(call timed,growth --rounds 3)
+	@$(BIN)/python benchmarks/tables.py --results $(BENCH)
+
+gpu: .venv/engines.stamp ## on a CUDA machine: the GPU's checks, then everything that is timed on one, into benchmarks/results/cuda
 	@$(BIN)/python -m pytest tests/test_gpu.py
-	@$(BIN)/python benchmarks/ladder.py --device cuda --out benchmarks/results/ladder_cuda_embedded.json
-	@$(BIN)/python benchmarks/ladder.py --device cuda --model qwen2.5-0.5b --sequences 8 --prompt 128 --tokens 512 \
-		--micro-batch 2 --repeats 8 --out benchmarks/results/ladder_cuda_qwen2.5-0.5b.json
-	@$(BIN)/python benchmarks/training.py --device cuda --engine local --shape embedded --sequences 512 --micro-batch 32 \
-		--out benchmarks/results/training_cuda_embedded.json
-	@$(BIN)/python benchmarks/training.py --device cuda --shape Qwen/Qwen2.5-Math-1.5B --sequences 32 --micro-batch 4 \
-		--prompt 256 --tokens 1024 --recompute 1 --out benchmarks/results/training_cuda_qwen2.5-1.5b.json
+	@$(BIN)/python benchmarks/gpu.py
 
 clean: ## remove the environment and the caches; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis dist

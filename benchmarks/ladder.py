@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measure import interval, show
 from rich.progress import track
-from throughput import interval, show
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from steer_core import ENTROPY_CHANGE, ClipRange, Lens, load_policy, score
@@ -34,7 +34,7 @@ from steer_core.common.environment import environment
 from steer_core.ladder.attribution import influence, mean_entropy_gradient, step_of_output_layer
 from steer_core.ladder.passes import derivative, gradient, lens_stats
 from steer_core.ladder.real_step import taken_step
-from steer_core.policy.score import Sequences
+from steer_core.policy.sequences import Sequences
 
 SHAPES = {
     "qwen2.5-0.5b": Qwen2Config(

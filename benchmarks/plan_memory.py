@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from throughput import resident, show
+from measure import resident, show
 
 from steer_core import Config, load_config
 from steer_core.cli.ending import end
@@ -116,8 +116,7 @@ def rollout_of(config: Config, vocabulary: int) -> Rollout:
 def measure(name: str, folder: Path) -> None:
     """The updates of a case; then, on the last line, the MiB that engine and updates added at their peak."""
     from steer_core.engines import make_engine
-    from steer_core.training import update as updates
-    from steer_core.training.loop import Trainer
+    from steer_core.training import loop
 
     config, grown = configured(name, folder), []
     if CASES[name].stage is not None:
@@ -134,8 +133,8 @@ def measure(name: str, folder: Path) -> None:
         grown.append(resident("VmRSS") - before)
         return engine
 
-    updates.make_engine = watched
-    trainer = Trainer(config)
+    loop.make_engine = watched
+    trainer = loop.Trainer(config)
     rollout = rollout_of(config, trainer.model.config.vocab_size)
     old = trainer.score_rollout(rollout)
     advantages = torch.randn(len(rollout.texts), generator=torch.Generator().manual_seed(0))

@@ -7,32 +7,31 @@ ratio: the same optimiser steps on the same rollout by two arms, taken in turn w
 that a noisy machine slows both. `bare` is GRPO without the readings that every arm logs (the
 entropy-change forms, quadrants, ratios). The probe, which the other arms go without, watches one of
 the 16 optimiser steps. With 4 micro-batches a step, scope `step` needs a values pass and scope
-`rollout` does not. Memory is what one rollout's updates add to a process at their peak, each arm in a
-process of its own (Linux), with freed memory given back at once. About 10 minutes. Run it on a quiet
-machine.
+`rollout` does not. Memory is what one rollout's updates add at their peak by a fresh trainer of each arm, in a
+process apart (Linux) that gives freed memory back at once. Every registered method at its default settings is
+timed against GRPO on the first 4 of the 16 optimiser steps. About 4 minutes. Run it on a quiet machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
-import os
-import random
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
+from measure import about, added, in_own_process, interval, resident, rounds, show
 
-from steer_core import Trainer, load_config
+from steer_core import INTERVENTIONS, Trainer, load_config
 from steer_core.cli.ending import end
 from steer_core.cli.shared import at_least
-from steer_core.common.environment import environment
 from steer_core.rollout.rollout import Rollout
+
+__all__ = ["resident", "show"]  # other benchmarks find them here too
 
 STEER = "intervention.name=steer"
 SPLIT = "optimizer.micro_batch_sequences=8"
@@ -61,6 +60,11 @@ RATIOS = {
     ),
 }
 
+METHOD_STEPS = 4
+"""Optimiser steps of the rollout's 16 that the methods are timed on."""
+METHODS = {f"method {name}": [f"intervention.name={name}", UNWATCHED] for name in INTERVENTIONS}
+"""Every registered method at its default settings; `method none` is GRPO."""
+
 
 def sample(trainer: Trainer, seed: int) -> tuple[Rollout, float]:
     """One rollout at the trainer's settings, and its response tokens per second."""
@@ -73,36 +77,17 @@ def sample(trainer: Trainer, seed: int) -> tuple[Rollout, float]:
     return rollout, int(rollout.response_mask_BT.sum()) / (time.perf_counter() - began)
 
 
-def interval(ratios: np.ndarray) -> dict[str, float]:
-    """The median of paired ratios and its 95% bootstrap interval."""
-    picks = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
-    low, high = np.quantile(np.median(ratios[picks], axis=-1), [0.025, 0.975])
-    return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
-
-
-def peak_memory(arm: str) -> float:
-    """MiB that one rollout's updates by an arm add at most, measured in a process of its own."""
-    command = [sys.executable, __file__, "--memory-of", arm]
-    given = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed blocks go back, or its heap hides what is needed
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=given)
-    return float(done.stdout.split()[-1])
-
-
-def update_once(arm: str) -> None:
-    """One rollout's updates by an arm; then, on the last line, the MiB they added to this process at their peak."""
-    trainer = Trainer(load_config(None, ARMS[arm]))
-    rollout, _ = sample(trainer, seed=0)
-    batches = list(trainer.batches(rollout, trainer.score_rollout(rollout), signs(rollout)))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = resident("VmRSS")
-    trainer.optimizer_steps(batches, 1)
-    print(resident("VmHWM") - before)
-
-
-def resident(field: str) -> float:
-    """A memory reading of this process in MiB, as Linux keeps it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+def memory() -> dict[str, int]:
+    """MiB that one rollout's updates add at their peak, by arm; an update that is not counted comes first."""
+    rollout, _ = sample(Trainer(load_config(None, ARMS["grpo"])), seed=0)
+    found = {}
+    for arm in ("grpo", *ARMS):
+        trainer = Trainer(load_config(None, ARMS[arm]))
+        batches = list(trainer.batches(rollout, trainer.score_rollout(rollout), signs(rollout)))
+        gc.collect()
+        found[arm] = round(added(partial(trainer.optimizer_steps, batches, 1)))
+        del trainer, batches
+    return found
 
 
 def signs(rollout: Rollout) -> torch.Tensor:
@@ -110,43 +95,31 @@ def signs(rollout: Rollout) -> torch.Tensor:
     return torch.randn(len(rollout.texts), generator=torch.Generator().manual_seed(0))
 
 
-def show(result: dict, out: Path | None) -> None:
-    """Print a benchmark's figures, and write them to a JSON file where one is named."""
-    print(json.dumps(result, indent=2))
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     """Measure and print; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=at_least(1), default=30, help="measurements of each (default %(default)s)")
+    parser.add_argument("--repeats", type=at_least(1), default=6, help="measurements of each (default %(default)s)")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
-    parser.add_argument("--memory-of", choices=ARMS, help="only print the MiB that one arm's updates add")
+    parser.add_argument("--memory", action="store_true", help="only print the MiB that the updates add, on one line")
     args = parser.parse_args()
-    if args.memory_of:
-        return update_once(args.memory_of)
+    if args.memory:
+        print(json.dumps(memory()), flush=True)
+        return
 
-    trainers = {arm: Trainer(load_config(None, changes)) for arm, changes in ARMS.items()}
+    trainers = {arm: Trainer(load_config(None, changes)) for arm, changes in (ARMS | METHODS).items()}
     trainers["bare"].update.token_log = lambda *_: {}
     rollout, _ = sample(trainers["grpo"], seed=0)
     sampling = [sample(trainers["grpo"], seed)[1] for seed in range(1, 1 + max(3, args.repeats // 3))]
-    advantages = signs(rollout)
-    old = trainers["grpo"].score_rollout(rollout)
+    advantages, old = signs(rollout), trainers["grpo"].score_rollout(rollout)
     batches = {arm: list(trainer.batches(rollout, old, advantages)) for arm, trainer in trainers.items()}
+    batches |= {arm: batches[arm][:METHOD_STEPS] for arm in METHODS}
     start = copy.deepcopy(trainers["grpo"].model.state_dict())
-    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    order = random.Random(0)
-    for _ in track(range(args.repeats), description="training"):
-        for arm in order.sample(list(ARMS), len(ARMS)):
-            trainers[arm].model.load_state_dict(start)
-            began = time.perf_counter()
-            trainers[arm].optimizer_steps(batches[arm], 1)
-            seconds[arm].append(time.perf_counter() - began)
+    updates = {arm: partial(trainer.optimizer_steps, batches[arm], 1) for arm, trainer in trainers.items()}
+    for arm, trainer in trainers.items():
+        trainer.optimizer_steps(batches[arm][:1], 1)  # what comes once, such as moments, is made before the clock runs
+    times = rounds(updates, args.repeats, "training", lambda arm: trainers[arm].model.load_state_dict(start))
 
     tokens = int(rollout.response_mask_BT.sum())
-    times = {arm: np.array(values) for arm, values in seconds.items()}
     result = {
         "sampling_tokens_per_second": {"median": float(np.median(sampling)), "best": max(sampling)},
         "training_tokens_per_second": {
@@ -154,10 +127,15 @@ def main() -> None:
             "best": tokens / float(times["grpo"].min()),
         },
         "update_time_ratios": {name: interval(times[a] / times[b]) for name, (a, b) in RATIOS.items()},
+        "method_time_ratios": {
+            arm.removeprefix("method "): interval(times[arm] / times["method none"])
+            for arm in METHODS
+            if arm != "method none"
+        },
         "repeats": args.repeats,
         "tokens_a_rollout": tokens,
-        "update_peak_memory_mib": {arm: round(min(peak_memory(arm) for _ in range(3))) for arm in ARMS},
-        "environment": environment() | {"command": "OMP_NUM_THREADS=1 python benchmarks/throughput.py"},
+        "update_peak_memory_mib": json.loads(in_own_process(__file__, "--memory")),
+        "environment": about(),
     }
     show(result, args.out)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from throughput import interval, resident, show
+from measure import interval, resident, show
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from steer_core import Config, Trainer, load_config

@@ -24,13 +24,13 @@ from steer_core import (
     load_policy,
     make_engine,
     make_sampler,
+    make_scoring,
     make_task,
     mini_batches,
     reduce_loss,
     rollout_problems,
     rollout_seed,
     sample_and_grade,
-    score,
     score_rollout,
 )
 
@@ -38,9 +38,9 @@ from steer_core import (
 def train(config: Config) -> Policy:
     """The algorithm of STEER (arXiv 2510.10150), for any method of `steer_core.interventions`."""
     policy = load_policy(**vars(config.model))
-    model, temperature, group = policy.model, config.rollout.temperature, config.rollout.responses
-    sampler, engine = make_sampler(policy, config), make_engine(policy, config)
-    task, active = make_task(config.task, policy.tokenizer), ActiveIntervention(config, model, engine)
+    model, group = policy.model, config.rollout.responses
+    sampler, engine, scoring = make_sampler(policy, config), make_engine(policy, config), make_scoring(policy, config)
+    task, active = make_task(config.task, policy.tokenizer), ActiveIntervention(config, model, engine, scoring)
     problems = task.problems("train", config.task.train_problems)
     real = torch.promote_types(model.dtype, torch.float32)
 
@@ -55,7 +55,7 @@ def train(config: Config) -> Policy:
         advantages_B = ADVANTAGES[config.algorithm.advantage](rewards_PG, mask_BT.sum(-1).view(-1, group)).flatten()
 
         # 3. ln p and H at every token under theta_old; mini-batches, each a list of micro-batches.
-        old = score_rollout(model, answers.rollout, config)
+        old = score_rollout(model, answers.rollout, config, scoring)
         batches = list(mini_batches(answers.rollout, old, advantages_B, config, n))
         active.begin_rollout(batches)
 
@@ -65,12 +65,12 @@ def train(config: Config) -> Policy:
             planned, new_stats = [], []
             if active.needs_values(batch):
                 with torch.no_grad():
-                    values = [score(model, part.sequences, temperature) for part in batch]
+                    values = [active.score(part) for part in batch]
                 planned = active.loss_terms(values, batch, denominator)
 
             for i, part in enumerate(batch):
                 # 5. lambda x clipped surrogate, and its gradient.
-                stats = score(model, part.sequences, temperature)
+                stats = active.score(part)
                 new_stats.append(stats.detach())
                 terms = planned[i] if planned else active.loss_terms(new_stats[-1:], [part], denominator)[0]
                 loss_BT = active.token_losses(stats, part, terms)

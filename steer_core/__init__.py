@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from steer_core.evaluation.sample_and_grade import sample_and_grade
     from steer_core.formulas.advantages import ADVANTAGES
     from steer_core.formulas.entropy_change import ENTROPY_CHANGE, quadrants
+    from steer_core.formulas.linear_stats import linear_token_stats
     from steer_core.formulas.loss import ClipRange, clip_indicator, clipped_surrogate, importance_ratio, reduce_loss
     from steer_core.formulas.token_stats import TokenStats, token_stats
     from steer_core.formulas.weights import normaliser, steer_weights
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from steer_core.training.data_order import rollout_problems, rollout_seed
     from steer_core.training.loop import Trainer, train
     from steer_core.training.loss_terms import ActiveIntervention
+    from steer_core.training.scoring import make_scoring
 
 __version__ = "0.1.0"
 
@@ -59,6 +61,7 @@ _PLACES = {
     "load_policy": "policy.model:load_policy",
     "score": "policy.score:score",
     "token_stats": "formulas.token_stats:token_stats",
+    "linear_token_stats": "formulas.linear_stats:linear_token_stats",
     "TokenStats": "formulas.token_stats:TokenStats",
     "ADVANTAGES": "formulas.advantages:ADVANTAGES",
     "ENTROPY_CHANGE": "formulas.entropy_change:ENTROPY_CHANGE",
@@ -74,6 +77,7 @@ _PLACES = {
     "Policy": "policy.model:Policy",
     "make_engine": "engines:make_engine",
     "make_sampler": "rollout.samplers:make_sampler",
+    "make_scoring": "training.scoring:make_scoring",
     "make_task": "problems:make_task",
     "sample_and_grade": "evaluation.sample_and_grade:sample_and_grade",
     "rollout_problems": "training.data_order:rollout_problems",
@@ -123,10 +127,12 @@ __all__ = [
     "estimate",
     "evaluate",
     "importance_ratio",
+    "linear_token_stats",
     "load_config",
     "load_policy",
     "make_engine",
     "make_sampler",
+    "make_scoring",
     "make_task",
     "mini_batches",
     "normaliser",

@@ -8,12 +8,8 @@ import torch.distributed as dist
 from small import small_config
 
 from steer_core.common import ranks
-from steer_core.policy import score as policy
 from steer_core.runs.folder import RunFolder
 from steer_core.training.loop import Trainer
-
-IN_PARTS, AT_ONCE = "logits in parts", policy.LOGITS_AT_ONCE
-"""What a case's name ends with where logits are to be made for a few rows at a time."""
 
 
 def work(rank: int, port: int, folder: Path, cases: dict[str, list[str]], sums: dict[str, list[str]]) -> None:
@@ -24,7 +20,6 @@ def work(rank: int, port: int, folder: Path, cases: dict[str, list[str]], sums: 
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in places.items()})
     for name, settings in cases.items():
-        policy.LOGITS_AT_ONCE = 1000 if name.endswith(IN_PARTS) else AT_ONCE
         run = RunFolder(folder / name, small_config(*settings))
         trainer = Trainer(run.config, run)
         if ranks.is_main():

@@ -22,7 +22,7 @@ from steer_core.compare.plan import load_plan
 from steer_core.compare.runner import start_comparison
 from steer_core.evaluation.problem_sets import start_evaluation
 from steer_core.policy.model import load_policy
-from steer_core.rollout.huggingface import check_room
+from steer_core.rollout.local import check_room
 from steer_core.runs.folder import RunFolder
 
 

@@ -15,8 +15,9 @@ from steer_core.formulas.loss import ClipRange, clipped_surrogate, reduce_loss, 
 from steer_core.formulas.token_stats import TokenStats
 from steer_core.ladder.attribution import RUNGS, UpdateBatch, attribute, contributions
 from steer_core.ladder.passes import Lens, derivative, gradient, lens_stats
+from steer_core.policy.head import full_precision
 from steer_core.policy.model import load_policy
-from steer_core.policy.score import full_precision, hidden_states, score
+from steer_core.policy.score import hidden_states, score
 from steer_core.problems import Countdown
 from steer_core.rollout.huggingface import HuggingFaceSampler
 

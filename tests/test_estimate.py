@@ -91,7 +91,7 @@ def scripted(monkeypatch):
             ones = torch.ones_like(ids)
             return Rollout(ids, ones, ids, ones.bool(), texts, ["stop"] * len(texts))
 
-    monkeypatch.setattr(module, "HuggingFaceSampler", Engine)
+    monkeypatch.setattr(module, "local_sampler", Engine)
     task = Countdown()
     monkeypatch.setattr(task, "grader", grader_of(lambda text: text == "right"))
     policy = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))

@@ -13,7 +13,7 @@ from steer_core.formulas.token_stats import TokenStats
 
 MODULES = [
     import_module(f"steer_core.formulas.{name}")
-    for name in ("token_stats", "advantages", "entropy_change", "weights", "loss", "tabular")
+    for name in ("token_stats", "linear_stats", "advantages", "entropy_change", "weights", "loss", "tabular")
 ]
 FUNCTIONS = [
     function

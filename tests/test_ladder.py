@@ -14,8 +14,9 @@ from steer_core.formulas.loss import REDUCTIONS, denominator, token_coefficients
 from steer_core.formulas.token_stats import TokenStats
 from steer_core.ladder.passes import Lens, _tangents, derivative, gradient, length, lens_stats, require_finite
 from steer_core.ladder.real_step import taken_step
+from steer_core.policy.head import full_precision
 from steer_core.policy.model import load_policy
-from steer_core.policy.score import full_precision, score
+from steer_core.policy.score import score
 
 METHODS = ("name: none", "name: steer, form: exact, lambda_min: 0.3", "name: quadrants, negative_likely: 2")
 METHODS += ("name: entropy-advantage", "name: entropy-loss, coefficient: 0.3")

@@ -24,7 +24,9 @@ from steer_core.common.errors import SteerError
 from steer_core.formulas.token_stats import token_stats
 from steer_core.ladder import passes as ladder
 from steer_core.ladder.passes import Lens, derivative, gradient, lens_stats
-from steer_core.policy.score import Sequences, full_precision, hidden_states, logits_of, score
+from steer_core.policy.head import full_precision, logits_of
+from steer_core.policy.score import hidden_states, score
+from steer_core.policy.sequences import Sequences
 
 VOCABULARY = 97
 TEMPERATURE = 0.8

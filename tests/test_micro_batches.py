@@ -12,9 +12,10 @@ from scipy import stats as scipy_stats
 from small import small_trainer
 
 from steer_core.common.errors import SteerError
-from steer_core.policy import score as policy
+from steer_core.policy import head
 from steer_core.policy.micro_batches import split_into, split_rows
-from steer_core.policy.score import score
+from steer_core.policy.score import PACKED, PLAIN, Scoring, score
+from steer_core.policy.sequences import Sequences
 from steer_core.rollout.huggingface import HuggingFaceSampler
 from steer_core.training.batch import MicroBatch, padding
 
@@ -47,15 +48,15 @@ def held(prompts, responses):
     """A micro-batch of rows with so many prompt and response tokens, padded to the widest."""
     masks = [torch.arange(max(lengths)) < torch.tensor(lengths)[:, None] for lengths in (prompts, responses)]
     prompt_mask, response_mask = masks[0].flip(1), masks[1]
-    sequences = policy.Sequences(prompt_mask.long(), prompt_mask, response_mask.long(), response_mask)
+    sequences = Sequences(prompt_mask.long(), prompt_mask, response_mask.long(), response_mask)
     return MicroBatch(sequences, None, None, None)
 
 
 def test_padding_is_the_share_of_places_without_a_token_and_packed_there_are_none():
     batches = [[held([3, 1], [4, 2])], [held([2], [3]), held([1, 2], [1, 1])]]  # 10 of 14, 5 of 5, 5 of 6
-    assert padding(batches, packed=False) == pytest.approx(5 / 25)
-    assert padding([batches[1][:1]], packed=False) == 0
-    assert padding(batches, packed=True) == 0
+    assert padding(batches) == pytest.approx(5 / 25)
+    assert padding([batches[1][:1]]) == 0
+    assert padding(batches, PACKED) == 0
 
 
 @pytest.fixture(scope="module")
@@ -69,29 +70,42 @@ def rollout(trainer):
     return trainer.sampler.generate(prompts, 4, trainer.config.rollout, 3)
 
 
-def scored(trainer, rollout, packed):
+def scored(trainer, rollout, scoring):
     """Every statistic at the response tokens, and the gradient of a sum that uses log-probs and entropies."""
     trainer.model.zero_grad()
     mask = rollout.response_mask_BT.bool()
-    stats = policy.score(trainer.model, rollout, 0.7, packed)
+    stats = score(trainer.model, rollout, 0.7, scoring)
     slopes = torch.linspace(-1, 1, int(mask.sum()), dtype=torch.float64)
     ((stats.logprob[mask] * slopes).sum() + (stats.entropy[mask] * slopes**2).sum()).backward()
     gradient = torch.cat([weight.grad.flatten() for weight in trainer.model.parameters()])
     return torch.stack([value[mask] for value in vars(stats).values()]).detach(), gradient
 
 
-@pytest.mark.parametrize(("packed", "at_once"), [(True, 1 << 25), (False, 200), (True, 200), (False, 1)])
-def test_packing_and_logits_in_parts_change_no_value_and_no_gradient(trainer, rollout, monkeypatch, packed, at_once):
-    values, gradient = scored(trainer, rollout, packed=False)
-    monkeypatch.setattr(policy, "LOGITS_AT_ONCE", at_once)
-    asked, whole = [], policy.logits_of
-    monkeypatch.setattr(policy, "logits_of", lambda model, hidden: asked.append(len(hidden)) or whole(model, hidden))
-    mine, own_gradient = scored(trainer, rollout, packed)
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
+@pytest.mark.parametrize("read", [True, False], ids=["head read", "model's own"])
+@pytest.mark.parametrize("at_once", [1 << 25, 200, 1])
+def test_no_layout_and_no_budget_of_logits_changes_a_value_or_a_gradient(
+    trainer, rollout, monkeypatch, layout, read, at_once
+):
+    values, gradient = scored(trainer, rollout, PLAIN)
+    asked, whole = [], head.logits_of
+    monkeypatch.setattr(head, "logits_of", lambda model, hidden: asked.append(len(hidden)) or whole(model, hidden))
+    kept, linear = [], head.linear_token_stats
+    monkeypatch.setattr(
+        head, "linear_token_stats", lambda *a, keep_logits, **k: kept.append(keep_logits) or linear(*a, **k)
+    )
+    settings = head.HeadSettings(head.read_head(trainer.model) if read else None, "", at_once)
+    asked.clear()  # of reading the head
+    mine, own_gradient = scored(trainer, rollout, Scoring(layout, settings))
     torch.testing.assert_close(mine, values, rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(own_gradient, gradient, rtol=1e-9, atol=1e-11)
+    tokens, whole_at_once = values.shape[1], at_once == 1 << 25
+    if read:
+        assert not asked
+        assert kept == [whole_at_once]
+        return
     assert max(asked) <= max(1, at_once // trainer.model.config.vocab_size)
-    if at_once < 1 << 25:
-        assert sum(asked) == 2 * values.shape[1]  # once forward, once backward
+    assert sum(asked) == (1 if whole_at_once else 2) * tokens  # once forward, once backward where they were dropped
 
 
 def test_with_draws_by_prompt_neither_batches_nor_company_change_a_response(trainer, rollout):
@@ -152,24 +166,30 @@ def test_the_best_checkpoint_stays_beside_the_last(tmp_path, monkeypatch):
     assert [path.name for path in trainer.run.checkpoints.saved()] == ["step_000002", "step_000005", "step_000006"]
 
 
-@pytest.mark.parametrize("packing", ["none", "packed"])
-def test_scoring_keeps_to_the_token_budget_and_says_the_same(tmp_path, monkeypatch, packing):
+@pytest.mark.parametrize(
+    ("layout", "settings"),
+    [
+        ("padded", ["optimizer.packing=none", "optimizer.shared_prompts=none"]),
+        ("packed", ["optimizer.packing=packed"]),
+        ("shared", []),
+    ],
+)
+def test_scoring_keeps_to_the_token_budget_and_says_the_same(tmp_path, monkeypatch, layout, settings):
     plain = small_trainer(tmp_path / "plain")
     rollout = plain.sampler.generate([p.prompt for p in plain.problems[:4]], 4, plain.config.rollout, 1)
     expected = plain.score_rollout(rollout)
     evaluated = plain.evaluate(1)
     asked = []
 
-    def spy(model, sequences, temperature, packed=False):
+    def spy(model, sequences, temperature, scoring):
         sizes = sequences.prompt_mask_BP.numel() + sequences.response_mask_BT.numel()
         held = int(sequences.prompt_mask_BP.sum() + sequences.response_mask_BT.sum())
-        asked.append((held if packed else sizes, packed))
-        return score(model, sequences, temperature, packed)
+        asked.append((held if scoring.packed else sizes, scoring.layout))
+        return score(model, sequences, temperature, scoring)
 
     monkeypatch.setattr("steer_core.training.batch.score", spy)
     monkeypatch.setattr("steer_core.evaluation.held_out.score", spy)
-    budget = ("optimizer.micro_batch_tokens=128", f"optimizer.packing={packing}")
-    trainer = small_trainer(tmp_path / "budget", *budget)
+    trainer = small_trainer(tmp_path / "budget", "optimizer.micro_batch_tokens=128", *settings)
     found = trainer.score_rollout(rollout)
     mask = rollout.response_mask_BT.bool()
     for name, values in vars(expected).items():
@@ -177,4 +197,4 @@ def test_scoring_keeps_to_the_token_budget_and_says_the_same(tmp_path, monkeypat
     scored = len(asked)
     assert trainer.evaluate(1)["evaluation/policy_entropy"] == pytest.approx(evaluated["evaluation/policy_entropy"])
     assert 1 < scored < len(asked)
-    assert all(size <= 128 and packed == (packing == "packed") for size, packed in asked)
+    assert all(size <= 128 and mine == layout for size, mine in asked)

@@ -12,15 +12,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from steer_core.common.errors import SteerError
 from steer_core.config.config import load_config
-from steer_core.formulas import token_stats
 from steer_core.planner import memory as planner
 from steer_core.planner import states as planner_states
 from steer_core.planner.machine import GIB, Machine
 from steer_core.planner.memory import fewest_gpus, memory
 from steer_core.planner.shapes import Shape, known_shapes, read_shape, shape_of
 from steer_core.planner.states import BUCKET, LIVE, SUB_GROUP
-from steer_core.policy import score as policy
 from steer_core.policy.model import load_policy
+from steer_core.rollout import local
 
 SMALL = Shape("small", 2, 64, 4, 2, 16, 128, 1000, 512, 1, 1)
 
@@ -113,13 +112,6 @@ def test_a_folder_that_gives_no_shape_is_told(tmp_path, text, message):
 def test_the_machine_and_so_the_help_of_the_command_need_no_torch():
     code = "import sys, steer_core.planner.machine; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_logits_are_counted_as_scoring_and_its_statistics_cut_them():
-    """Below both limits every element counts; above, no more than the code holds at a time."""
-    small, large = (planner.token_stats_bytes(configured(), replace(SEVEN, hidden=0), n) for n in (20, 2000))
-    assert small == 20 * SEVEN.vocabulary * (2 * 2 + 4 * planner.STATISTICS_COPIES)
-    assert large == 2 * 2 * policy.LOGITS_AT_ONCE + 4 * planner.STATISTICS_COPIES * token_stats.CHUNK_ELEMENTS
 
 
 @pytest.mark.parametrize(
@@ -285,56 +277,6 @@ def test_a_host_holds_sums_and_copies_beside_the_offloaded_optimiser(overrides, 
     assert found.get("step's copies", 0) == copies
 
 
-def test_a_layer_keeps_what_is_counted_by_hand():
-    norms, attention, mlp = 2 * (64 * 4 + 2 * 64 * 2), 4 * 64 * 2, 4 * 128 * 2
-    assert planner.layer_bytes(SMALL, 2) == norms + attention + mlp + 4 * 4
-    assert planner.layer_bytes(SMALL, 4) == 2 * 3 * 64 * 4 + 4 * 64 * 4 + 4 * 128 * 4 + 4 * 4
-
-
-def test_recomputing_keeps_one_layer_and_every_layers_input():
-    keep, again = (configured(f"engine.activations={word}") for word in ("keep", "recompute"))
-    difference = planner.activations(keep, SEVEN, 100, 1) - planner.activations(again, SEVEN, 100, 1)
-    assert difference == 100 * (27 * planner.layer_bytes(SEVEN, 2) - 28 * 2 * 3584)
-
-
-def test_packed_sequences_need_no_mask():
-    padded, packed = (
-        configured("optimizer.micro_batch_tokens=4096", f"optimizer.packing={w}") for w in ("none", "packed")
-    )
-    difference = planner.activations(padded, SEVEN, 4096, 2) - planner.activations(packed, SEVEN, 4096, 2)
-    assert difference == 3 * 2 * 2048 * 2048
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [(("optimizer.micro_batch_sequences=4",), (4 * 3096, 4)),
-     (("optimizer.micro_batch_sequences=9999",), (256 * 3096, 256)),
-     (("optimizer.micro_batch_tokens=10000",), (10000, 3)),
-     (("optimizer.micro_batch_tokens=5",), (3096, 1))],
-)  # fmt: skip
-def test_a_micro_batch_is_full_of_long_sequences(overrides, expected):
-    assert planner.micro_batch(configured(*overrides), SEVEN) == expected
-
-
-def test_sequences_are_no_longer_than_the_models_positions():
-    short = replace(SEVEN, positions=1000)
-    assert planner.micro_batch(configured("optimizer.micro_batch_sequences=2"), short) == (2000, 2)
-
-
-def test_logits_never_lie_there_for_more_than_some_rows():
-    config = configured()
-    more = planner.token_stats_bytes(config, SEVEN, 20000) - planner.token_stats_bytes(config, SEVEN, 10000)
-    assert more == 10000 * 2 * 2 * 3584
-    few = planner.token_stats_bytes(config, SEVEN, 10) - planner.token_stats_bytes(config, SEVEN, 9)
-    assert few == 152064 * (2 * 2 + planner.STATISTICS_COPIES * 4) + 2 * 2 * 3584
-
-
-def test_the_output_layers_gradient_is_there_twice_while_it_is_added_up():
-    wider = replace(SEVEN, hidden=2 * SEVEN.hidden)
-    more = planner.token_stats_bytes(configured(), wider, 10) - planner.token_stats_bytes(configured(), SEVEN, 10)
-    assert more == 2 * 2 * SEVEN.head + 10 * 2 * 2 * SEVEN.hidden
-
-
 def test_vllm_takes_its_share_and_sleeps_while_the_trainer_works():
     found = memory(configured("rollout.engine=vllm", "rollout.gpu_memory=0.5"), SEVEN, Machine()).moments
     taken = {part: size for part, size in found["rollout"].items() if part.startswith("vLLM")}
@@ -346,7 +288,7 @@ def test_vllm_takes_its_share_and_sleeps_while_the_trainer_works():
 
 def test_the_cache_holds_what_weights_and_workspace_leave_and_two_gpus_hold_more_than_twice_as_much():
     one, two = (
-        planner.sampler_memory(configured("rollout.engine=vllm", f"rollout.tensor_parallel={t}"), SEVEN, 80 * GIB)[1]
+        planner.sampler_memory(configured("rollout.engine=vllm", f"rollout.tensor_parallel={t}"), SEVEN, Machine())[1]
         for t in (1, 2)
     )
     assert one == pytest.approx((0.4 * 80 * GIB - 2 * P - planner.WORKSPACE) / 57344)
@@ -354,9 +296,48 @@ def test_the_cache_holds_what_weights_and_workspace_leave_and_two_gpus_hold_more
 
 
 def test_generates_cache_is_one_batch_at_full_length():
-    sampled, tokens = planner.sampler_memory(configured("rollout.batch_sequences=16"), SEVEN, 80 * GIB)
+    config = configured("rollout.engine=huggingface", "rollout.batch_sequences=16")
+    sampled, tokens = planner.sampler_memory(config, SEVEN, Machine())
     assert tokens == 16 * (24 + 3072)
-    assert sampled["cache"] == tokens * 57344
+    assert sampled == {"cache": tokens * 57344, "logits sampled": 3 * 4 * 16 * 152064}
+
+
+@pytest.mark.parametrize("engine", ["auto", "native"])
+def test_the_native_cache_holds_a_prompt_once_and_every_response_at_full_length(engine):
+    config = configured(f"rollout.engine={engine}", "rollout.batch_sequences=16", "rollout.responses=4")
+    sampled, tokens = planner.sampler_memory(config, SEVEN, Machine())
+    assert tokens == 16 * (24 + 3072)
+    assert sampled["cache"] == (4 * 24 + 16 * 3072) * 57344
+    assert sampled["logits sampled"] == 16 * 152064 * (2 * 2 + 3 * 8)
+
+
+def test_a_native_batch_across_groups_holds_the_prompts_that_it_cuts():
+    config = configured("rollout.batch_sequences=6", "rollout.responses=4")
+    assert planner.sampler_memory(config, SEVEN, Machine())[0]["cache"] == (2 * 24 + 6 * 3072) * 57344
+    few = configured("rollout.prompts=2", "rollout.responses=3", "optimizer.mini_batch_prompts=2")
+    assert planner.sampler_memory(few, SEVEN, Machine())[0]["cache"] == (2 * 24 + 6 * 3072) * 57344
+
+
+def test_native_picks_tokens_from_no_more_logits_at_a_time_than_it_does():
+    config = configured("rollout.batch_sequences=512")
+    found = planner.sampler_memory(config, SEVEN, Machine())[0]["logits sampled"]
+    assert found == 2 * 2 * 512 * 152064 + 3 * 8 * local._PICKED_AT_ONCE
+
+
+def test_auto_samples_with_generate_where_ranks_share_out_the_weights():
+    machines, config = (Machine(gpus=1), Machine()), configured("engine.zero_stage=3")
+    assert [planner.sampler_of(config, one.ranks) for one in machines] == ["native", "huggingface"]
+    assert planner.sampler_of(configured("engine.zero_stage=2"), 8) == "native"
+    assert [planner.sampler_of(configured(f"rollout.engine={word}"), 1) for word in ("huggingface", "vllm")] == [
+        "huggingface", "vllm"]  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", ["rollout.engine=native", "rollout.old=sampler"])
+def test_native_is_refused_where_ranks_share_out_the_weights(asked):
+    config = configured("engine.zero_stage=3", asked)
+    with pytest.raises(SteerError, match=r"rollout.engine: native cannot sample .* rollout.engine=huggingface"):
+        memory(config, SEVEN, Machine())
+    memory(config, SEVEN, Machine(gpus=1))
 
 
 def test_a_cache_too_small_for_one_sequence_does_not_fit():

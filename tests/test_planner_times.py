@@ -43,6 +43,64 @@ def test_an_intervention_over_one_micro_batch_needs_no_values_pass():
 
 
 @pytest.mark.parametrize(
+    ("overrides", "passes"),
+    [(("engine.logits_mib=99",), 4), ((), 3), (("engine.logits_mib=99", "intervention.name=steer"), 5),
+     (("intervention.name=steer",), 4), (("engine.logits_mib=99", "engine.activations=recompute"), 4)],
+)  # fmt: skip
+def test_logits_beyond_the_budget_take_one_product_more_and_a_values_pass_another(overrides, passes):
+    head, config = replace(SEVEN, layers=0), configured("optimizer.micro_batch_sequences=8", *overrides)
+    responses = 4 * 8 * 1024
+    expected = passes * responses * 2 * SEVEN.head / (989e12 * 0.35)
+    assert planner_times.update_time(config, head, Machine()) == pytest.approx(expected)
+
+
+def test_whether_logits_are_made_again_is_asked_of_a_mean_micro_batch():
+    """16 prompts a GPU give 128 responses of 100 tokens in 16 passes of 800."""
+    told = Machine(gpus=2, response_tokens=100)
+    config = configured("optimizer.micro_batch_sequences=8", f"engine.logits_mib={800 * 152064 * 4 / 2**20}")
+    assert planner_times.mean_rows(config, told, SEVEN, 16) == 800
+    head = replace(SEVEN, layers=0)
+    more, same = (planner_times.update_time(config, head, replace(told, response_tokens=n)) for n in (101, 100))
+    assert more / same == pytest.approx(4 / 3 * 1.01)
+
+
+def test_a_pass_reads_a_shared_prompt_once_and_attention_counts_what_tokens_see():
+    machine, more = Machine(prompt_tokens=200, response_tokens=1000), ("optimizer.micro_batch_sequences=8",)
+    speed, token = 989e12 * 0.35, 28 * 2 * SEVEN.layer_matrices
+    pair = 28 * 4 * SEVEN.query_width  # a score and its part of the sum
+    answers = 10 * 8 * (1000 * token + (200 + 1000 / 2) * 1000 * pair + 1000 * 2 * SEVEN.head)
+    prompt = 200 * token + 200 / 2 * 200 * pair
+    for words, times in (((), 10), (("optimizer.shared_prompts=none",), 80)):
+        found = planner_times.pass_time(configured(*more, *words), SEVEN, machine, 10, 1, 1)
+        assert found == pytest.approx((answers + times * prompt) / speed)
+
+
+def test_small_passes_read_a_prompt_again():
+    config = configured("optimizer.micro_batch_sequences=2")
+    assert planner_times.prompts_of_passes(config, SEVEN, Machine(), 10) == 40
+    whole = configured("optimizer.micro_batch_sequences=80")
+    assert planner_times.prompts_of_passes(whole, SEVEN, Machine(), 10) == 10
+
+
+def test_passes_by_tokens_hold_the_responses_to_a_prompt_as_though_dealt_at_random():
+    """Four sequences a pass of 1000 tokens each: 10 prompts with 8 responses are in 20 passes."""
+    told = Machine(prompt_tokens=100, response_tokens=900)
+    config = configured("optimizer.micro_batch_tokens=4000")
+    found = planner_times.prompts_of_passes(config, SEVEN, told, 10)
+    assert found == pytest.approx(10 * 20 * (1 - (19 / 20) ** 8))
+    whole = configured("optimizer.micro_batch_tokens=80000")
+    assert planner_times.prompts_of_passes(whole, SEVEN, told, 10) == 10
+    packed = configured("optimizer.micro_batch_tokens=4000", "optimizer.packing=packed")
+    assert planner_times.prompts_of_passes(packed, SEVEN, told, 10) == 80
+
+
+def test_statistics_that_the_sampler_keeps_save_the_scoring_pass():
+    assert seconds("rollout.old=sampler")["scoring"] == 0
+    assert seconds("rollout.old=score")["scoring"] > 0
+    assert seconds("rollout.old=sampler")["update"] == seconds()["update"]
+
+
+@pytest.mark.parametrize(
     ("stage", "bytes_a_parameter"),
     [(0, 2 * 4), (1, 2 * 4 + 2), (2, 4 * 2 * 4 + 2), (3, 4 * (2 * 2 + 4))],
 )
@@ -87,6 +145,36 @@ def test_a_decoding_step_reads_weights_and_cache():
     many, bound = planner_times.decode_step(config, SEVEN, machine, 500, told)
     assert many - one == pytest.approx(499 * 700 * 57344 / (3350e9 * 0.6))
     assert bound == "reading the cache"
+
+
+def test_native_reads_the_cache_of_a_prompt_once_for_its_responses():
+    told, machine = planner_times.Lengths(200, 1000, 3072), Machine(decode_overhead=0)
+    for engine, prompts in (("native", 3), ("huggingface", 20)):
+        config = configured(f"rollout.engine={engine}")
+        found, _ = planner_times.decode_step(config, SEVEN, machine, 20, told)
+        assert found == pytest.approx((2 * P + (prompts * 200 + 20 * 500) * 57344) / (3350e9 * 0.6))
+
+
+def test_generate_reads_a_prompt_for_every_response_native_and_vllm_once():
+    """The time beside decoding, of 64 prompts with 8 responses a GPU; native's batches cut groups of 8 at 12."""
+    machine = Machine(prompt_tokens=200)
+    for more, times in (
+        (("rollout.engine=huggingface",), 64 * 8),
+        (("rollout.engine=native",), 64),
+        (("rollout.engine=native", "rollout.batch_sequences=12"), 43 + 64 - 22),
+        (("rollout.engine=vllm", "rollout.gpu_memory=0.6"), 64),
+    ):
+        config, found = configured(*more), []
+        for prompt in (200, 0.01):
+            told = replace(machine, prompt_tokens=prompt)
+            lengths = planner_times.lengths(config, told)
+            rollout = planner_times.rollout_time(config, SEVEN, told)[0]
+            at_once = {"vllm": 256}.get(config.rollout.engine, config.rollout.batch_sequences)
+            full, _ = planner_times.decode_step(config, SEVEN, told, at_once, lengths)
+            last, _ = planner_times.decode_step(config, SEVEN, told, 1, lengths)
+            found.append(rollout - 512 * 1024 / at_once * full - 2048 * last)
+        reading = SEVEN.forward_flops(200 * times, times, 200) - SEVEN.forward_flops(0.01 * times, times, 0.01)
+        assert found[0] - found[1] == pytest.approx(reading / (989e12 * 0.35), rel=1e-6)
 
 
 def test_the_tail_of_the_longest_response_is_there_on_any_number_of_gpus():

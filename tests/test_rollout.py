@@ -13,11 +13,14 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from steer_core.common.errors import SteerError
 from steer_core.config.config import load_config
 from steer_core.config.sections import BenchmarkConfig, EvaluationConfig, RolloutConfig
+from steer_core.policy.head import full_precision
 from steer_core.policy.model import EMBEDDED, Policy, load_policy
-from steer_core.policy.score import Sequences, full_precision, score
+from steer_core.policy.score import score
+from steer_core.policy.sequences import Sequences
 from steer_core.policy.tokenizer import character_tokenizer, end_tokens
 from steer_core.problems import Countdown
-from steer_core.rollout.huggingface import HuggingFaceSampler, _Draw, generation_settings, response_mask
+from steer_core.rollout.huggingface import HuggingFaceSampler, generation_settings
+from steer_core.rollout.local import pick, response_mask
 from steer_core.rollout.rollout import join
 from steer_core.training.metrics import end_metrics
 
@@ -375,6 +378,6 @@ def test_a_draw_picks_by_probabilities_that_a_shift_of_all_logits_does_not_move(
     logits = (torch.randn(400, 50, generator=torch.Generator().manual_seed(0)) * 2 + 1e4).float()
     exact = (logits.double() / 0.6).softmax(-1).cumsum(-1)
     edges = torch.cat([exact[:200, 19] - 1e-6, exact[200:, 19] + 1e-6])[:, None]  # just on each side of an edge
-    chosen = _Draw(edges, RolloutConfig(temperature=0.6))(None, logits).argmax(-1)
+    chosen = pick(logits, edges[:, 0], RolloutConfig(temperature=0.6))
     assert (chosen[:200] <= 19).all()
     assert (chosen[200:] >= 20).all()

@@ -11,7 +11,7 @@ from steer_core.engines import make_optimizer
 from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 from steer_core.formulas.loss import REDUCTIONS, ClipRange, clip_indicator, reduce_loss
 from steer_core.formulas.token_stats import token_stats
-from steer_core.policy.score import Sequences
+from steer_core.policy.sequences import Sequences
 from steer_core.training.batch import MicroBatch
 from steer_core.training.metrics import token_log, update_metrics
 

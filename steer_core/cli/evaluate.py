@@ -72,7 +72,7 @@ def _on_held_out(args: argparse.Namespace) -> int:
     from steer_core.policy.preflight import check_policy
     from steer_core.policy.tokenizer import check_prompt
     from steer_core.problems import make_task
-    from steer_core.rollout.huggingface import HuggingFaceSampler
+    from steer_core.rollout.samplers import local_sampler
 
     folder, run = trained(args.model)
     path = yaml_path(args.config, CONFIGS) or (run.path / "config.yaml" if run else None)
@@ -85,7 +85,7 @@ def _on_held_out(args: argparse.Namespace) -> int:
     problems = task.problems(settings.split, settings.problems)
     check_prompt(policy.tokenizer, problems[0].prompt)
     seed = derive_seed(config.train.seed, "evaluation")
-    result = evaluate(policy, HuggingFaceSampler(policy), task, problems, settings, seed)
+    result = evaluate(policy, local_sampler(policy), task, problems, settings, seed)
     title = f"{args.model} on {settings.problems} {settings.split} problems of {task.name}"
     Console().print(evaluation_table(result, title, settings.pass_at))
     if args.out:

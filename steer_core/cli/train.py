@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     with ranks.lost_ranks_named():
         trainer = Trainer(run.config, run)
         if not goes_on:
-            ranks.broadcast_from_main(lambda: run.start().path)
+            ranks.broadcast_from_main(lambda: run.start(trainer.passes).path)
         with lock(run.path) if ranks.is_main() else _silence():
             ranks.barrier()
             if goes_on:
@@ -98,6 +98,7 @@ def _fit(trainer: Trainer, run: RunFolder, report: bool) -> int:
         print(f"{run.path}: came to its end already, after {total} rollouts")
         return 0
     _stop_on_signals(trainer)
+    print("\n".join(f"{what}: {how}" for what, how in trainer.passes.items()))
     print(f"{run.path}: rollouts {trainer.finished + 1} to {total}", flush=True)
     with Progress() as progress:
 

@@ -98,6 +98,8 @@ def _attention(config: Sections) -> Iterator[str]:
 
 
 def _engine(config: Sections) -> Iterator[str]:
+    if config.engine.activations == "recompute" and config.model.dtype == "float64":
+        yield "engine.activations: recompute would make activations anew in float32; set keep, or model.dtype=float32"
     yield from (_local if config.engine.name == "local" else _deepspeed)(config)
 
 
@@ -142,7 +144,12 @@ def _sampler(config: Sections) -> Iterator[str]:
         yield f"rollout.temperature: 0 is greedy, and {told}; raise it above 0 (evaluation.temperature may be 0)"
     if config.rollout.top_k is not None:
         yield f"rollout.top_k: {config.rollout.top_k} keeps the likeliest tokens alone, and {told}; set it to null"
-    if config.rollout.engine == "vllm":
+    engine, draws = config.rollout.engine, config.rollout.draws
+    if draws == "batch" and engine != "huggingface":
+        yield "rollout.draws: batch is huggingface's; set rollout.engine=huggingface, or rollout.draws=prompt"
+    if config.rollout.old == "sampler" and engine in ("huggingface", "vllm"):
+        yield "rollout.old: sampler reads the logits of native; set rollout.engine=native, or rollout.old=score"
+    if engine == "vllm":
         return
     if config.rollout.tensor_parallel > 1:
         parallel = config.rollout.tensor_parallel

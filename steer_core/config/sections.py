@@ -109,6 +109,9 @@ class EngineConfig:
     """With deepspeed, what lies in CPU memory: the optimiser (stage 1 to 3), or the weights too (stage 3)."""
     activations: Literal["keep", "recompute"] = "keep"
     """`recompute`: gradient checkpointing, a quarter more work for much less memory."""
+    logits_mib: float | None = Field(default=None, gt=0)
+    """Most MiB that the float32 logits of a forward pass may take; beyond it they are made tile by tile, and made again
+    in the backward pass. `null`: a sixteenth of the memory of the machine, or of the GPU."""
     timeout_minutes: float = Field(default=30.0, gt=0)
     """How long a rank waits for the others before the run ends with an error."""
 
@@ -144,11 +147,15 @@ def _greedy_once(section: str, samples: int | None, temperature: float, remedy: 
 class RolloutConfig(SamplingConfig):
     """What a rollout is made of."""
 
-    engine: Literal["huggingface", "vllm"] = "huggingface"
-    """What generates: Hugging Face `generate` on the weights in training, or a vLLM engine in every rank."""
-    draws: Literal["batch", "prompt"] = "batch"
-    """What a random number of the Hugging Face sampler belongs to: a batch of sequences, or a prompt; with `prompt`
-    (vLLM's way, and the only one for several ranks) neither ranks nor batch_sequences change a response."""
+    engine: Literal["auto", "native", "huggingface", "vllm"] = "auto"
+    """What generates: on the weights in training our own decoding loop (`native`) or Hugging Face `generate`, or a vLLM
+    engine in every rank; `auto`: native where it computes what the model does, else huggingface."""
+    draws: Literal["batch", "prompt"] = "prompt"
+    """What a random number belongs to: a prompt, so that neither ranks nor batch_sequences nor the engine in this
+    process change a response; or, with engine=huggingface and one rank, a batch of sequences."""
+    old: Literal["score", "sampler"] = "score"
+    """Where log-probs and entropies of the policy that sampled come from: a scoring pass, or the logits that native
+    sampled from, which saves the pass; how far apart they lie is logged (`rollout/logprob_gap`)."""
     tensor_parallel: int = Field(default=1, ge=1)
     """vLLM: ranks that share one engine's weights."""
     gpu_memory: float = Field(default=0.4, gt=0, lt=1)
@@ -212,6 +219,9 @@ class OptimizerConfig:
     packing: Literal["auto", "none", "packed"] = "auto"
     """With micro_batch_tokens: `packed` puts sequences behind one another without padding; `auto` does so where the
     attention implementation reads their borders without a mask (flash attention)."""
+    shared_prompts: Literal["auto", "none"] = "auto"
+    """`auto`: a prompt is read once, in one row with its responses behind it, where the model computes the same and it
+    is less work than padded rows; `none`: every response has a row with its prompt."""
     skipped_steps: int = Field(default=3, ge=0)
     """How many optimiser steps running may be skipped for gradients that are not finite, before the run ends."""
 
@@ -245,8 +255,8 @@ class EvaluationConfig(SamplingConfig):
 class BenchmarkConfig(SamplingConfig):
     """How a model is evaluated on benchmarks; the defaults are the paper's."""
 
-    engine: Literal["huggingface", "vllm", "vllm-process"] = "huggingface"
-    """What generates: Hugging Face `generate`, or vLLM where it is installed, in this process or one of its own."""
+    engine: Literal["auto", "native", "huggingface", "vllm", "vllm-process"] = "auto"
+    """What generates: as `rollout.engine`; vLLM in this process or, `vllm-process`, in one of its own."""
     max_new_tokens: int = Field(default=3072, ge=1)
     """Longest response in tokens, cut to the room that a benchmark's longest prompt leaves in the model's positions."""
     top_p: float = Field(default=0.7, gt=0, le=1)

@@ -35,8 +35,8 @@ from steer_core.ladder.passes import Lens, check_ladder
 from steer_core.policy.model import Policy, base_digest, load_policy
 from steer_core.policy.preflight import check_policy, ragged_pair
 from steer_core.problems import Task, make_task
-from steer_core.rollout.huggingface import HuggingFaceSampler
 from steer_core.rollout.rollout import join
+from steer_core.rollout.samplers import local_sampler
 from steer_core.runs.folder import RunFolder
 
 Progress = Callable[[Iterable, str], Iterable]
@@ -88,7 +88,7 @@ def sample(
     order = torch.randperm(
         len(problems), generator=torch.Generator().manual_seed(derive_seed(config.train.seed, "epoch", 0))
     )
-    sampler, kept, rewards, sampled = HuggingFaceSampler(policy), [], [], 0
+    sampler, kept, rewards, sampled = local_sampler(policy), [], [], 0
     starts = range(0, len(problems) if with_signal else wanted, wanted)
     for start in progress(starts, "sampling"):
         chosen = [problems[i] for i in order[start : start + wanted]]

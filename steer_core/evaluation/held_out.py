@@ -12,7 +12,7 @@ from steer_core.config.sections import EvaluationConfig
 from steer_core.evaluation.sample_and_grade import sample_and_grade
 from steer_core.policy.micro_batches import forward_passes
 from steer_core.policy.model import Policy
-from steer_core.policy.score import score
+from steer_core.policy.score import PLAIN, Scoring, score
 from steer_core.problems import Problem, Task
 from steer_core.rollout.rollout import Sampler
 from steer_core.stats.pass_at_k import pass_at_k
@@ -53,11 +53,11 @@ def evaluate(
     config: EvaluationConfig,
     seed: int,
     budget: int | None = None,
-    packed: bool = False,
+    scoring: Scoring = PLAIN,
 ) -> Evaluation:
     """Sample `config.samples` responses to each problem, grade them, score their entropy.
 
-    budget, packed: most tokens of a scoring pass, and whether it goes without padding; by default 64 padded sequences.
+    budget, scoring: most tokens of a scoring pass, and how it is made; by default 64 padded sequences.
     """
     places = padded_share(len(problems))
     found = sample_and_grade(
@@ -70,9 +70,9 @@ def evaluate(
     sums_PK[:, 3] = torch.tensor([x == "length" for x in rollout.finish_reasons]).view(-1, config.samples).sum(-1)
     sums_PK[:, 4] = rollout.response_mask_BT.sum(-1).view(-1, config.samples).sum(-1).cpu()
     with torch.no_grad():
-        for rows in forward_passes(scored, rollout, _SCORED_AT_ONCE, budget, packed):
+        for rows in forward_passes(scored, rollout, _SCORED_AT_ONCE, budget, scoring.packed):
             part = rollout.rows(rows)
-            stats = score(policy.model, part, config.temperature or 1.0, packed)
+            stats = score(policy.model, part, config.temperature or 1.0, scoring)
             problem = torch.tensor(rows) // config.samples
             entropy_B = (stats.entropy * part.response_mask_BT).sum(-1, dtype=torch.float64).cpu()
             sums_PK[:, 1].index_add_(0, problem, entropy_B)

@@ -43,8 +43,8 @@ from steer_core.problems.own import is_own, load_own
 from steer_core.problems.prompts import prompted, spelled_out
 from steer_core.problems.sets import ProblemSet, load_set, names
 from steer_core.rewards import graders_of
-from steer_core.rollout.huggingface import HuggingFaceSampler
 from steer_core.rollout.rollout import Sampler
+from steer_core.rollout.samplers import local_sampler
 
 COUNTDOWN_PROBLEMS, COUNTDOWN_SAMPLES = 150, 32
 _RESPONSE_BYTES = 1000
@@ -220,14 +220,15 @@ def start_evaluation(folder: Path, about: dict[str, Any], data: dict[str, Any], 
 
 def sampler_of(config: BenchmarksConfig, tokenizer: PreTrainedTokenizerBase, positions: int) -> Sampler:
     """What generates, by `benchmark.engine`."""
-    if config.benchmark.engine != "huggingface":
+    engine = config.benchmark.engine
+    if engine == "vllm" or engine == "vllm-process":
         from steer_core.rollout.vllm import VllmSampler
 
-        own_process = config.benchmark.engine == "vllm-process"
+        own_process = engine == "vllm-process"
         return VllmSampler(config.model, str(model_folder(config.model.path)), tokenizer, positions, own_process)
     policy = load_policy(**vars(config.model))
     check_policy(policy)
-    return HuggingFaceSampler(policy)
+    return local_sampler(policy, engine)
 
 
 def sample_missing(

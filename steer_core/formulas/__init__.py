@@ -1,6 +1,7 @@
 """The mathematics, on tensors alone, in the order of one training step.
 
 1. `token_stats`: what the logits say of each token: ln p of the one that was sampled, and the entropy.
+   `linear_stats`: the same from hidden states and the output matrix, a tile of logits at a time.
 2. `advantages`: how good each response was among those to the same prompt.
 3. `entropy_change`: how far, by estimate, one token's update moves the entropy.
 4. `weights`: STEER's answer: the larger that change, the smaller the token's weight, lambda.

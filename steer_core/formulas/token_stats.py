@@ -73,15 +73,20 @@ def token_stats(
     if not temperature > 0:
         raise ValueError(f"temperature: {temperature} is not above 0")
     size = logits.shape[-1]
-    if labels.numel():
-        lowest, highest = labels.aminmax()
-        if highest >= size or (lowest < 0 and ((labels < 0) & (labels != IGNORED_LABEL)).any()):
-            raise ValueError(f"labels: a label lies outside 0..{size - 1} and is not {IGNORED_LABEL}")
+    check_labels(labels, size)
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows: {chunk_rows} is below 1")
     rows = chunk_rows or max(1, CHUNK_ELEMENTS // max(size, 1))
     flat = _TokenStats.apply(logits.reshape(-1, size), labels.reshape(-1), temperature, rows)
     return TokenStats(*(value.reshape(labels.shape) for value in flat))
+
+
+def check_labels(labels: Int[Tensor, "*shape"], size: int) -> None:
+    """Raise ValueError for a label outside the vocabulary that is not IGNORED_LABEL."""
+    if labels.numel():
+        lowest, highest = labels.aminmax()
+        if highest >= size or (lowest < 0 and ((labels < 0) & (labels != IGNORED_LABEL)).any()):
+            raise ValueError(f"labels: a label lies outside 0..{size - 1} and is not {IGNORED_LABEL}")
 
 
 def entropy(logits: Float[Tensor, "*shape vocab"]) -> Float[Tensor, "*shape"]:

@@ -42,7 +42,8 @@ from steer_core.formulas.loss import ClipRange, importance_ratio
 from steer_core.formulas.token_stats import TokenStats, concatenate, token_stats
 from steer_core.interventions.base import Memory, Tokens
 from steer_core.interventions.steer import Steer
-from steer_core.policy.score import Sequences, logits_of
+from steer_core.policy.head import logits_of
+from steer_core.policy.sequences import Sequences
 from steer_core.training.batch import MicroBatch, flatten, spread
 from steer_core.training.metrics import most_damped, weight_metrics
 

@@ -117,6 +117,11 @@ class Intervention:
         return "paper"
 
     @property
+    def reads_square_sums(self) -> bool:
+        """Whether the rules read `sum_p2` or `sum_p2_logp`, which are NaN where nothing in a run does."""
+        return self.logged_form == "exact"
+
+    @property
     def sees_rollouts(self) -> bool:
         """Whether the method looks at a whole rollout before its steps: it overrides `begin_rollout`."""
         return type(self).begin_rollout is not Intervention.begin_rollout
@@ -125,6 +130,11 @@ class Intervention:
     def touches(self) -> tuple[str, ...]:
         """The parts of the step that this method changes: those it overrides."""
         return tuple(part for part in PARTS if getattr(type(self), part) is not getattr(Intervention, part))
+
+    @property
+    def learns_without_advantage(self) -> bool:
+        """Whether a token of advantage 0 may have a gradient: the method makes other advantages, or adds a loss."""
+        return not {"advantages", "extra_loss"}.isdisjoint(self.touches)
 
     def clip_range(self, clip: ClipRange) -> ClipRange:
         """The clip range, given the configured one."""

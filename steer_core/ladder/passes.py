@@ -27,8 +27,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from steer_core.common.errors import NotFiniteError, SteerError, one_line
-from steer_core.formulas.token_stats import TokenStats, concatenate, token_stats
-from steer_core.policy.score import Sequences, body_of, hidden_states, logits_of
+from steer_core.formulas.token_stats import TokenStats, concatenate
+from steer_core.policy.head import body_of, logits_of, stats_at
+from steer_core.policy.score import PLAIN, Scoring, hidden_states, states
+from steer_core.policy.sequences import Sequences
 
 Direction = dict[str, Tensor]
 """A vector in parameter space: parameter name to a tensor of its shape."""
@@ -46,7 +48,8 @@ class Lens:
     """A model, the sequences whose states are looked at, and how: the argument all rungs share.
 
     output_layer: only the output layer counts as parameters (rung b). micro_batch: sequences a
-    forward pass. Raises SteerError for a model without logits and for a batch without response tokens.
+    forward pass. scoring: how the passes of a run are made; `derivative` has its own. Raises
+    SteerError for a model without logits and for a batch without response tokens.
     """
 
     model: PreTrainedModel
@@ -54,6 +57,7 @@ class Lens:
     temperature: float = 1.0
     output_layer: bool = False
     micro_batch: int = 8
+    scoring: Scoring = PLAIN
 
     def __post_init__(self) -> None:
         head = getattr(self.model, "get_output_embeddings", lambda: None)()
@@ -100,9 +104,8 @@ def lens_stats(lens: Lens) -> TokenStats:
     """Statistics (N,) of the policy at every response token."""
     parts, labels_N = [], lens.labels_N
     for sequences, tokens in lens.micro_batches():
-        hidden, labels = hidden_states(lens.model, sequences), labels_N[tokens]
-        for rows in lens.chunks(len(hidden)):
-            parts.append(token_stats(logits_of(lens.model, hidden[rows]), labels[rows], lens.temperature))
+        hidden = states(lens.model, sequences, lens.scoring.layout)
+        parts.append(stats_at(lens.model, hidden, labels_N[tokens], lens.temperature, lens.scoring.head))
     return concatenate(parts)
 
 
@@ -120,8 +123,8 @@ def gradient(lens: Lens, on_logprob_N: Tensor | None = None, on_entropy_N: Tenso
     """Gradient of sum_t (on_logprob_t ln p_t + on_entropy_t H_t); weights (N,), in the model's dtype.
 
     With on_logprob the push c lambda w of every token (its coefficient in the loss, its weight, and
-    `entropy_change.surrogate_slope`), this is minus the gradient of the training loss. A row's logits are made,
-    used and dropped; hidden states take part once per micro-batch.
+    `entropy_change.surrogate_slope`), this is minus the gradient of the training loss. Logits keep to the budget of
+    `stats_at`; hidden states take part once per micro-batch.
     """
     parameters = lens.parameters()
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -130,20 +133,17 @@ def gradient(lens: Lens, on_logprob_N: Tensor | None = None, on_entropy_N: Tenso
     labels_N = lens.labels_N
     for sequences, tokens in lens.micro_batches():
         with torch.set_grad_enabled(not lens.output_layer):
-            hidden = hidden_states(lens.model, sequences)
+            hidden = states(lens.model, sequences, lens.scoring.layout)
         leaf = hidden.detach().requires_grad_()
-        pulled = torch.zeros_like(leaf)
-        for rows in lens.chunks(len(leaf)):
-            stats = token_stats(logits_of(lens.model, leaf[rows]), labels_N[tokens][rows], lens.temperature)
-            value = stats.logprob.new_zeros(())
-            if on_logprob_N is not None:
-                value = value + (on_logprob_N[tokens][rows] * stats.logprob).sum()
-            if on_entropy_N is not None:
-                value = value + (on_entropy_N[tokens][rows] * stats.entropy).sum()
-            part, *heads = torch.autograd.grad(value, [leaf, *head])
-            pulled += part
-            for p, g in zip(head, heads, strict=True):
-                total[names[id(p)]] += g
+        stats = stats_at(lens.model, leaf, labels_N[tokens], lens.temperature, lens.scoring.head)
+        value = stats.logprob.new_zeros(())
+        if on_logprob_N is not None:
+            value = value + (on_logprob_N[tokens] * stats.logprob).sum()
+        if on_entropy_N is not None:
+            value = value + (on_entropy_N[tokens] * stats.entropy).sum()
+        pulled, *heads = torch.autograd.grad(value, [leaf, *head])
+        for p, g in zip(head, heads, strict=True):
+            total[names[id(p)]] += g
         if not lens.output_layer:
             values = list(parameters.values())
             for name, g in zip(parameters, torch.autograd.grad(hidden, values, pulled, allow_unused=True), strict=True):

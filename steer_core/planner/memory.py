@@ -3,8 +3,9 @@
     plan = memory(config, shape_of(config.model.path), Machine())
 
 Nothing is loaded and nothing is measured: every number follows from formulas (below, in `states` for the training
-engine, in `times` for the time of a step), the model's shape and the stated assumptions. Memory is in
-bytes, GiB where it is shown. P is the number of parameters, n of ranks, e the bytes of a number in model.dtype.
+engine, in `passes` for its forward passes, in `times` for the time of a step), the model's shape and the stated
+assumptions. Memory is in bytes, GiB where it is shown. P is the number of parameters, n of ranks, e the bytes of a
+number in model.dtype.
 """
 
 from __future__ import annotations
@@ -13,19 +14,26 @@ from dataclasses import dataclass, replace
 
 from steer_core.common.errors import SteerError
 from steer_core.config.config import Config
-from steer_core.formulas.token_stats import CHUNK_ELEMENTS
 from steer_core.interventions.base import ROLLOUT_NUMBERS, STEP_NUMBERS
 from steer_core.planner.machine import GIB, Machine
+from steer_core.planner.passes import (
+    activations,
+    longest_prompt,
+    longest_response,
+    longest_sequence,
+    micro_batch,
+    most_prompts,
+    shared_out,
+    tied_bytes,
+    token_stats_bytes,
+)
 from steer_core.planner.shapes import Shape
 from steer_core.planner.states import BACKWARD, BYTES, ROLLOUT, STEP, host_states, states
-from steer_core.policy.score import LOGITS_AT_ONCE
 
-STATISTICS_COPIES = 4
-"""Copies of a reduced chunk in float32: shifted logits, exponentials, their squares, and one of slack."""
+PICKED_AT_ONCE = 1 << 24
+"""Most elements of logits that a token is picked from at a time, in float64, by the sampler `native`."""
 WORKSPACE = 2 * GIB
 """What a vLLM engine takes beside weights and cache: its profiling pass's activations and its captured graphs."""
-COUNTDOWN_PROMPT = 24
-"""Tokens of a long Countdown prompt, a character each."""
 
 
 @dataclass(frozen=True)
@@ -80,22 +88,24 @@ def memory(config: Config, shape: Shape, machine: Machine) -> Memory:
     check_gpus(config, machine.ranks)
     ranks, limit = machine.ranks, machine.gpu_memory * GIB
     held = states(config, shape, ranks, machine.on_cpu)
-    sampler, cache = sampler_memory(config, shape, limit, machine.on_cpu)
+    sampler, cache = sampler_memory(config, shape, machine)
     other = {"other": reserve(limit, machine.on_cpu)}
     asleep = sampler if machine.on_cpu else {k: v for k, v in sampler.items() if k == "vLLM workspace"}
     stays = asleep if config.rollout.engine == "vllm" else {}
-    tokens, rows = micro_batch(config, shape)
+    batch = micro_batch(config, shape)
     backward = {
         **({"tokens of all ranks": rule_bytes(config, shape)} if ranks > 1 and rule_bytes(config, shape) else {}),
-        "activations": activations(config, shape, tokens, rows),
-        "logits statistics": token_stats_bytes(config, shape, tokens),
+        "activations": activations(config, shape, batch),
+        "logits statistics": token_stats_bytes(config, shape, batch.rows, machine),
     }
+    gone = backward["activations"] + backward["logits statistics"]
+    backward |= {"tied gradients": tied_bytes(config, shape, gone)} if tied_bytes(config, shape, gone) else {}
     moments = {
         ROLLOUT: {**held[ROLLOUT], **sampler, **other},
         BACKWARD: {**held[BACKWARD], **backward, **stays, **other},
         STEP: {**held[STEP], **stays, **other},
     }
-    longest = min(longest_prompt(config) + config.rollout.max_new_tokens, shape.positions)
+    longest = longest_sequence(config, shape)
     return Memory(moments, host(config, shape, machine), cache, longest, limit, machine.host_memory * GIB)
 
 
@@ -105,8 +115,7 @@ def rule_bytes(config: Config, shape: Shape) -> float:
     A rule of scope `step` sees an optimiser step, one that looks at rollouts a rollout, at full length. The log needs
     none: its means and quantiles are reduced.
     """
-    longest = min(longest_prompt(config) + config.rollout.max_new_tokens, shape.positions)
-    return 2 * max(rule_numbers(config, float(min(config.rollout.max_new_tokens, longest))))
+    return 2 * max(rule_numbers(config, float(longest_response(config, shape))))
 
 
 def rule_numbers(config: Config, tokens: float) -> tuple[float, float]:
@@ -117,7 +126,7 @@ def rule_numbers(config: Config, tokens: float) -> tuple[float, float]:
 
 
 def check_gpus(config: Config, ranks: int) -> None:
-    """Raise SteerError where a mini-batch's prompts, or an engine's GPUs, do not divide, as the trainer does."""
+    """Raise SteerError, as the trainer does, where prompts or an engine's GPUs do not divide, or native cannot."""
     mini, parallel = config.optimizer.mini_batch_prompts, config.rollout.tensor_parallel
     if mini % ranks:
         raise SteerError(
@@ -126,85 +135,47 @@ def check_gpus(config: Config, ranks: int) -> None:
         )
     if config.rollout.engine == "vllm" and ranks % parallel:
         raise SteerError(f"rollout.tensor_parallel: {parallel} does not divide the {ranks} GPUs; choose a divisor")
+    native = config.rollout.engine == "native" or config.rollout.old == "sampler"
+    if native and shared_out(config, ranks):
+        raise SteerError(
+            "rollout.engine: native cannot sample where ranks hold parts of every weight (engine.zero_stage=3); set "
+            "rollout.engine=huggingface and rollout.old=score"
+        )
 
 
-def longest_prompt(config: Config) -> int:
-    """Tokens of the longest prompt: task.prompt_tokens, else 1024; Countdown's are short."""
-    if config.task.name == "countdown":
-        return COUNTDOWN_PROMPT
-    return config.task.prompt_tokens or 1024
+def sampler_of(config: Config, ranks: int) -> str:
+    """What samples: `auto` is native, for a model that it computes, but where ranks hold parts of every weight."""
+    if config.rollout.engine != "auto":
+        return config.rollout.engine
+    return "huggingface" if shared_out(config, ranks) else "native"
 
 
-def micro_batch(config: Config, shape: Shape) -> tuple[int, int]:
-    """(tokens, sequences) of the largest forward pass of training: full of sequences of full length."""
-    longest = min(longest_prompt(config) + config.rollout.max_new_tokens, shape.positions)
-    mini = config.optimizer.mini_batch_prompts * config.rollout.responses
-    if config.optimizer.micro_batch_tokens is None:
-        rows = min(config.optimizer.micro_batch_sequences, mini)
-        return rows * longest, rows
-    tokens = min(max(config.optimizer.micro_batch_tokens, longest), mini * longest)
-    return tokens, max(tokens // longest, 1)
-
-
-def layer_bytes(shape: Shape, size: int) -> int:
-    """Bytes that one layer keeps of a token for its backward pass; size: bytes of a number, d the hidden size.
-
-    Two norms, each its input in float32, the normalised and the scaled vector: 2 d (max(4, e) + 2 e). Attention:
-    queries, keys and values repeated to all heads, and the result: 4 e a. The gated MLP: 4 e i. A float32 a head.
-    """
-    norms = 2 * shape.hidden * (max(4, size) + 2 * size)
-    return norms + 4 * size * (shape.query_width + shape.intermediate) + 4 * shape.heads
-
-
-def activations(config: Config, shape: Shape, tokens: int, sequences: int) -> float:
-    """Bytes of a micro-batch's activations at the peak of its backward pass.
-
-    `keep`: `layer_bytes` of every layer and the last norm. `recompute`: each layer's input, e d, and one layer whole.
-    Both: three gradients of the MLP's width, and the causal mask of padded sequences, (1 + e) bytes a pair of tokens.
-    """
-    size = BYTES[config.model.dtype]
-    layer, last = layer_bytes(shape, size), shape.hidden * (max(4, size) + 2 * size)
-    kept = shape.layers * layer
-    if config.engine.activations == "recompute":
-        kept = shape.layers * size * shape.hidden + layer
-    unmasked = config.optimizer.packing == "packed" or config.model.attention == "flash_attention_2"
-    mask = 0 if unmasked else (1 + size) * tokens * tokens / sequences
-    return tokens * (kept + last + 3 * size * shape.intermediate) + mask
-
-
-def token_stats_bytes(config: Config, shape: Shape, tokens: int) -> float:
-    """Bytes for log-probs and entropies of a micro-batch: logits and their gradient for some rows at a time.
-
-    Rows of LOGITS_AT_ONCE elements in e, twice; STATISTICS_COPIES of CHUNK_ELEMENTS elements in float32; the
-    hidden states of all rows and their gradient; and two gradients of the output layer: the sum so far, and the
-    next rows' before it is added.
-    """
-    size = BYTES[config.model.dtype]
-    elements = tokens * shape.vocabulary
-    logits = 2 * size * min(elements, max(LOGITS_AT_ONCE, shape.vocabulary))
-    chunk = STATISTICS_COPIES * 4 * min(elements, max(CHUNK_ELEMENTS, shape.vocabulary))
-    head = 2 * size * shape.head
-    return logits + chunk + 2 * size * tokens * shape.hidden + head
-
-
-def sampler_memory(config: Config, shape: Shape, limit: float, on_cpu: int = 0) -> tuple[dict[str, float], float]:
-    """(bytes of the sampler by part on a GPU, tokens that its cache holds over all its GPUs).
+def sampler_memory(config: Config, shape: Shape, machine: Machine) -> tuple[dict[str, float], float]:
+    """(bytes of the sampler by part on a GPU, tokens of sequences that its cache holds over all its GPUs).
 
     vLLM takes rollout.gpu_memory of the GPU: its own weights, e P / t, a workspace, and the cache in what is left.
     While the trainer works it sleeps: the weights lie on the host, the cache is given up, the workspace stays.
-    Hugging Face's `generate` reads the trained weights; its cache holds one batch at full length.
+    The others read the trained weights, and hold one batch. Hugging Face's `generate`: every row at full length, three
+    times its logits in float32. Native: every prompt once for its rows, the longest response for each of them at once,
+    the logits of two tokens in e, and three times what is picked from at a time in float64. Not counted: the
+    activations of the pass over prompts.
     """
-    rollout, size = config.rollout, BYTES[config.model.dtype]
-    a_token, longest = shape.kv_bytes(size), longest_prompt(config) + rollout.max_new_tokens
-    if rollout.engine == "huggingface":
+    rollout, size, engine = config.rollout, BYTES[config.model.dtype], sampler_of(config, machine.ranks)
+    a_token, prompt, response = shape.kv_bytes(size), longest_prompt(config), rollout.max_new_tokens
+    if engine != "vllm":
         rows = min(rollout.batch_sequences, rollout.prompts * rollout.responses)
-        logits = 3 * 4 * rows * shape.vocabulary
-        return {"cache": float(rows * longest * a_token), "logits sampled": float(logits)}, float(rows * longest)
+        held, elements = rows * (prompt + response), rows * shape.vocabulary
+        cache, logits = held * a_token, 3 * 4 * elements
+        if engine == "native":
+            prompts = min(most_prompts(rows, rollout.responses), rollout.prompts)
+            cache = (prompts * prompt + rows * response) * a_token
+            logits = 2 * size * elements + 3 * 8 * min(elements, max(PICKED_AT_ONCE, shape.vocabulary))
+        return {"cache": float(cache), "logits sampled": float(logits)}, float(held)
     own = size * shape.parameters / rollout.tensor_parallel
-    cache = GIB if on_cpu else rollout.gpu_memory * limit - own - WORKSPACE
+    left = GIB if machine.on_cpu else rollout.gpu_memory * machine.gpu_memory * GIB - own - WORKSPACE
     split = min(rollout.tensor_parallel, shape.kv_heads)
-    parts = {"vLLM weights": own, "vLLM cache": max(cache, 0.0)} | ({} if on_cpu else {"vLLM workspace": WORKSPACE})
-    return parts, cache / (a_token / split)
+    parts = {"vLLM weights": own, "vLLM cache": max(left, 0.0)}
+    return parts | ({} if machine.on_cpu else {"vLLM workspace": WORKSPACE}), left / (a_token / split)
 
 
 def reserve(limit: float, on_cpu: int = 0) -> float:

@@ -13,7 +13,8 @@ from steer_core.common.settings import apply_overrides, build, to_dict
 from steer_core.common.tables import rich_table
 from steer_core.config.config import Config
 from steer_core.planner.machine import GIB, Machine
-from steer_core.planner.memory import Memory, fewest_gpus, memory, micro_batch
+from steer_core.planner.memory import Memory, fewest_gpus, memory
+from steer_core.planner.passes import layout, longest_sequence, micro_batch
 from steer_core.planner.shapes import Shape
 from steer_core.planner.times import (
     evaluation_time,
@@ -33,7 +34,7 @@ GPU_SHARES = (0.3, 0.4, 0.5, 0.6)
 def plan(config: Config, shape: Shape, machine: Machine) -> dict[str, Any]:
     """Everything that `steer plan` tells, JSON-ready: bytes, seconds and tokens, with the assumptions they rest on."""
     need, step = memory(config, shape, machine), step_time(config, shape, machine)
-    told, (tokens, sequences) = lengths(config, machine), micro_batch(config, shape)
+    told, batch = lengths(config, machine), micro_batch(config, shape)
     changes = [] if need.fits else least_change(config, shape, machine)
     return {
         "model": {**dataclasses.asdict(shape), "parameters": shape.parameters},
@@ -50,7 +51,12 @@ def plan(config: Config, shape: Shape, machine: Machine) -> dict[str, Any]:
             "host": need.host,
             "host_limit": need.host_limit,
             "cache_tokens": need.cache_tokens,
-            "micro_batch": {"tokens": tokens, "sequences_of_full_length": sequences},
+            "micro_batch": {
+                "layout": layout(config),
+                "tokens": batch.tokens,
+                "sequences_of_full_length": batch.sequences,
+                "prompts_read": batch.prompts,
+            },
         },
         "tokens": tokens_per_step(config, machine),
         "seconds": step.parts | {"step": step.seconds, "evaluation": evaluation_time(config, shape, machine)},
@@ -82,8 +88,7 @@ def candidates(config: Config, shape: Shape) -> list[list[str]]:
     changes = []
     if config.engine.activations == "keep":
         changes.append(["engine.activations=recompute"])
-    tokens, sequences = micro_batch(config, shape)
-    longest = tokens // sequences
+    sequences, longest = micro_batch(config, shape).sequences, longest_sequence(config, shape)
     if sequences > 1:
         by_tokens = config.optimizer.micro_batch_tokens is not None
         smaller = [n for n in (sequences // 2, 1) if n]

@@ -1,7 +1,8 @@
 """How long a step of a run takes on a machine, part by part, and what becomes the bottleneck on more nodes.
 
 A calculation from stated assumptions, not a measurement: communication is not hidden behind arithmetic, every GPU
-works at the assumed share of its peak, and grading is left out. Times are in seconds, bandwidths in GB/s.
+works at the assumed share of its peak, and grading and the padding of padded rows are left out. Times are in seconds,
+bandwidths in GB/s.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from dataclasses import dataclass, replace
 from math import ceil, log2
 
 from steer_core.config.config import Config
-from steer_core.planner.machine import GIB, Machine
-from steer_core.planner.memory import micro_batch, rule_numbers, sampler_memory
+from steer_core.planner.machine import Machine
+from steer_core.planner.memory import rule_numbers, sampler_memory, sampler_of
+from steer_core.planner.passes import layout, longest_sequence, made_again, prompts_read
 from steer_core.planner.shapes import Shape
 from steer_core.planner.states import BYTES, moment_bytes
 
@@ -96,6 +98,9 @@ def step_time(config: Config, shape: Shape, machine: Machine) -> Step:
 def rollout_time(config: Config, shape: Shape, machine: Machine) -> tuple[float, str]:
     """(seconds to sample, what bounds it): reading prompts, decoding full, and the tail of the longest response.
 
+    `generate` reads a prompt for each of its responses; native reads it once in every batch that has one of them, and
+    vLLM, whose cache of prefixes is on, once.
+
     An engine of t GPUs decodes C sequences at once: its share, at most `concurrency` and what its cache holds. Full,
     it takes responses x mean length / C steps; after that the longest response goes on with few beside it, for
     (longest - mean) steps: the tail, which no number of GPUs shortens.
@@ -105,10 +110,13 @@ def rollout_time(config: Config, shape: Shape, machine: Machine) -> tuple[float,
     engines = max(machine.ranks // split, 1)
     prompts = ceil(rollout.prompts / engines)
     sequences = prompts * rollout.responses
-    cached = sampler_memory(config, shape, machine.gpu_memory * GIB, machine.on_cpu)[1] / told.sequence
+    cached = sampler_memory(config, shape, machine)[1] / told.sequence
     most = machine.concurrency if rollout.engine == "vllm" else rollout.batch_sequences
     at_once = max(1, min(sequences, most, int(cached)))
-    reading = shape.forward_flops(prompts * told.prompt, prompts, told.prompt) / (flops(machine) * split)
+    read = {"vllm": prompts, "huggingface": sequences, "native": prompts_read(prompts, rollout.responses, most)}[
+        sampler_of(config, machine.ranks)
+    ]
+    reading = shape.forward_flops(read * told.prompt, read, told.prompt) / (flops(machine) * split)
     full_step, bound = decode_step(config, shape, machine, at_once, told)
     tail_step, _ = decode_step(config, shape, machine, 1, told)
     full = sequences * told.response / at_once * full_step
@@ -124,13 +132,15 @@ def decode_step(config: Config, shape: Shape, machine: Machine, sequences: int, 
     """(seconds of one decoding step, what bounds it): the longer of reading memory and arithmetic, plus the overhead.
 
     Read once a step: all weights, e P / t, and the cache of every sequence at its mean length so far, half of it
-    response; t GPUs share both.
+    response; t GPUs share both. Native reads a prompt's part once for all of its responses.
     """
     size = BYTES[config.model.dtype]
     split = config.rollout.tensor_parallel if config.rollout.engine == "vllm" else 1
     bandwidth = machine.bandwidth * 1e9 * machine.decode * split
     weights = size * shape.parameters / bandwidth
-    cache = sequences * (told.prompt + told.response / 2) * shape.kv_bytes(size) / bandwidth
+    native = sampler_of(config, machine.ranks) == "native"
+    prompts = ceil(sequences / config.rollout.responses) if native else sequences
+    cache = (prompts * told.prompt + sequences * told.response / 2) * shape.kv_bytes(size) / bandwidth
     peak = machine.peak_tflops * 1e12 * machine.decode * split
     arithmetic = shape.forward_flops(sequences, sequences, told.sequence) / peak
     overhead = machine.decode_overhead / 1e3
@@ -148,20 +158,44 @@ def flops(machine: Machine) -> float:
     return machine.peak_tflops * 1e12 * machine.utilisation
 
 
+def prompts_of_passes(config: Config, shape: Shape, machine: Machine, prompts: int) -> float:
+    """How often prompts are read in the forward passes over the sequences of some prompts on one GPU.
+
+    Once for every response, unless they are shared; then once in each pass that has one of their responses. Passes by
+    tokens hold sequences sorted by length, as though dealt at random: of n passes a prompt with G responses is in
+    n (1 - (1 - 1 / n)^G).
+    """
+    group, settings = config.rollout.responses, config.optimizer
+    if layout(config) != "shared":
+        return prompts * group
+    if settings.micro_batch_tokens is None:
+        return prompts_read(prompts, group, settings.micro_batch_sequences)
+    count = micro_batches(config, machine, shape, prompts)
+    return prompts * count * (1 - (1 - 1 / count) ** group)
+
+
 def pass_time(config: Config, shape: Shape, machine: Machine, prompts: int, layers: float, head: float) -> float:
     """Seconds of passes over the sequences of some prompts on one GPU.
 
-    layers, head: how many forward passes' arithmetic the layers and the output layer take; a backward pass is two.
+    layers, head: how many forward passes' arithmetic the layers and the output layer take; a backward pass is two. A
+    token of a response attends to its prompt and, on average, to half of the response: as one of a sequence of 2
+    prompt + response tokens does.
     """
     told = lengths(config, machine)
-    sequences = prompts * config.rollout.responses
-    tokens, responses = sequences * told.sequence, sequences * told.response
-    body = shape.forward_flops(tokens, 0, told.sequence)
+    responses = prompts * config.rollout.responses * told.response
+    read = prompts_of_passes(config, shape, machine, prompts) * told.prompt
+    body = shape.forward_flops(read, 0, told.prompt)
+    body += shape.forward_flops(responses, 0, 2 * told.prompt + told.response)
     return (layers * body + head * shape.forward_flops(0, responses, 0)) / flops(machine)
 
 
 def scoring_time(config: Config, shape: Shape, machine: Machine) -> float:
-    """Seconds of one forward pass over the rollout; its prompts are shared out, at least one to a GPU."""
+    """Seconds of one forward pass over the rollout; its prompts are shared out, at least one to a GPU.
+
+    None where the sampler keeps the statistics (rollout.old=sampler).
+    """
+    if config.rollout.old == "sampler":
+        return 0.0
     prompts = ceil(config.rollout.prompts / machine.ranks)
     arithmetic = pass_time(config, shape, machine, prompts, 1, 1)
     return arithmetic + micro_batches(config, machine, shape, prompts) * gather_time(config, shape, machine)
@@ -170,13 +204,20 @@ def scoring_time(config: Config, shape: Shape, machine: Machine) -> float:
 def update_time(config: Config, shape: Shape, machine: Machine) -> float:
     """Seconds of arithmetic of one optimiser step on the fullest GPU.
 
-    Forward 1, backward 2, recomputed activations 1; the output layer is always computed anew; an intervention that
-    must see the whole step first takes one more forward pass where there are several micro-batches.
+    Forward 1, backward 2, recomputed activations 1, logits that are beyond the budget 1 of the output layer; an
+    intervention that must see the whole step first takes one more forward pass where there are several micro-batches.
     """
     prompts = prompts_a_rank(config, machine)
-    again = config.engine.activations == "recompute"
     values = values_pass(config, machine, shape)
-    return pass_time(config, shape, machine, prompts, 3 + again + values, 4 + values)
+    again = config.engine.activations == "recompute"
+    tiles = made_again(config, shape, mean_rows(config, machine, shape, prompts), machine)
+    return pass_time(config, shape, machine, prompts, 3 + again + values, 3 + tiles + values)
+
+
+def mean_rows(config: Config, machine: Machine, shape: Shape, prompts: int) -> float:
+    """Response tokens of a forward pass over the sequences of some prompts on a GPU, at their mean length."""
+    responses = prompts * config.rollout.responses * lengths(config, machine).response
+    return responses / micro_batches(config, machine, shape, prompts)
 
 
 def prompts_a_rank(config: Config, machine: Machine) -> int:
@@ -195,8 +236,8 @@ def micro_batches(config: Config, machine: Machine, shape: Shape, prompts: int) 
     sequences = prompts * config.rollout.responses
     if config.optimizer.micro_batch_tokens is None:
         return ceil(sequences / config.optimizer.micro_batch_sequences)
-    tokens, _ = micro_batch(config, shape)
-    return ceil(sequences * lengths(config, machine).sequence / tokens)
+    budget = max(config.optimizer.micro_batch_tokens, longest_sequence(config, shape))
+    return ceil(sequences * lengths(config, machine).sequence / budget)
 
 
 def collective_bandwidth(machine: Machine) -> float:

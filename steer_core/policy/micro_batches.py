@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from steer_core.common import ranks
-from steer_core.policy.score import Sequences
+from steer_core.policy.sequences import Sequences
 
 
 def forward_passes(
@@ -21,7 +21,8 @@ def forward_passes(
     masks = (sequences.prompt_mask_BP, sequences.response_mask_BT)
     prompts, responses = (mask.sum(-1).tolist() for mask in masks)
     parts = split_rows(rows, prompts, responses, tokens, packed)
-    return split_into(parts, ranks.all_reduce_max(len(parts), sequences.response_ids_BT.device))
+    parts = split_into(parts, ranks.all_reduce_max(len(parts), sequences.response_ids_BT.device))
+    return [sorted(part) for part in parts]  # so that responses to one prompt stay neighbours
 
 
 def split_rows(rows: list[int], prompts: list[int], responses: list[int], tokens: int, packed: bool) -> list[list[int]]:

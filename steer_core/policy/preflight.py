@@ -16,8 +16,10 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from steer_core.common.errors import SteerError, one_line
 from steer_core.formulas.token_stats import token_stats
+from steer_core.policy.head import logits_of
 from steer_core.policy.model import Policy
-from steer_core.policy.score import Sequences, hidden_states, logits_of, score
+from steer_core.policy.score import PACKED, PLAIN, hidden_states, score
+from steer_core.policy.sequences import Sequences
 
 TOKENS = 14
 """Most tokens of a sequence that is tried."""
@@ -44,18 +46,14 @@ def ragged_pair(policy: Policy) -> Sequences:
     return Sequences(ids_BL[:, :prompt], prompt_mask, ids_BL[:, prompt:], response_mask)
 
 
-def check_policy(policy: Policy, packed: bool = False, recompute: bool = False, sampled: bool = True) -> None:
+def check_policy(policy: Policy, packed: bool = False, recompute: bool = False) -> None:
     """Raise SteerError, with the setting that helps, where the model is not one causal policy as it will be used.
 
-    packed, recompute: see `check_scores`. sampled: Hugging Face's `generate` samples from it. Every rank makes the
-    same passes; no random number is drawn.
+    packed, recompute: see `check_scores`. Every rank makes the same passes; no random number is drawn.
     """
     if policy.positions < 2:
         raise SteerError(f"model.path: config.json gives the model {policy.positions} positions; use another model")
-    pair = ragged_pair(policy)
-    check_scores(policy.model, pair, packed, recompute)
-    if sampled:
-        check_sampling(policy.model, pair)
+    check_scores(policy.model, ragged_pair(policy), packed, recompute)
 
 
 @torch.no_grad()
@@ -92,11 +90,17 @@ def _tried(model: PreTrainedModel, run: Callable[[], Any]) -> Any:
         ) from error
 
 
+def log_prob_gap(model: PreTrainedModel, ours: Tensor, theirs: Tensor, share: float = 1.0) -> float | None:
+    """The mean difference of log-probs, where rounding in the model's precision does not explain it; else None."""
+    gap = float((ours - theirs).abs().mean())
+    return None if gap <= share * _TOLERANCE.get(model.dtype, 1e-3) else gap
+
+
 def _require_equal(
     model: PreTrainedModel, ours: Tensor, theirs: Tensor, what: str, remedy: str, share: float = 1.0
 ) -> None:
-    gap = float((ours - theirs).abs().mean())
-    if not gap <= share * _TOLERANCE.get(model.dtype, 1e-3):
+    gap = log_prob_gap(model, ours, theirs, share)
+    if gap is not None:
         name = type(model).__name__
         raise SteerError(f"model.path: the log-probs of {name} {what} (by {gap:.2g} on average); {remedy}")
 
@@ -111,7 +115,8 @@ def check_scores(model: PreTrainedModel, pair: Sequences, packed: bool = False, 
     name, mask = type(model).__name__, pair.response_mask_BT
 
     def logprobs(sequences: Sequences, packed: bool = False) -> Tensor:
-        return _tried(model, lambda: score(model, sequences, 1.0, packed).logprob[sequences.response_mask_BT])
+        scoring = PACKED if packed else PLAIN
+        return _tried(model, lambda: score(model, sequences, 1.0, scoring).logprob[sequences.response_mask_BT])
 
     def by_halves() -> Tensor:
         labels = pair.response_ids_BT[mask]

@@ -2,205 +2,172 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from inspect import signature
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
-from transformers import (
-    PreTrainedModel,
-)
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers import PreTrainedModel
 
 from steer_core.common import ranks
 from steer_core.common.errors import SteerError
-from steer_core.formulas.token_stats import IGNORED_LABEL, TokenStats, concatenate, token_stats
+from steer_core.formulas.token_stats import IGNORED_LABEL, TokenStats, token_stats
+from steer_core.policy.attention import NOT_EXCHANGEABLE, attending
+from steer_core.policy.head import (
+    HeadSettings,
+    body_of,
+    full_precision,
+    in_parts,
+    logits_at_once,
+    shared_out,
+    stats_at,
+    taken_by,
+)
+from steer_core.policy.sequences import Sequences, shared_prompts
 
-LOGITS_AT_ONCE = 1 << 25
-"""Most elements of logits that a forward pass of training holds at a time."""
+Layout = Literal["padded", "packed", "shared"]
+"""How sequences lie in a forward pass.
+
+padded: one a row. packed: behind one another in one row; the attention implementation must find their borders from the
+positions. shared: in one row that holds each prompt once for neighbours that have the same, with attention of our own.
+"""
 
 
 @dataclass(frozen=True)
-class Sequences:
-    """Prompts padded on the left and responses padded on the right.
+class Scoring:
+    """How the scoring passes of a run are made.
 
-    The masks are 1 (or True) at tokens; the end-of-sequence token is part of the response.
+    head: see `HeadSettings`; None makes the model's own forward do it. reason: why this layout.
     """
 
-    prompt_ids_BP: Tensor
-    prompt_mask_BP: Tensor
-    response_ids_BT: Tensor
-    response_mask_BT: Tensor
+    layout: Layout = "padded"
+    head: HeadSettings | None = None
+    reason: str = ""
 
-    def rows(self, rows: slice | list[int]) -> Sequences:
-        """Some of the sequences, without the columns that are padding in all of them."""
-        prompt_mask, response_mask = self.prompt_mask_BP[rows], self.response_mask_BT[rows]
-        first = int(prompt_mask.any(0).int().argmax())
-        width = max(int(response_mask.sum(-1).max()), 1)
-        return Sequences(
-            self.prompt_ids_BP[rows, first:],
-            prompt_mask[:, first:],
-            self.response_ids_BT[rows, :width],
-            response_mask[:, :width],
-        )
+    def told(self) -> str:
+        """In words."""
+        rows = {"padded": "a padded row a response", "packed": "packed rows", "shared": "each prompt once"}[self.layout]
+        logits = "" if self.head is None else f"; {self.head.told()}"
+        return f"{rows}{f' ({self.reason})' if self.reason else ''}{logits}"
+
+    @property
+    def packed(self) -> bool:
+        """Whether sequences go without padding."""
+        return self.layout != "padded"
 
 
-def score(model: PreTrainedModel, sequences: Sequences, temperature: float, packed: bool = False) -> TokenStats:
+PLAIN = Scoring()
+"""Padded rows, logits by the model's own forward."""
+PACKED = Scoring("packed")
+"""The same without padding."""
+
+
+def score(model: PreTrainedModel, sequences: Sequences, temperature: float, scoring: Scoring = PLAIN) -> TokenStats:
     """Statistics of the policy at every response token, from one forward pass; shape (B, T).
 
-    Masked positions get logprob 0 and no gradient through it. Differentiable in `logprob` and
-    `entropy`. Where all logits at once would be many, they exist for some rows at a time, in the
-    backward pass too: memory then grows with tokens x hidden size, not tokens x vocabulary.
-    packed: the sequences go behind one another in one row, without padding; the attention
-    implementation must find their borders from the positions.
+    Masked positions get 0 and no gradient. Differentiable in `logprob` and `entropy`. Beyond a budget, logits exist
+    for some rows at a time, in the backward pass too: memory then grows with tokens x hidden size, not tokens x
+    vocabulary.
     """
-    count, width = sequences.response_ids_BT.shape
-    logits = count * (width + 1) * model.config.get_text_config().vocab_size
-    logits = ranks.all_reduce_max(logits, model.device) if shared_out(model) else logits
-    if not packed and logits <= LOGITS_AT_ONCE:
-        with full_precision(model):
-            logits = model(**_taken_by(model, _model_inputs(sequences) | {"logits_to_keep": width + 1})).logits
-            logits = logits[:, -width - 1 :]  # of a model that makes all of them
-        labels = torch.nn.functional.pad(_labels(sequences), (0, 1), value=IGNORED_LABEL)  # the last predicts nothing
-        return token_stats(logits, labels, temperature)[:, :width]
     mask = sequences.response_mask_BT.bool()
-    hidden_ND = packed_states(model, sequences) if packed else hidden_states(model, sequences)
-    flat = _stats_by_rows(model, hidden_ND, sequences.response_ids_BT[mask], temperature)
+    if in_parts(model) and scoring.layout == "padded" and _fits(model, sequences, scoring.head):
+        return _by_one_forward(model, sequences, temperature)
+    hidden_ND = states(model, sequences, scoring.layout)
+    flat = stats_at(model, hidden_ND, sequences.response_ids_BT[mask], temperature, scoring.head)
     return flat.map(lambda x: x.new_zeros(mask.shape).masked_scatter(mask, x))
 
 
-def shared_out(model: PreTrainedModel) -> bool:
-    """Whether ranks hold parts of every weight (ZeRO-3), so that all must make the same forward passes."""
-    return ranks.world_size() > 1 and hasattr(next(model.parameters()), "ds_tensor")
+def _fits(model: PreTrainedModel, sequences: Sequences, settings: HeadSettings | None) -> bool:
+    """Whether all logits of the padded responses fit the budget, on every rank that must make the same passes."""
+    count, width = sequences.response_ids_BT.shape
+    logits = count * (width + 1) * model.config.get_text_config().vocab_size
+    logits = ranks.all_reduce_max(logits, model.device) if shared_out(model) else logits
+    return logits <= (logits_at_once(model) if settings is None else settings.most)
 
 
-def _stats_by_rows(model: PreTrainedModel, hidden_ND: Tensor, labels_N: Tensor, temperature: float) -> TokenStats:
-    """Statistics at last hidden states, some rows at a time; the backward pass makes their logits anew."""
+def _by_one_forward(model: PreTrainedModel, sequences: Sequences, temperature: float) -> TokenStats:
+    """Statistics from the model's whole forward: an engine that holds weights in parts follows it best undivided."""
+    width = sequences.response_ids_BT.shape[1]
+    with full_precision(model):
+        logits = model(**taken_by(model, _padded_inputs(sequences) | {"logits_to_keep": width + 1})).logits
+    mask = sequences.response_mask_BT.bool()
+    labels = sequences.response_ids_BT.masked_fill(~mask, IGNORED_LABEL)
+    labels = torch.nn.functional.pad(labels, (0, 1), value=IGNORED_LABEL)  # the last predicts nothing
+    return token_stats(logits[:, -width - 1 :], labels, temperature)[:, :width]
 
-    def part(hidden: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        return tuple(vars(token_stats(logits_of(model, hidden), labels, temperature)).values())
 
-    rows = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
-    count = max(1, -(-len(labels_N) // rows))
-    count = ranks.all_reduce_max(count, hidden_ND.device) if shared_out(model) else count
-    parts = []
-    for hidden, labels in zip(hidden_ND.tensor_split(count), labels_N.tensor_split(count), strict=True):
-        stats = checkpoint(part, hidden, labels, use_reentrant=False) if hidden.requires_grad else part(hidden, labels)
-        parts.append(TokenStats(*stats))
-    return concatenate(parts)
+def states(model: PreTrainedModel, sequences: Sequences, layout: Layout) -> Tensor:
+    """The last hidden states (N, D) that predict the N response tokens, sequence by sequence: the body's half."""
+    if layout == "packed":
+        return packed_states(model, sequences)
+    return shared_states(model, sequences) if layout == "shared" else hidden_states(model, sequences)
+
+
+def tokens_read(sequences: Sequences, layout: Layout) -> tuple[int, int]:
+    """(tokens that a forward pass reads, how many of them are no padding)."""
+    if layout == "shared":
+        read = shared_prompts(sequences).ids_1L.numel()
+        return read, read
+    masks = (sequences.prompt_mask_BP, sequences.response_mask_BT)
+    held = sum(int(mask.sum()) for mask in masks)
+    return (held if layout == "packed" else sum(mask.numel() for mask in masks)), held
+
+
+@contextmanager
+def reading(model: PreTrainedModel, sequences: Sequences, layout: Layout) -> Iterator[None]:
+    """Inside, a backward pass that makes the activations of some sequences anew makes those that `states` made."""
+    with attending(model, shared_prompts(sequences).attend) if layout == "shared" else nullcontext():
+        yield
+
+
+def hidden_states(model: PreTrainedModel, sequences: Sequences) -> Tensor:
+    """As `states`, from a forward pass over padded sequences."""
+    width = sequences.response_ids_BT.shape[1]
+    hidden = _body_states(model, _padded_inputs(sequences))
+    return hidden[:, -width - 1 : -1][sequences.response_mask_BT.bool()]
 
 
 def packed_states(model: PreTrainedModel, sequences: Sequences) -> Tensor:
-    """As `hidden_states`, from a forward pass over one row that holds every sequence and no padding."""
+    """As `states`, from a forward pass over one row that holds every sequence and no padding."""
     mask_BL = torch.cat([sequences.prompt_mask_BP.bool(), sequences.response_mask_BT.bool()], dim=1)
     ids_BL = torch.cat([sequences.prompt_ids_BP, sequences.response_ids_BT], dim=1)
     positions_BL = (mask_BL.cumsum(-1) - 1).clamp_min(0)
-    inputs = {"input_ids": ids_BL[mask_BL][None], "position_ids": positions_BL[mask_BL][None]}
-    with full_precision(model):
-        hidden = body_of(model)(**_taken_by(body_of(model), inputs | {"use_cache": False})).last_hidden_state[0]
+    hidden = _body_states(model, {"input_ids": ids_BL[mask_BL][None], "position_ids": positions_BL[mask_BL][None]})[0]
     is_response = torch.zeros_like(mask_BL)
     is_response[:, sequences.prompt_mask_BP.shape[1] :] = sequences.response_mask_BT.bool()
     return hidden[is_response[mask_BL].roll(-1)]  # the state before a token predicts it
 
 
-def hidden_states(model: PreTrainedModel, sequences: Sequences) -> Tensor:
-    """The last hidden states (N, D) that predict the N response tokens, row by row: the body's half of a forward."""
-    width = sequences.response_ids_BT.shape[1]
-    with full_precision(model):
-        hidden = body_of(model)(**_taken_by(body_of(model), _model_inputs(sequences))).last_hidden_state
-    return hidden[:, -width - 1 : -1][sequences.response_mask_BT.bool()]
+def shared_states(model: PreTrainedModel, sequences: Sequences) -> Tensor:
+    """As `states`, from a forward pass over one row that holds each prompt once.
 
-
-def body_of(model: PreTrainedModel) -> torch.nn.Module:
-    """The part of a model that makes its last hidden states; the model itself where it has no output layer."""
-    return getattr(model, "model", model) if model.base_model is model else model.base_model  # Llama 4 names none
-
-
-def logits_of(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
-    """The logits (N, V) of last hidden states: the output layer's half, with any cap or scale the model adds.
-
-    It is the model's own forward with the body set aside, so `hidden_states` then `logits_of` in
-    chunks of rows equals the forward pass, without all rows times V in memory. Not thread-safe.
-    Raises SteerError for a model whose forward goes past its body and its decoder.
+    The model's attention must be exchangeable; whether it then computes the same is tried before a run (`not_shared`).
     """
-    bodies, asked = {body_of(model), model.get_decoder()} - {model}, []  # OPT's forward calls the decoder within
+    row, called = shared_prompts(sequences), []
 
-    def forward(*args: Any, **kwargs: Any) -> _Hidden:
-        asked.append(True)
-        return _Hidden(last_hidden_state=hidden_ND[None])
+    def attend(layer: int, *others: Any) -> Tensor:
+        called.append(layer)
+        return row.attend(layer, *others)
 
-    for body in bodies:
-        body.forward = forward
-    try:
-        with full_precision(model):
-            ids = hidden_ND.new_zeros(1, len(hidden_ND), dtype=torch.long)
-            logits = model(**_taken_by(model, {"input_ids": ids, "use_cache": False})).logits[0]
-    finally:
-        for body in bodies:
-            del body.forward
-    if not asked:
-        raise SteerError(
-            f"model: {type(model).__name__} does not take its logits from the output of its base model; "
-            "use another model, or train with train.probe_sequences=0"
-        )
-    return logits
+    with attending(model, attend):
+        hidden = _body_states(model, {"input_ids": row.ids_1L, "position_ids": row.positions_1L})
+    if not called:
+        raise SteerError(NOT_EXCHANGEABLE)
+    return hidden[0, row.predicts_N]
 
 
-@dataclass
-class _Hidden(BaseModelOutputWithPast):
-    """A body's output that holds hidden states alone; what else a model reads of it is None."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-
-class _Float64(TorchFunctionMode):
-    """Gives float64 where model code asks for float32, as norms, softmaxes and rotary angles do."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is Tensor.float:
-            func = Tensor.double
-        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-        kwargs = {name: torch.float64 if a is torch.float32 else a for name, a in (kwargs or {}).items()}
-        return func(*args, **kwargs)
-
-
-def full_precision(model: PreTrainedModel) -> AbstractContextManager:
-    """For a float64 model, a context without its roundings to float32; for any other, no change."""
-    return _Float64() if model.dtype is torch.float64 else nullcontext()
-
-
-def _model_inputs(sequences: Sequences) -> dict[str, Tensor | bool]:
+def _padded_inputs(sequences: Sequences) -> dict[str, Any]:
     """Ids, mask, and positions that do not count the padding."""
     prompt_mask, response_mask = sequences.prompt_mask_BP, sequences.response_mask_BT
     mask = torch.cat([prompt_mask, response_mask.to(prompt_mask.dtype)], dim=1)
     ids = torch.cat([sequences.prompt_ids_BP, sequences.response_ids_BT], dim=1)
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "position_ids": (mask.cumsum(-1) - 1).clamp_min(0),
-        "use_cache": False,
-    }
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "use_cache": False}
 
 
-def _taken_by(module: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Those of the inputs that a module's forward names; ALiBi models take no positions."""
-    taken = signature(module.forward).parameters
-    return {name: value for name, value in inputs.items() if name in taken}
-
-
-def _labels(sequences: Sequences) -> Tensor:
-    """The response tokens (B, T), IGNORED_LABEL where masked."""
-    return sequences.response_ids_BT.masked_fill(~sequences.response_mask_BT.bool(), IGNORED_LABEL)
+def _body_states(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
+    body = body_of(model)
+    with full_precision(model):
+        return body(**taken_by(body, inputs | {"use_cache": False})).last_hidden_state

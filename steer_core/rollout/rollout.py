@@ -8,11 +8,13 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from steer_core.common.errors import SteerError
 from steer_core.config.sections import SamplingConfig
-from steer_core.policy.score import Sequences
+from steer_core.formulas.token_stats import TokenStats, concatenate
+from steer_core.policy.sequences import Sequences
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,11 @@ class Rollout(Sequences):
     finish_reasons: list[str]
     logprobs_BT: Tensor | None = None
     """What the sampler says it sampled with, ln p, 0 at padding; None where it does not say."""
+    stats: TokenStats | None = None
+    """Statistics (B, T) at every sampled token from the logits that it was sampled from; None where not kept."""
 
     def take(self, rows: Sequence[int]) -> Rollout:
-        """Some of the responses, padding and the sampler's log-probs kept."""
+        """Some of the responses; padding, the sampler's log-probs and statistics are kept."""
         rows = list(rows)
         return Rollout(
             self.prompt_ids_BP[rows],
@@ -39,6 +43,7 @@ class Rollout(Sequences):
             [self.texts[i] for i in rows],
             [self.finish_reasons[i] for i in rows],
             None if self.logprobs_BT is None else self.logprobs_BT[rows],
+            None if self.stats is None else self.stats[rows],
         )
 
     def last_tokens(self) -> list[int]:
@@ -58,7 +63,7 @@ class Rollout(Sequences):
 def join(parts: Sequence[Rollout], pad_token_id: int) -> Rollout:
     """Rollouts behind one another, padded to the widest: prompts on the left, responses on the right.
 
-    The sampler's log-probs are kept where every part has them.
+    The sampler's log-probs and statistics are kept where every part has them.
     """
     width_P, width_T = (
         max(getattr(part, name).shape[1] for part in parts) for name in ("prompt_ids_BP", "response_ids_BT")
@@ -67,9 +72,11 @@ def join(parts: Sequence[Rollout], pad_token_id: int) -> Rollout:
     def padded(name: str, value: int) -> Tensor:
         tensors = [getattr(part, name) for part in parts]
         sides = [(width_P - t.shape[1], 0) if name.endswith("BP") else (0, width_T - t.shape[1]) for t in tensors]
-        pad = torch.nn.functional.pad
         return torch.cat([pad(t, side, value=value) for t, side in zip(tensors, sides, strict=True)])
 
+    stats = [
+        None if part.stats is None else part.stats.map(lambda x: pad(x, (0, width_T - x.shape[1]))) for part in parts
+    ]
     return Rollout(
         padded("prompt_ids_BP", pad_token_id),
         padded("prompt_mask_BP", 0),
@@ -78,6 +85,7 @@ def join(parts: Sequence[Rollout], pad_token_id: int) -> Rollout:
         [text for part in parts for text in part.texts],
         [reason for part in parts for reason in part.finish_reasons],
         None if any(part.logprobs_BT is None for part in parts) else padded("logprobs_BT", 0),
+        concatenate([one for one in stats if one is not None]) if all(stats) else None,
     )
 
 
@@ -107,7 +115,9 @@ def before(text: str, stop: Sequence[str]) -> str:
 
 
 class Sampler(Protocol):
-    """What samples: the trainer and the evaluator know nothing more of it."""
+    """What samples: the trainer and the evaluator know nothing more of it. told: which it is, in words."""
+
+    told: str
 
     def generate(
         self, prompts: list[str], responses: int, sampling: SamplingConfig, seed: int, places: list[int] | None = None

@@ -43,6 +43,7 @@ class VllmSampler:
     trained beside, None for evaluation alone; its weights can then be pushed anew.
     """
 
+    told = "vllm"
     trained: PreTrainedModel | None = None
     """The model that is trained beside."""
 

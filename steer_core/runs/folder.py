@@ -112,8 +112,11 @@ class RunFolder:
             write_atomically(self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         self.written = build(Config, settings)
 
-    def start(self) -> RunFolder:
-        """Make the folder. Raises SteerError where it holds a run or other results already or cannot be written."""
+    def start(self, passes: dict[str, str] | None = None) -> RunFolder:
+        """Make the folder. passes: `Trainer.passes`, for `environment.json`.
+
+        Raises SteerError where it holds a run or other results already or cannot be written.
+        """
         with writing(self.path, "make room, give it write permission or name another folder, and start again"):
             if (self.path / RUN).exists():
                 raise SteerError(
@@ -123,7 +126,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             path = self.config.model.path
             base = {"base_model_sha256": base_digest(path), "base_model_settings_sha256": settings_digests(path)}
-            about = environment() | base | {"paths": absolute_paths(self.config)}
+            about = environment() | base | {"paths": absolute_paths(self.config), "passes": passes or {}}
             write_atomically(self.path / "environment.json", json.dumps(about, indent=2) + "\n")
             write_atomically(self.path / "config.yaml", yaml.safe_dump(to_dict(self.config), sort_keys=False))
         return self

@@ -18,7 +18,8 @@ from steer_core.config.config import Config
 from steer_core.formulas.loss import importance_ratio
 from steer_core.formulas.token_stats import TokenStats, concatenate
 from steer_core.policy.micro_batches import forward_passes
-from steer_core.policy.score import Sequences, score
+from steer_core.policy.score import PLAIN, Scoring, score, tokens_read
+from steer_core.policy.sequences import Sequences
 from steer_core.rollout.rollout import Rollout
 
 
@@ -46,19 +47,26 @@ class MicroBatch:
         return dict(zip(self.rows, self.mask_BT.sum(-1).tolist(), strict=True))
 
 
-def micro_batch_rows(rows: Sequence[int], rollout: Sequences, config: Config, packed: bool = False) -> list[list[int]]:
+def micro_batch_rows(
+    rows: Sequence[int], rollout: Sequences, config: Config, scoring: Scoring = PLAIN
+) -> list[list[int]]:
     """Rows of a rollout in micro-batches, by number of sequences or by number of tokens as configured."""
     settings = config.optimizer
-    return forward_passes(rows, rollout, settings.micro_batch_sequences, settings.micro_batch_tokens, packed)
+    return forward_passes(rows, rollout, settings.micro_batch_sequences, settings.micro_batch_tokens, scoring.packed)
 
 
 @torch.no_grad()
-def score_rollout(model: PreTrainedModel, rollout: Rollout, config: Config, packed: bool = False) -> TokenStats:
-    """Statistics of the policy that sampled, at every response token; (B, T), without meaning at padding."""
+def score_rollout(model: PreTrainedModel, rollout: Rollout, config: Config, scoring: Scoring = PLAIN) -> TokenStats:
+    """Statistics of the policy that sampled, at every response token; (B, T), without meaning at padding.
+
+    Those that the sampler kept (`rollout.old=sampler`), or from scoring passes.
+    """
+    if rollout.stats is not None:
+        return rollout.stats
     width = rollout.response_ids_BT.shape[1]
     parts, order = [], []
-    for rows in micro_batch_rows(range(len(rollout.texts)), rollout, config, packed):
-        stats = score(model, rollout.rows(rows), config.rollout.temperature, packed)
+    for rows in micro_batch_rows(range(len(rollout.texts)), rollout, config, scoring):
+        stats = score(model, rollout.rows(rows), config.rollout.temperature, scoring)
         parts.append(stats.map(lambda x: torch.nn.functional.pad(x, (0, width - x.shape[1]))))
         order += rows
     places = torch.tensor(order).argsort()
@@ -72,7 +80,7 @@ def mini_batches(
     config: Config,
     rollout_index: int = 1,
     places: Sequence[int] | None = None,
-    packed: bool = False,
+    scoring: Scoring = PLAIN,
 ) -> Iterator[list[MicroBatch]]:
     """The mini-batches of a rollout, one an optimiser step, each as a list of micro-batches.
 
@@ -90,7 +98,7 @@ def mini_batches(
     for first in range(0, len(advantages_B), size):
         inside = range(first, min(first + size, len(advantages_B)))
         batch = []
-        for own in micro_batch_rows(inside, rollout, config, packed):
+        for own in micro_batch_rows(inside, rollout, config, scoring):
             sequences = rollout.rows(own)
             width = sequences.response_ids_BT.shape[1]
             part_old = old[own, :width]
@@ -110,14 +118,11 @@ def importance_corrected(advantages_B: Tensor, rollout: Rollout, old: TokenStats
     return advantages_BT * importance_ratio(old.logprob, rollout.sampler_logprobs()).clamp_max(cap)
 
 
-def padding(batches: list[list[MicroBatch]], packed: bool) -> float:
+def padding(batches: list[list[MicroBatch]], scoring: Scoring = PLAIN) -> float:
     """Share of padding among the tokens that the micro-batches' forward passes read, over all ranks."""
-    masks = [
-        torch.cat([part.sequences.prompt_mask_BP.bool(), part.mask_BT], dim=1) for batch in batches for part in batch
-    ]
-    read = ranks.all_reduce_sum(sum(mask.numel() for mask in masks))
-    held = ranks.all_reduce_sum(sum(int(mask.sum()) for mask in masks))
-    return 0.0 if packed else 1 - held / read
+    counts = [tokens_read(part.sequences, scoring.layout) for batch in batches for part in batch]
+    read, held = (ranks.all_reduce_sum(sum(column)) for column in zip(*counts, strict=True))
+    return 1 - held / read
 
 
 def flatten(stats: list[TokenStats], parts: list[MicroBatch]) -> tuple[TokenStats, TokenStats, Tensor]:

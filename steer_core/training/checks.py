@@ -11,15 +11,16 @@ from steer_core.common import ranks
 from steer_core.common.errors import SteerError
 from steer_core.common.seeding import derive_seed
 from steer_core.config.config import Config
-from steer_core.config.sections import OptimizerConfig
 from steer_core.ladder.passes import check_ladder
 from steer_core.policy.model import Policy
 from steer_core.policy.preflight import check_policy, ragged_pair
+from steer_core.policy.score import PLAIN, Scoring
 from steer_core.policy.tokenizer import check_prompt
 from steer_core.problems.task import Problem
-from steer_core.rollout.huggingface import check_memory, check_room
+from steer_core.rollout.local import check_memory, check_room
 from steer_core.rollout.rollout import Sampler
 from steer_core.training.batch import score_rollout
+from steer_core.training.scoring import packs
 
 _PROBE_PROMPTS, _PROBE_TOKENS = 4, 8
 
@@ -39,10 +40,10 @@ def check_ranks(config: Config) -> None:
         )
 
 
-def check_model(policy: Policy, config: Config, packed: bool) -> None:
+def check_model(policy: Policy, config: Config) -> None:
     """Raise SteerError, with the setting that helps, where training as configured does not work on the model."""
     recompute = config.engine.activations == "recompute"
-    check_policy(policy, packed, recompute, sampled=config.rollout.engine == "huggingface")
+    check_policy(policy, packs(policy, config.optimizer), recompute)
     if config.train.probe_sequences and ranks.is_main():
         check_ladder(policy.model, ragged_pair(policy))
 
@@ -71,20 +72,13 @@ def check_room_for_prompts(
     return longest
 
 
-def packs(policy: Policy, config: OptimizerConfig) -> bool:
-    """Whether micro-batches are packed: as asked, or where attention finds the borders of sequences by itself."""
-    if config.micro_batch_tokens is None or config.packing == "none":
-        return False
-    return config.packing == "packed" or "flash" in (policy.model.config._attn_implementation or "")
-
-
 def check_sync(
     model: PreTrainedModel,
     sampler: Sampler,
     problems: Sequence[Problem],
     config: Config,
     rollout_index: int,
-    packed: bool = False,
+    scoring: Scoring = PLAIN,
 ) -> None:
     """Raise SteerError where a sampler with weights of its own and the trainer disagree on log-probs.
 
@@ -97,7 +91,7 @@ def check_sync(
     prompts = [problem.prompt for problem in problems[:_PROBE_PROMPTS]]
     probe = sampler.generate(prompts, 1, sampling, derive_seed(config.train.seed, "push", rollout_index))
     mask = probe.response_mask_BT.bool()
-    own = score_rollout(model, probe, config, packed).logprob[mask]
+    own = score_rollout(model, probe, config, scoring).logprob[mask]
     gap = float((probe.sampler_logprobs()[mask].to(own) - own).abs().max())
     if not gap <= config.rollout.logprob_tolerance:
         tolerance = f"(rollout.logprob_tolerance {config.rollout.logprob_tolerance:g})"

@@ -32,12 +32,13 @@ from steer_core.runs.folder import RunFolder
 from steer_core.runs.tracking import track
 from steer_core.runs.unsaved import MemoryRun
 from steer_core.training.batch import MicroBatch, mini_batches, score_rollout
-from steer_core.training.checks import check_model, check_ranks, check_room_for_prompts, check_sync, packs
+from steer_core.training.checks import check_model, check_ranks, check_room_for_prompts, check_sync
 from steer_core.training.data_order import rollout_problems
 from steer_core.training.kept_responses import first_responses
 from steer_core.training.metrics import Clock, Steps, end_metrics, metrics_of
 from steer_core.training.probe import watched_step
 from steer_core.training.sampling import SampledRollout, divergence_told, note_of_unjudged, sample_rollout
+from steer_core.training.scoring import make_scoring
 from steer_core.training.update import Update
 
 Watcher = Callable[[int, dict[str, float]], None]
@@ -64,9 +65,9 @@ class Trainer:
         self.policy = load_policy(**vars(config.model) | ({"device": "cpu"} if in_parts else {}))
         self.model = self.policy.model
         self.engine = make_engine(self.policy, config)
-        self.packed = packs(self.policy, config.optimizer)
-        check_model(self.policy, config, self.packed)
-        self.update = Update(self.policy, self.engine, config, self.packed)
+        check_model(self.policy, config)
+        self.scoring = make_scoring(self.policy, config)
+        self.update = Update(self.policy, self.engine, config, self.scoring)
         self.task = make_task(config.task, self.policy.tokenizer)
         self.problems = self.task.problems("train", config.task.train_problems)
         self.held_out = self.task.problems(config.evaluation.split, config.evaluation.problems)
@@ -74,6 +75,11 @@ class Trainer:
         self.sampler = make_sampler(self.policy, config, longest)
         self.finished = 0
         self.stop_requested = False
+
+    @property
+    def passes(self) -> dict[str, str]:
+        """How the run samples and scores, in words: what was chosen for this model and machine, and why."""
+        return {"sampling": self.sampler.told, "scoring": self.scoring.told()}
 
     def resume(self, from_step: int | None = None, fall_back: bool = False) -> None:
         """Load the last checkpoint, or that of `from_step`; without any, the run starts at its beginning.
@@ -134,7 +140,7 @@ class Trainer:
         self.sync_weights(n)
         clock.tick()
         self.keep_responses(n, sampled, advantages_B, old, batches, steps)
-        metrics = metrics_of(sampled, advantages_PG, old, batches, steps, self.update.active, self.packed)
+        metrics = metrics_of(sampled, advantages_PG, old, batches, steps, self.update.active, self.scoring)
         if metrics["reward/groups_without_signal"] == 1:
             self.run.log(n, {"note": NO_SIGNAL}, "notes.jsonl")
         metrics |= end_metrics(sampled.rollout, self.policy, self.config.rollout.stop)
@@ -156,13 +162,13 @@ class Trainer:
 
     def score_rollout(self, rollout: Rollout) -> TokenStats:
         """Statistics (B, T) of the current policy at every response token of a rollout, without gradient."""
-        return score_rollout(self.model, rollout, self.config, self.packed)
+        return score_rollout(self.model, rollout, self.config, self.scoring)
 
     def batches(
         self, rollout: Rollout, old: TokenStats, advantages_B: Tensor, n: int = 1, places: Sequence[int] | None = None
     ) -> Iterator[list[MicroBatch]]:
         """The mini-batches of rollout n; see `mini_batches`."""
-        return mini_batches(rollout, old, advantages_B, self.config, n, places, self.packed)
+        return mini_batches(rollout, old, advantages_B, self.config, n, places, self.scoring)
 
     def optimizer_steps(self, batches: list[list[MicroBatch]], n: int) -> Steps:
         """One optimiser step a mini-batch. A probe watches one of them, another one each rollout, on the main rank."""
@@ -177,7 +183,7 @@ class Trainer:
             with watched_step(self.lens_on(batch)) if watched else nullcontext() as watch:
                 norm, log = self.update.step(batch, tokens, n)
             if watch is not None:
-                probed = watch.metrics({form: tokens * log[form] for form in ENTROPY_CHANGE})
+                probed = watch.metrics({form: tokens * log[form] for form in ENTROPY_CHANGE if form in log})
             norms.append(norm)
             logs.append(log)
         return Steps({name: torch.cat([log[name] for log in logs]) for name in logs[0]}, norms, probed)
@@ -186,7 +192,7 @@ class Trainer:
         """The probe: the first sequences of a mini-batch."""
         sequences = batch[0].sequences.rows(slice(0, self.config.train.probe_sequences))
         size = self.config.optimizer.micro_batch_sequences
-        return Lens(self.model, sequences, self.config.rollout.temperature, micro_batch=size)
+        return Lens(self.model, sequences, self.config.rollout.temperature, micro_batch=size, scoring=self.scoring)
 
     def sync_weights(self, n: int) -> None:
         """Let the sampler sample from the weights in training, and check that it does."""
@@ -195,14 +201,14 @@ class Trainer:
 
     def check_sync(self, n: int) -> None:
         """Raise SteerError, naming rollout n, where the sampler's log-probs are not the trainer's."""
-        check_sync(self.model, self.sampler, self.problems, self.config, n, self.packed)
+        check_sync(self.model, self.sampler, self.problems, self.config, n, self.scoring)
 
     def evaluate(self, n: int) -> dict[str, float]:
         """Evaluate the policy on the held-out problems, log it, and return what a chart of it needs."""
         config = self.config
         seed = derive_seed(config.train.seed, "evaluation", n)
         began = time.perf_counter()
-        budget = (config.optimizer.micro_batch_tokens, self.packed)
+        budget = (config.optimizer.micro_batch_tokens, self.scoring)
         with divergence_told(config, n):
             result = evaluate(self.policy, self.sampler, self.task, self.held_out, config.evaluation, seed, *budget)
         row = result.to_dict(config.evaluation.pass_at)
@@ -235,6 +241,6 @@ def train(config: Config, folder: str | Path | None = None, on_rollout: Watcher 
     run = None if folder is None else RunFolder(folder, config)
     trainer = Trainer(config, run)
     if run is not None:
-        ranks.broadcast_from_main(lambda: run.start().path)
+        ranks.broadcast_from_main(lambda: run.start(trainer.passes).path)
     trainer.fit(on_rollout)
     return trainer

@@ -14,21 +14,26 @@ from steer_core.common import ranks
 from steer_core.config.config import Config
 from steer_core.engines.base import TrainingEngine
 from steer_core.formulas.loss import ClipRange, clipped_surrogate, denominator, token_coefficients
-from steer_core.formulas.token_stats import TokenStats
+from steer_core.formulas.token_stats import TokenStats, concatenate
 from steer_core.interventions.base import Intervention, LossTerms, Memory, PlannedStep, Tokens
 from steer_core.ladder.influence import entropy_influence
 from steer_core.ladder.passes import Lens
+from steer_core.policy.head import shared_out
+from steer_core.policy.score import PLAIN, Scoring, score
+from steer_core.policy.sequences import Sequences
 from steer_core.training.batch import MicroBatch, flatten, mean_entropy, spread
 
 
 class ActiveIntervention:
     """A method as a run applies it: the method, its clip range, its memory, and the tokens of all ranks.
 
-    model, engine: what is trained, and what steps; for rules that differentiate.
+    model, engine, scoring: what is trained, what steps, and how passes are made; for rules that differentiate.
     """
 
-    def __init__(self, config: Config, model: PreTrainedModel, engine: TrainingEngine) -> None:
-        self.config, self.model, self.engine = config, model, engine
+    def __init__(
+        self, config: Config, model: PreTrainedModel, engine: TrainingEngine, scoring: Scoring = PLAIN
+    ) -> None:
+        self.config, self.model, self.engine, self.scoring = config, model, engine, scoring
         self.method: Intervention = config.intervention
         algorithm = config.algorithm
         self.clip = self.method.clip_range(ClipRange(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip))
@@ -49,6 +54,38 @@ class ActiveIntervention:
     def end_step(self, stats: list[TokenStats], batch: list[MicroBatch]) -> None:
         """Let a closed loop see the mean entropy that the policy had in an optimiser step, before it."""
         self.memory = self.method.next_memory(self.memory, mean_entropy(stats, batch))
+
+    @property
+    def knows_square_sums(self) -> bool:
+        """Whether the p^2 sums are computed, and with them the exact form."""
+        return self.scoring.head is None or self.scoring.head.sums
+
+    def learnt_rows(self, part: MicroBatch) -> list[int]:
+        """Rows of a micro-batch that can have a gradient, all of them where none or all can.
+
+        The loss of a token of advantage 0 is 0 whatever its weight, so a response without an advantage teaches nothing
+        but by a method that says so (`learns_without_advantage`).
+        """
+        live_B = (part.advantages_BT != 0).any(-1)
+        if self.method.learns_without_advantage or shared_out(self.model) or not live_B.any():
+            live_B = torch.ones_like(live_B)  # ranks that share out weights must make the same passes
+        return live_B.nonzero()[:, 0].tolist()
+
+    def score(self, part: MicroBatch) -> TokenStats:
+        """Statistics (B, T) of the policy at a micro-batch's response tokens, with gradient in `learnt_rows`."""
+        rows, count = self.learnt_rows(part), len(part.mask_BT)
+        others = sorted(set(range(count)) - set(rows))
+        if not torch.is_grad_enabled() or not others:
+            return self._score(part.sequences, part.mask_BT.shape[1])
+        with torch.no_grad():
+            still = self._score(part.sequences.rows(others), part.mask_BT.shape[1])
+        learnt = self._score(part.sequences.rows(rows), part.mask_BT.shape[1])
+        places = torch.tensor([*rows, *others], device=part.mask_BT.device).argsort()
+        return concatenate([learnt, still])[places]
+
+    def _score(self, sequences: Sequences, width: int) -> TokenStats:
+        stats = score(self.model, sequences, self.config.rollout.temperature, self.scoring)
+        return stats.map(lambda x: torch.nn.functional.pad(x, (0, width - x.shape[1])))
 
     def denominator(self, batch: list[MicroBatch]) -> int:
         """What the loss of a mini-batch is divided by, over its micro-batches and all ranks."""
@@ -130,5 +167,8 @@ class _Step:
     def entropy_influence(self) -> Tensor:
         """See `PlannedStep.entropy_influence`."""
         model, temperature = self.active.model, self.active.config.rollout.temperature
-        lenses = [Lens(model, part.sequences, temperature, micro_batch=len(part.mask_BT)) for part in self.parts]
+        lenses = [
+            Lens(model, part.sequences, temperature, micro_batch=len(part.mask_BT), scoring=self.active.scoring)
+            for part in self.parts
+        ]
         return entropy_influence(lenses, self.active.engine.optimizer, len(self.coefficients))

@@ -8,7 +8,8 @@ entropy/...         nats. `entropy/policy` is the Shannon entropy of the policy 
 entropy_change/...  change of the mean entropy over the rollout's response tokens by its optimiser
                     steps, as each single-state form predicts it for plain gradient steps of the same
                     learning rate and (weighted) loss, before gradient clipping and without an
-                    intervention's extra loss term; by quadrant too.
+                    intervention's extra loss term; by quadrant too. `exact` is there with a probe, and where the
+                    method reads it: it needs sums that cost a little.
 quadrant/...        share of response tokens in each quadrant.
 lambda/...          the intervention's token weights: quantiles, mean, share within 1% of 1; and, as
                     `lambda/most_damped/...`, what the token of smallest weight in each step was like
@@ -35,7 +36,8 @@ loss                what the optimiser steps minimise, mean over them; its gradi
 steps/skipped       optimiser steps whose gradients were not finite and that were not taken.
 batch/padding       share of padding in what the forward passes of the updates read.
 rollout/logprob_gap/... |log-prob of the sampler - log-prob of the trainer| over the sampled tokens, in nats: mean,
-                    99.9th percentile, largest; with rollout.engine=vllm.
+                    99.9th percentile, largest; with rollout.engine=vllm, and with rollout.old=sampler, there
+                    over the first optimiser step's tokens.
 time/...            seconds and tokens per second: the only readings that differ between two runs.
                     `time/update_seconds` includes `time/probe_seconds`.
 """
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
 
     from steer_core.interventions.base import LossTerms
     from steer_core.policy.model import Policy
+    from steer_core.policy.score import Scoring
     from steer_core.rollout.rollout import Rollout
     from steer_core.training.loss_terms import ActiveIntervention
     from steer_core.training.sampling import SampledRollout
@@ -113,12 +116,12 @@ def metrics_of(
     batches: list[list[MicroBatch]],
     steps: Steps,
     active: ActiveIntervention,
-    packed: bool,
+    scoring: Scoring,
 ) -> dict[str, float]:
     """Everything that a rollout logs but clock readings, of all ranks, which all make this call.
 
     advantages_PG: of all ranks, (prompts, group). old: statistics (B, T) under the policy that sampled.
-    packed: whether micro-batches go without padding.
+    scoring: how the micro-batches were scored.
     """
     mask_BT, sampler_BT = sampled.rollout.response_mask_BT.bool(), sampled.rollout.logprobs_BT
     # stacked, because the order in which float32 sums round depends on the strides
@@ -129,14 +132,17 @@ def metrics_of(
     return {
         **rollout_metrics(entropy_N, logprob_N, *responses, zero_variance_P),
         "reward/unjudged": float(sampled.unjudged_PG.mean()),
-        **({} if sampler_BT is None else gap_metrics(sampler_BT[mask_BT], logprob_N)),
-        **update_metrics(steps.log, active.clip, list(ENTROPY_CHANGE), active.method.logged_form),
+        **({} if sampler_BT is None else gap_metrics((sampler_BT[mask_BT] - logprob_N).abs())),
+        **({} if sampled.rollout.stats is None else gap_metrics(first_step(steps.log["ratio"], batches).log().abs())),
+        **update_metrics(
+            steps.log, active.clip, [f for f in ENTROPY_CHANGE if f in steps.log], active.method.logged_form
+        ),
         **steps.probed,
         **{f"intervention/{name}": value for name, value in active.memory.items()},
         **({"grad_norm/mean": sum(taken) / len(taken), "grad_norm/max": max(taken)} if taken else {}),
         "steps/skipped": len(steps.norms) - len(taken),
         "loss": reductions.total(steps.log["loss"]) / len(steps.norms),
-        "batch/padding": padding(batches, packed),
+        "batch/padding": padding(batches, scoring),
     }
 
 
@@ -160,7 +166,8 @@ def token_log(
     advantages = torch.cat([part.advantages for part in terms])
     weights = torch.cat([part.weights for part in terms])
     means = [reductions.mean(values) for values in (new.logprob, advantages)] if ranks.world_size() > 1 else None
-    forms: dict[str, EntropyChange] = {**ENTROPY_CHANGE, "covariance": partial(covariance_entropy_change, means=means)}
+    known = {name: form for name, form in ENTROPY_CHANGE.items() if name != "exact" or active.knows_square_sums}
+    forms: dict[str, EntropyChange] = {**known, "covariance": partial(covariance_entropy_change, means=means)}
     changes = {name: estimate(new, old, advantages, active.clip) for name, estimate in forms.items()}
     scale = active.config.optimizer.step_size * share * weights / rollout_tokens
     return {
@@ -228,9 +235,13 @@ def end_metrics(rollout: Rollout, policy: Policy, stop: Sequence[str]) -> dict[s
     }
 
 
-def gap_metrics(sampler_N: Tensor, policy_N: Tensor) -> dict[str, float]:
-    """How far the sampler's log-probs of this rank's sampled tokens lie from the trainer's, in nats; of all ranks."""
-    gap = (sampler_N - policy_N).abs()
+def first_step(values_N: Tensor, batches: list[list[MicroBatch]]) -> Tensor:
+    """Of values at every token of the optimiser steps, those of the first step: of the policy that sampled."""
+    return values_N[: sum(int(part.mask_BT.sum()) for part in batches[0])]
+
+
+def gap_metrics(gap: Tensor) -> dict[str, float]:
+    """How far the sampler's log-probs lie from the trainer's, in nats, over all ranks; gap: of this rank's tokens."""
     tail, largest = reductions.quantiles(gap, GAP_QUANTILES)
     return {
         "rollout/logprob_gap/mean": reductions.mean(gap),

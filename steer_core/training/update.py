@@ -15,7 +15,7 @@ from steer_core.formulas.loss import reduce_loss
 from steer_core.formulas.token_stats import TokenStats
 from steer_core.interventions.base import LossTerms
 from steer_core.policy.model import Policy
-from steer_core.policy.score import score
+from steer_core.policy.score import PLAIN, Scoring, reading
 from steer_core.training.batch import MicroBatch
 from steer_core.training.loss_terms import ActiveIntervention
 from steer_core.training.metrics import token_log
@@ -27,11 +27,11 @@ class Update:
     active: the intervention in force. skipped: steps not taken, in a row, because gradients were not finite.
     """
 
-    def __init__(self, policy: Policy, engine: TrainingEngine, config: Config, packed: bool = False) -> None:
+    def __init__(self, policy: Policy, engine: TrainingEngine, config: Config, scoring: Scoring = PLAIN) -> None:
         self.model, self.engine, self.config = policy.model, engine, config
-        self.packed, self.skipped = packed, 0
+        self.scoring, self.skipped = scoring, 0
         self.token_log = token_log  # a benchmark leaves it out
-        self.active = ActiveIntervention(config, policy.model, engine)
+        self.active = ActiveIntervention(config, policy.model, engine, scoring)
 
     def step(
         self, batch: list[MicroBatch], rollout_tokens: int, rollout_index: int
@@ -48,7 +48,7 @@ class Update:
         losses: list[Tensor] = []
         for part, planned in zip(batch, self.plan(batch, denominator, rollout_index), strict=True):
             # 4. ln p and H at every token, with gradient; lambda from Omega, unless the whole step was planned
-            with self.differentiating():
+            with self.differentiating(part):
                 stats = self.score(part)
             new = stats.detach()
             self.require_finite(new, rollout_index)
@@ -56,7 +56,7 @@ class Update:
             # 5. lambda x clipped surrogate, and its gradient
             loss_BT = active.token_losses(stats, part, terms[-1])
             loss = reduce_loss(loss_BT, part.mask_BT, reduction, denominator)
-            with self.differentiating():
+            with self.differentiating(part):
                 self.engine.backward(loss, last=part is batch[-1])
             new_stats.append(new)
             losses.append(loss_BT.detach()[part.mask_BT])
@@ -78,18 +78,23 @@ class Update:
 
     def score(self, part: MicroBatch) -> TokenStats:
         """Statistics (B, T) of the current policy at a micro-batch's response tokens."""
-        return score(self.model, part.sequences, self.config.rollout.temperature, self.packed)
+        return self.active.score(part)
 
     @contextmanager
-    def differentiating(self) -> Iterator[None]:
+    def differentiating(self, part: MicroBatch) -> Iterator[None]:
         """Forward passes inside keep what a backward pass needs, or, with engine.activations=recompute, little of it.
 
-        Hugging Face models recompute in training mode alone, in which the backward pass must then find them; there is
-        nothing random to switch on (`read_config`), which `check_scores` has made sure of.
+        Hugging Face models recompute in training mode alone, in which the backward pass must then find them, attending
+        as in the forward pass; there is nothing random to switch on (`read_config`), as `check_scores` makes sure.
         """
-        self.model.train(self.config.engine.activations == "recompute")
-        try:
+        if self.config.engine.activations == "keep":
             yield
+            return
+        self.model.train()
+        try:
+            learnt = part.sequences.rows(self.active.learnt_rows(part))
+            with reading(self.model, learnt, self.scoring.layout):
+                yield
         finally:
             self.model.eval()
 
