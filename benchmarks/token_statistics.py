@@ -220,7 +220,9 @@ def main() -> None:
     parser.add_argument("--shape", action="append", help="a name, or NxDxV; may be repeated (default: all)")
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="may be repeated (default: both)")
     parser.add_argument("--repeats", type=at_least(1), default=7, help="rounds of each pass (default %(default)s)")
-    parser.add_argument("--limit", type=float, default=600, help="seconds after which a pass begins no new round")
+    parser.add_argument(
+        "--limit", type=at_least(0, float), default=600, help="seconds after which a pass begins no new round"
+    )
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory, a process for each arm")
     parser.add_argument("--quick", action="store_true", help="small shapes in float32, 3 rounds, no memory")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")

@@ -13,26 +13,25 @@ from dataclasses import fields
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from linear_cases import (
+    COLUMNS,
+    HEADS,
+    ROWS,
+    assert_gradients_close,
+    assert_stats_close,
+    case,
+    gradients,
+    heads,
+    logits_of,
+    reference,
+)
 
 from steer_core.formulas import linear_stats
 from steer_core.formulas.linear_stats import linear_token_stats
-from steer_core.formulas.token_stats import IGNORED_LABEL, TokenStats, token_stats
+from steer_core.formulas.token_stats import IGNORED_LABEL, token_stats
 
 INF = float("inf")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ROWS, COLUMNS = 8, 16
-"""The blocks of logits in these tests: a few of them on a small case, the last ones ragged."""
-HEADS = {
-    "plain": {},
-    "temperature": {"temperature": 0.6},
-    "bias": {"bias": True, "temperature": 1.7},
-    "softcap": {"softcap": 3.0, "temperature": 0.8},
-    "scale": {"scale": 0.25},
-    "all": {"bias": True, "softcap": 5.0, "scale": 1.7, "temperature": 0.7},
-}
-heads = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 
 
 @pytest.fixture(autouse=True)
@@ -46,67 +45,6 @@ def hold_at_once(logits, monkeypatch):
     """Have a Triton program hold so many."""
     if INTERPRETED:
         monkeypatch.setattr("steer_core.formulas.linear_stats_triton.AT_ONCE", logits)
-
-
-def case(rows=11, size=37, width=5, seed=0, dtype=torch.float32, ignored=(), **head):
-    """Arguments of `linear_token_stats` on random tensors; `bias` asks for a random one."""
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(rows, width, generator=generator, dtype=torch.float64)
-    weight = torch.randn(size, width, generator=generator, dtype=torch.float64)
-    bias = torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
-    labels = torch.randint(size, (rows,), generator=generator)
-    labels[list(ignored)] = IGNORED_LABEL
-    if head.pop("bias", False):
-        head["bias_V"] = bias
-    return [hidden.to(dtype), weight.to(dtype), labels], head
-
-
-def logits_of(hidden, weight, bias_V=None, softcap=None, scale=1.0):
-    """The logits before the temperature, in float64."""
-    z = hidden.double() @ weight.double().t()
-    z = scale * (z if bias_V is None else z + bias_V.double())
-    return z if softcap is None else softcap * torch.tanh(z / softcap)
-
-
-def reference(hidden, weight, labels, temperature=1.0, **head):
-    """The definitions, in float64, on all logits at once."""
-    logp = torch.log_softmax(logits_of(hidden, weight, **head) / temperature, -1)
-    p, finite = logp.exp(), logp.clamp_min(-1e300)
-    logprob = logp.gather(-1, labels.clamp_min(0)[:, None])[:, 0]
-    logprob = torch.where(labels == IGNORED_LABEL, 0.0, logprob)
-    return TokenStats(logprob, -(p * finite).sum(-1), (p * p).sum(-1), (p * p * finite).sum(-1))
-
-
-def assert_stats_close(stats, expected, **tolerance):
-    for field in fields(TokenStats):
-        actual, wanted = getattr(stats, field.name), getattr(expected, field.name)
-        torch.testing.assert_close(
-            actual, wanted.to(actual.dtype), msg=lambda m, n=field.name: f"{n}: {m}", **tolerance
-        )
-
-
-def gradients(function, tensors, head, weights=(1.0, 0.7), wanted=("hidden", "weight", "bias_V")):
-    """Gradients of sum_n w_n (weights[0] logprob_n + weights[1] entropy_n), by name; of those that are wanted."""
-    hidden, weight, labels = tensors
-    leaves = {"hidden": hidden, "weight": weight, "bias_V": head.get("bias_V")}
-    leaves = {name: leaf for name, leaf in leaves.items() if leaf is not None}
-    leaves = {name: leaf.detach().clone().requires_grad_(name in wanted) for name, leaf in leaves.items()}
-    rest = {name: value for name, value in head.items() if name != "bias_V"}
-    rest |= {"bias_V": leaves["bias_V"]} if "bias_V" in leaves else {}
-    stats = function(leaves["hidden"], leaves["weight"], labels, **rest)
-    rows = torch.linspace(0.5, 2, len(labels), dtype=stats.logprob.dtype)
-    loss = weights[0] * stats.logprob @ rows
-    (loss + weights[1] * stats.entropy @ rows if weights[1] else loss).backward()
-    return {name: leaf.grad for name, leaf in leaves.items()}
-
-
-def assert_gradients_close(actual, expected, **tolerance):
-    assert actual.keys() == expected.keys()
-    for name, grad in actual.items():
-        assert (grad is None) == (expected[name] is None), name
-        if grad is not None:
-            wanted = expected[name].to(grad.dtype)
-            torch.testing.assert_close(grad, wanted, msg=lambda m, n=name: f"{n}: {m}", **tolerance)
 
 
 @pytest.mark.parametrize("rows", [1, ROWS, 2 * ROWS + 1])
@@ -394,83 +332,6 @@ def test_only_logprob_and_entropy_carry_gradient_and_inputs_are_left_as_they_wer
     assert [getattr(stats, f.name).requires_grad for f in fields(stats)] == [True, True, False, False]
     stats.entropy.sum().backward()
     assert all(torch.equal(x, y) for x, y in zip((*tensors, head["bias_V"]), before, strict=True))
-
-
-class Storages(TorchDispatchMode):
-    """Bytes of every storage that an operation returned, by address."""
-
-    def __init__(self):
-        super().__init__()
-        self.made = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        known = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in known:
-                self.made.append(tensor.untyped_storage().nbytes())
-        return result
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("softcap", [None, 3.0])
-def test_nothing_made_is_larger_than_a_block_or_an_operand_each_way(monkeypatch, dtype, softcap):
-    monkeypatch.setattr(linear_stats, "BLOCKS", {"cpu": (16, 32)})
-    tensors, _ = case(64, 512, width=8, dtype=dtype)
-    hidden, weight = (x.requires_grad_() for x in tensors[:2])
-    block, states, matrix = 4 * 16 * 32, 4 * 64 * 8, 512 * 8 * dtype.itemsize
-    with Storages() as storages:
-        stats = linear_token_stats(hidden, weight, tensors[2], 0.7, softcap=softcap)
-    assert max(storages.made) <= max(block, states)  # of 64 * 512 * 4 bytes of logits
-    with Storages() as storages:
-        (stats.logprob + stats.entropy).sum().backward()
-    assert sorted(size for size in storages.made if size > max(block, states)) == [matrix]  # its gradient
-
-
-def test_memory_kept_for_the_backward_pass_grows_with_rows_alone_unless_logits_are_kept(monkeypatch):
-    monkeypatch.setattr(linear_stats, "BLOCKS", {"cpu": (16, 32)})
-    (hidden, weight, labels), _ = case(64, 512)
-    given = {x.untyped_storage().data_ptr() for x in (hidden, weight, labels)}
-    for keep_logits, most in ((False, 64 * 4 * 8), (True, 64 * 512 * 4 + 64 * 4 * 8)):
-        kept = {}
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, k=kept: k.update({id(t): t}) or t, lambda t: t):
-            linear_token_stats(hidden.requires_grad_(), weight, labels, keep_logits=keep_logits)
-        sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept.values()}
-        assert most // 4 < sum(size for place, size in sizes.items() if place not in given) <= most
-    with Storages() as storages, torch.no_grad():
-        linear_token_stats(hidden, weight, labels, keep_logits=True)
-    assert max(storages.made) < 64 * 512 * 4  # nothing to keep them for
-
-
-@pytest.mark.usefixtures("unchecked_shapes")
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"hidden_ND": torch.zeros(2, 1, 4)}, "hidden: shape"),
-        ({"hidden_ND": torch.zeros(2, 4, dtype=torch.long)}, "hidden: dtype"),
-        ({"weight_VD": torch.zeros(3, 5)}, "weight: shape"),
-        ({"weight_VD": torch.zeros(3)}, "weight: shape"),
-        ({"weight_VD": torch.zeros(0, 4)}, "weight: shape"),
-        ({"weight_VD": torch.zeros(3, 4).double()}, "weight: dtype"),
-        ({"labels_N": torch.tensor([0, 1, 2])}, "labels: shape"),
-        ({"labels_N": torch.tensor([0, 3])}, "labels: a label lies outside"),
-        ({"labels_N": torch.tensor([0, -1])}, "labels: a label lies outside"),
-        ({"labels_N": torch.tensor([-101, IGNORED_LABEL])}, "labels: a label lies outside"),
-        ({"labels_N": torch.zeros(2, dtype=torch.long, device="meta")}, "labels: on meta"),
-        ({"bias_V": torch.zeros(4)}, "bias: shape"),
-        ({"bias_V": torch.zeros(3).double()}, "bias: dtype"),
-        ({"temperature": 0.0}, "temperature"),
-        ({"temperature": math.nan}, "temperature"),
-        ({"temperature": INF}, "temperature"),
-        ({"softcap": 0.0}, "softcap"),
-        ({"softcap": -30.0}, "softcap"),
-        ({"scale": 0.0}, "scale"),
-    ],
-)
-def test_bad_input_raises(changes, message):
-    given = {"hidden_ND": torch.zeros(2, 4), "weight_VD": torch.zeros(3, 4), "labels_N": torch.tensor([0, 1])}
-    with pytest.raises(ValueError, match=message):
-        linear_token_stats(**given | changes)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the run in the interpreter")

@@ -314,8 +314,8 @@ def test_the_native_cache_holds_a_prompt_once_and_every_response_at_full_length(
 def test_a_native_batch_across_groups_holds_the_prompts_that_it_cuts():
     config = configured("rollout.batch_sequences=6", "rollout.responses=4")
     assert planner.sampler_memory(config, SEVEN, Machine())[0]["cache"] == (2 * 24 + 6 * 3072) * 57344
-    few = configured("rollout.prompts=2", "rollout.responses=3", "optimizer.mini_batch_prompts=2")
-    assert planner.sampler_memory(few, SEVEN, Machine())[0]["cache"] == (2 * 24 + 6 * 3072) * 57344
+    few = configured("rollout.prompts=1", "optimizer.mini_batch_prompts=1", "rollout.batch_sequences=5")
+    assert planner.sampler_memory(few, SEVEN, Machine())[0]["cache"] == (24 + 5 * 3072) * 57344
 
 
 def test_native_picks_tokens_from_no_more_logits_at_a_time_than_it_does():

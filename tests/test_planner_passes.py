@@ -39,7 +39,9 @@ FLASH = "model.attention=flash_attention_2"
     [((), "shared"), ((PADDED,), "padded"), (PACKED, "packed"), (("optimizer.micro_batch_tokens=4096",), "shared"),
      (("optimizer.micro_batch_tokens=4096", FLASH), "packed"), ((FLASH,), "shared"),
      (("optimizer.micro_batch_tokens=4096", FLASH, "optimizer.packing=none"), "shared"),
-     (("optimizer.packing=packed",), "shared"), (("optimizer.micro_batch_tokens=4096", PADDED), "padded")],
+     (("optimizer.packing=packed",), "shared"), (("engine.zero_stage=3",), "padded"),
+     (("engine.zero_stage=2",), "shared"), (("engine.zero_stage=3", *PACKED), "packed"),
+     (("optimizer.micro_batch_tokens=4096", PADDED), "padded")],
 )  # fmt: skip
 def test_the_layout_is_the_one_that_a_run_chooses_for_a_plain_transformer(overrides, expected):
     config = configured(*overrides)

@@ -61,12 +61,12 @@ def shared_out(config: Config, ranks: int) -> bool:
 
 
 def layout(config: Config) -> Layout:
-    """How sequences lie in a forward pass, for a model whose attention can be exchanged."""
+    """How sequences lie in a forward pass, where attention can be exchanged; ZeRO-3 shares no prompts."""
     settings = config.optimizer
     finds_borders = settings.packing == "auto" and config.model.attention == "flash_attention_2"
     if settings.micro_batch_tokens is not None and (settings.packing == "packed" or finds_borders):
         return "packed"
-    return "shared" if settings.shared_prompts == "auto" else "padded"
+    return "shared" if settings.shared_prompts == "auto" and not is_zero(config, 3) else "padded"
 
 
 def most_prompts(sequences: int, group: int) -> int:
