@@ -13,8 +13,8 @@ from small import small_trainer
 
 from steer_core.common.errors import SteerError
 from steer_core.policy import head
-from steer_core.policy.micro_batches import split_into, split_rows
-from steer_core.policy.score import PACKED, PLAIN, Scoring, score
+from steer_core.policy.micro_batches import forward_passes, split_groups, split_into, split_rows
+from steer_core.policy.score import PACKED, PLAIN, Scoring, score, tokens_read
 from steer_core.policy.sequences import Sequences
 from steer_core.rollout.huggingface import HuggingFaceSampler
 from steer_core.training.batch import MicroBatch, padding
@@ -42,6 +42,29 @@ def test_every_row_is_in_one_micro_batch_and_none_is_over_its_tokens_but_a_row_a
     assert len(split) == count
     assert all(split)
     assert sorted(row for part in split for row in part) == rows
+
+
+@given(lengths=LENGTHS, tokens=st.integers(1, 200), sizes=st.lists(st.integers(1, 5), min_size=24, max_size=24))
+def test_shared_prompts_count_once_in_a_micro_batch_and_rows_keep_their_order(lengths, tokens, sizes):
+    groups = [group for group, size in enumerate(sizes) for _ in range(size)][: len(lengths)]
+    prompts, responses = (list(values) for values in zip(*lengths, strict=True))
+    prompts = [prompts[groups.index(group)] for group in groups]
+
+    def read(part):
+        return sum(responses[i] for i in part) + sum({groups[i]: prompts[i] for i in part}.values())
+
+    parts = split_groups(list(range(len(lengths))), prompts, responses, groups, tokens)
+    assert [row for part in parts for row in part] == list(range(len(lengths)))
+    assert all(len(part) == 1 or read(part) <= tokens for part in parts)
+    assert all(read([*left, right[0]]) > tokens for left, right in pairwise(parts))
+
+
+def test_by_tokens_responses_to_a_prompt_stay_together_where_it_is_shared_and_are_sorted_elsewhere():
+    part = held([3, 3, 3, 2, 2, 2], [9, 1, 5, 4, 8, 2]).sequences
+    part.prompt_ids_BP[3:] += 1
+    assert forward_passes(range(6), part, 8, 18, "shared") == [[0, 1, 2], [3, 4, 5]]  # 3 + 15 and 2 + 14
+    assert forward_passes(range(6), part, 8, 18, "packed") == [[0], [4, 2], [3, 1, 5]]
+    assert forward_passes(range(6), part, 4, None, "shared") == [[0, 1, 2, 3], [4, 5]]
 
 
 def held(prompts, responses):
@@ -182,9 +205,8 @@ def test_scoring_keeps_to_the_token_budget_and_says_the_same(tmp_path, monkeypat
     asked = []
 
     def spy(model, sequences, temperature, scoring):
-        sizes = sequences.prompt_mask_BP.numel() + sequences.response_mask_BT.numel()
-        held = int(sequences.prompt_mask_BP.sum() + sequences.response_mask_BT.sum())
-        asked.append((held if scoring.packed else sizes, scoring.layout))
+        read, _ = tokens_read(sequences, scoring.layout)
+        asked.append((read, scoring.layout))
         return score(model, sequences, temperature, scoring)
 
     monkeypatch.setattr("steer_core.training.batch.score", spy)

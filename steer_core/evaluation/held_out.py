@@ -70,7 +70,7 @@ def evaluate(
     sums_PK[:, 3] = torch.tensor([x == "length" for x in rollout.finish_reasons]).view(-1, config.samples).sum(-1)
     sums_PK[:, 4] = rollout.response_mask_BT.sum(-1).view(-1, config.samples).sum(-1).cpu()
     with torch.no_grad():
-        for rows in forward_passes(scored, rollout, _SCORED_AT_ONCE, budget, scoring.packed):
+        for rows in forward_passes(scored, rollout, _SCORED_AT_ONCE, budget, scoring.layout):
             part = rollout.rows(rows)
             stats = score(policy.model, part, config.temperature or 1.0, scoring)
             problem = torch.tensor(rows) // config.samples

@@ -2,8 +2,8 @@
 
 A run finds the layout with the model in its hands (`training/scoring.py`). Here it is the one found for a plain
 transformer. L: tokens that pass the layers, B: responses, P and T: tokens of the longest prompt and response, N:
-response tokens, each a row of logits, V: vocabulary, D: hidden size, a and k: features of all queries and of all keys
-of a token, e: bytes of a number in model.dtype, w: of one in float32, or in float64 where the model is.
+response tokens, each a row of logits, V: vocabulary, D: hidden size, a: features of all queries of a token, e: bytes
+of a number in model.dtype, w: of one in float32, or in float64 where the model is.
 """
 
 from __future__ import annotations
@@ -83,9 +83,8 @@ def prompts_read(prompts: int, group: int, size: int) -> int:
 def micro_batch(config: Config, shape: Shape) -> MicroBatch:
     """The largest forward pass of training: full of sequences of full length.
 
-    Shared, a prompt is read once, and the last token of a response, which predicts nothing, is not. By tokens, the
-    budget counts a prompt for each response, and sequences are sorted by length, so that each may belong to another
-    prompt. Prompts may then be short, and nearly all tokens rows of logits.
+    Shared, a prompt is read once, and the last token of a response, which predicts nothing, is not. By tokens, prompts
+    may be short, and nearly all tokens rows of logits.
     """
     settings, group, shared = config.optimizer, config.rollout.responses, layout(config) == "shared"
     longest, response = longest_sequence(config, shape), longest_response(config, shape)
@@ -100,7 +99,11 @@ def micro_batch(config: Config, shape: Shape) -> MicroBatch:
         return MicroBatch(read(prompts, sequences), sequences, prompts, sequences * response)
     budget = max(settings.micro_batch_tokens, longest)
     sequences = min(budget // longest, most)
-    prompts = min(sequences, settings.mini_batch_prompts) if shared else sequences
+    if shared:  # whole groups, and what fits of one more
+        prompt = longest - response
+        groups, left = divmod(budget, prompt + group * response)
+        sequences = min(groups * group + max((left - prompt) // response, 0), most)
+    prompts = min(most_prompts(sequences, group), settings.mini_batch_prompts) if shared else sequences
     tokens = min(budget, read(settings.mini_batch_prompts, most))
     return MicroBatch(tokens, sequences, prompts, min(budget, most * response))
 
@@ -110,8 +113,8 @@ def layer_bytes(config: Config, shape: Shape, batch: MicroBatch) -> int:
 
     Of a token: two norms, each its input in float32, the normalised and the scaled vector, 2 D (max(4, e) + 2 e); the
     gated MLP, 4 e i; a float32 a head. Attention: queries, keys and values repeated to all heads, and the result, 4 e
-    a. Shared: queries, result and the result in the row's order, 3 e a; keys and values, 2 e k, and once more for
-    every response those of its prompt and its own, 2 e k B (P + T - 1).
+    a. Shared: queries, result and the result in the row's order, 3 e a; keys and values repeated to all heads, 2 e a,
+    and once more for every response those of its prompt and its own, 2 e a B (P + T - 1).
     """
     size = BYTES[config.model.dtype]
     norms = 2 * shape.hidden * (max(4, size) + 2 * size)
@@ -119,8 +122,7 @@ def layer_bytes(config: Config, shape: Shape, batch: MicroBatch) -> int:
     if layout(config) != "shared":
         return batch.tokens * (token + 4 * size * shape.query_width)
     seen = batch.sequences * (longest_sequence(config, shape) - 1)
-    attention = 3 * shape.query_width * batch.tokens + 2 * shape.kv_width * (batch.tokens + seen)
-    return batch.tokens * token + size * attention
+    return batch.tokens * token + size * shape.query_width * (5 * batch.tokens + 2 * seen)
 
 
 def mask_pairs(config: Config, shape: Shape, batch: MicroBatch) -> float:

@@ -161,17 +161,15 @@ def flops(machine: Machine) -> float:
 def prompts_of_passes(config: Config, shape: Shape, machine: Machine, prompts: int) -> float:
     """How often prompts are read in the forward passes over the sequences of some prompts on one GPU.
 
-    Once for every response, unless they are shared; then once in each pass that has one of their responses. Passes by
-    tokens hold sequences sorted by length, as though dealt at random: of n passes a prompt with G responses is in
-    n (1 - (1 - 1 / n)^G).
+    Once for every response, unless they are shared; then once in each pass that has one of their responses. A pass by
+    tokens begins within a group but for one time in G.
     """
     group, settings = config.rollout.responses, config.optimizer
     if layout(config) != "shared":
         return prompts * group
     if settings.micro_batch_tokens is None:
         return prompts_read(prompts, group, settings.micro_batch_sequences)
-    count = micro_batches(config, machine, shape, prompts)
-    return prompts * count * (1 - (1 - 1 / count) ** group)
+    return prompts + (micro_batches(config, machine, shape, prompts) - 1) * (1 - 1 / group)
 
 
 def pass_time(config: Config, shape: Shape, machine: Machine, prompts: int, layers: float, head: float) -> float:

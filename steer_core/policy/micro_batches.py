@@ -5,24 +5,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from steer_core.common import ranks
-from steer_core.policy.sequences import Sequences
+from steer_core.policy.score import Layout
+from steer_core.policy.sequences import Sequences, prompt_groups
 
 
 def forward_passes(
-    rows: Sequence[int], sequences: Sequences, size: int, tokens: int | None, packed: bool
+    rows: Sequence[int], sequences: Sequences, size: int, tokens: int | None, layout: Layout
 ) -> list[list[int]]:
     """Rows in forward passes of `size` sequences or, where `tokens` is given, of at most so many tokens.
 
-    By tokens, sequences are sorted by length, and every rank makes as many passes as the others.
+    By tokens, sequences are sorted by length, but where prompts are shared: there, responses to one prompt stay
+    together. Every rank makes as many passes as the others.
     """
     rows = list(rows)
     if tokens is None:
         return [rows[start : start + size] for start in range(0, len(rows), size)]
     masks = (sequences.prompt_mask_BP, sequences.response_mask_BT)
     prompts, responses = (mask.sum(-1).tolist() for mask in masks)
-    parts = split_rows(rows, prompts, responses, tokens, packed)
-    parts = split_into(parts, ranks.all_reduce_max(len(parts), sequences.response_ids_BT.device))
-    return [sorted(part) for part in parts]  # so that responses to one prompt stay neighbours
+    if layout == "shared":
+        groups = prompt_groups(sequences.prompt_ids_BP, sequences.prompt_mask_BP).tolist()
+        parts = split_groups(rows, prompts, responses, groups, tokens)
+    else:
+        parts = split_rows(rows, prompts, responses, tokens, layout == "packed")
+    return split_into(parts, ranks.all_reduce_max(len(parts), sequences.response_ids_BT.device))
+
+
+def split_groups(
+    rows: list[int], prompts: list[int], responses: list[int], groups: list[int], tokens: int
+) -> list[list[int]]:
+    """Rows in micro-batches of at most `tokens` tokens, in their order, where a prompt counts once in each.
+
+    prompts, responses: tokens of every row of the rollout; groups: which prompt it has, neighbours the same. A row that
+    is longer than `tokens` goes alone.
+    """
+    parts: list[list[int]] = []
+    held = 0
+    for row in rows:
+        known = bool(parts) and groups[parts[-1][-1]] == groups[row]
+        more = responses[row] + (0 if known else prompts[row])
+        if parts and held + more <= tokens:
+            parts[-1].append(row)
+            held += more
+        else:
+            parts.append([row])
+            held = prompts[row] + responses[row]
+    return parts
 
 
 def split_rows(rows: list[int], prompts: list[int], responses: list[int], tokens: int, packed: bool) -> list[list[int]]:

@@ -52,11 +52,6 @@ class Scoring:
         logits = "" if self.head is None else f"; {self.head.told()}"
         return f"{rows}{f' ({self.reason})' if self.reason else ''}{logits}"
 
-    @property
-    def packed(self) -> bool:
-        """Whether sequences go without padding."""
-        return self.layout != "padded"
-
 
 PLAIN = Scoring()
 """Padded rows, logits by the model's own forward."""

@@ -87,15 +87,12 @@ class SharedPrompts:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Attention (`attention.Attend`): a prompt sees itself, a response its prompt and itself."""
-        grouped = query.shape[1] != key.shape[1]
+        times = query.shape[1] // key.shape[1]  # kernels for a mask take no groups of queries that share keys
+        key, value = (x.repeat_interleave(times, 1) if times > 1 else x for x in (key, value))
         (p_query, query), (p_key, key), (p_value, value) = (self._split(x) for x in (query, key, value))
-        of_prompts = scaled_dot_product_attention(
-            p_query, p_key, p_value, is_causal=True, scale=scaling, enable_gqa=grouped
-        )
+        of_prompts = scaled_dot_product_attention(p_query, p_key, p_value, is_causal=True, scale=scaling)
         key, value = (torch.cat([p[self.group_B], own], 2) for p, own in ((p_key, key), (p_value, value)))
-        of_responses = scaled_dot_product_attention(
-            query, key, value, self._mask_B1TK, scale=scaling, enable_gqa=grouped
-        )
+        of_responses = scaled_dot_product_attention(query, key, value, self._mask_B1TK, scale=scaling)
         parts = [x.transpose(0, 1).flatten(1, 2) for x in (of_prompts, of_responses)]
         return torch.cat(parts, 1)[:, self._back_L][None]
 

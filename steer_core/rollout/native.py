@@ -142,8 +142,8 @@ class _Cache:
     def _attend_in_prompts(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         at = torch.arange(query.shape[2], device=query.device)
         sees = (at[:, None] >= at) & self.prompt_mask_RP[:, None, None, :] | (at[:, None] == at)  # no query sees none
-        attend = torch.nn.functional.scaled_dot_product_attention
-        return attend(query, key, value, sees, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
+        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, sees, scale=scaling)
 
     def _attend_next(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         rows, heads, used = len(query), key.shape[1], self.length + 1

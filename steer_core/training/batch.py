@@ -52,7 +52,7 @@ def micro_batch_rows(
 ) -> list[list[int]]:
     """Rows of a rollout in micro-batches, by number of sequences or by number of tokens as configured."""
     settings = config.optimizer
-    return forward_passes(rows, rollout, settings.micro_batch_sequences, settings.micro_batch_tokens, scoring.packed)
+    return forward_passes(rows, rollout, settings.micro_batch_sequences, settings.micro_batch_tokens, scoring.layout)
 
 
 @torch.no_grad()
