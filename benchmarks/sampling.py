@@ -2,10 +2,12 @@
 
     OMP_NUM_THREADS=1 python benchmarks/sampling.py --out benchmarks/results/sampling.json
 
-Engines: `native` (this package's own decoding), `huggingface` (`generate`) and `vllm` (in this process, as the package
-sets it for training beside it; on a CPU eager). Batches: 8, 64 and 512 sequences in groups of 8. Models: the embedded
-one, whose responses end by themselves; a random Qwen2 of 28M parameters; one of Qwen2.5-0.5B's shape, at 8 sequences
-alone on a CPU. Random models hardly ever end a response, so theirs have full length. In every cell the engines take
+Engines: `native` (this package's own decoding), `huggingface` (`generate`), what else transformers offers (`static`:
+`generate` with a cache that is allocated once, not compiled; `continuous`: its continuous batching, on the embedded
+model alone) and `vllm` (in this process, as the package sets it for training beside it; on a CPU eager). Batches: 8, 64
+and 512 sequences in groups of 8. Models: the embedded one, whose responses end by themselves; a random Qwen2 of 28M
+parameters; one of Qwen2.5-0.5B's shape, at 8 sequences alone on a CPU. Random models hardly ever end a response, so
+theirs have full length. In every cell the engines take
 turns, in another order each round, after one group each that is not counted; a cell that takes long gets fewer rounds,
 two at least. Each model runs in a process of its own. An engine that is missing, or that refuses a model, is a row with
 the reason. One thread on a CPU. About 8 minutes there; with --quick, which leaves out the largest cells, about 2.
@@ -19,20 +21,25 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from measure import about, in_own_process, interval, rounds, show, spread
 from training import make_model
+from transformers import GenerationConfig
 
 from steer_core import SteerError, load_config, load_policy, make_sampler
 from steer_core.cli.ending import end
 from steer_core.cli.shared import at_least
 from steer_core.common.environment import gpu_name
+from steer_core.config.sections import SamplingConfig
 from steer_core.planner.shapes import Shape, shape_of
+from steer_core.rollout.huggingface import HuggingFaceSampler
 
-ENGINES = ("native", "huggingface", "vllm")
+ENGINES = ("native", "huggingface", "static", "continuous", "vllm")
+OF_TRANSFORMERS = ("huggingface", "static", "continuous")
 GROUP = 8
 BATCHES = (8, 64, 512)
 LIMIT = 30.0
@@ -59,6 +66,29 @@ MODELS = {
 }
 
 
+class StaticCache(HuggingFaceSampler):
+    """`generate` with a cache that is allocated once."""
+
+    def settings(self, sampling: SamplingConfig) -> GenerationConfig:
+        """What `generate` is told."""
+        told = super().settings(sampling)
+        told.cache_implementation, told.disable_compile = "static", True
+        return told
+
+
+class ContinuousBatching(HuggingFaceSampler):
+    """The continuous batching of transformers: responses join and leave the batch one by one."""
+
+    def generate(self, prompts: list[str], responses: int, sampling: SamplingConfig, seed: int) -> SimpleNamespace:
+        """Responses, of which only the number of tokens is told."""
+        torch.manual_seed(seed)
+        encoded = self.policy.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        asked, told = [ids for ids in encoded for _ in range(responses)], self.settings(sampling)
+        found = self.policy.model.generate_batch(inputs=asked, generation_config=told, progress_bar=False)
+        tokens = sum(len(answer.generated_tokens) for answer in found.values())
+        return SimpleNamespace(response_mask_BT=torch.ones(tokens))
+
+
 def samplers(args: argparse.Namespace, folder: str, longest: int) -> tuple[dict, dict[str, str]]:
     """(sampler and its settings by engine, reason by engine that is not there)."""
     found, missing, policy = {}, {}, None
@@ -71,14 +101,22 @@ def samplers(args: argparse.Namespace, folder: str, longest: int) -> tuple[dict,
                     f"model.device={args.device}",
                     f"model.dtype={args.dtype}",
                     *(["engine.name=deepspeed"] if args.dtype == "bfloat16" else []),  # as bfloat16 is trained
-                    f"rollout.engine={engine}",
-                    *(["rollout.draws=batch"] if engine == "huggingface" else []),  # its own way to draw
+                    f"rollout.engine={'huggingface' if engine in OF_TRANSFORMERS else engine}",
+                    *(["rollout.draws=batch"] if engine in OF_TRANSFORMERS else []),  # its own way to draw
                     f"rollout.max_new_tokens={args.tokens or MODELS[args.model].tokens}",
                     "evaluation.max_new_tokens=8",
                 ],
             )
             policy = policy or load_policy(**vars(config.model))
-            found[engine] = make_sampler(policy, config, longest), config.rollout
+            sampler = make_sampler(policy, config, longest)
+            if engine == "static":
+                sampler = StaticCache(policy)
+            if engine == "continuous":
+                if args.model != "embedded" or args.device != "cpu":
+                    missing[engine] = "on the embedded model and a CPU alone"
+                    continue
+                sampler = ContinuousBatching(policy)
+            found[engine] = sampler, config.rollout
         except SteerError as error:
             missing[engine] = str(error)
     return found, missing

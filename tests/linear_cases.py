@@ -4,8 +4,6 @@ from dataclasses import fields
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from steer_core.formulas.token_stats import IGNORED_LABEL, TokenStats
 
@@ -81,19 +79,3 @@ def assert_gradients_close(actual, expected, **tolerance):
         if grad is not None:
             wanted = expected[name].to(grad.dtype)
             torch.testing.assert_close(grad, wanted, msg=lambda m, n=name: f"{n}: {m}", **tolerance)
-
-
-class Storages(TorchDispatchMode):
-    """Bytes of every storage that an operation returned, by address."""
-
-    def __init__(self):
-        super().__init__()
-        self.made = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        known = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in known:
-                self.made.append(tensor.untyped_storage().nbytes())
-        return result

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from linear_cases import COLUMNS, ROWS, Storages, case
+from linear_cases import COLUMNS, ROWS, case
+from storages import Storages
 
 from steer_core.formulas import linear_stats
 from steer_core.formulas.linear_stats import linear_token_stats

@@ -7,8 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from storages import Storages
 
 from steer_core.formulas.token_stats import IGNORED_LABEL, TokenStats, entropy, token_stats
 
@@ -260,22 +259,6 @@ def test_logits_are_left_as_they_were():
     gradient(token_stats, logits, labels, torch.ones(4, 2), temperature=0.5)
     token_stats(logits, labels, temperature=0.5)
     assert torch.equal(logits, before)
-
-
-class Storages(TorchDispatchMode):
-    """Bytes of every storage that an operation returned, by address."""
-
-    def __init__(self):
-        super().__init__()
-        self.made = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        known = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in known:
-                self.made.append(tensor.untyped_storage().nbytes())
-        return result
 
 
 def test_forward_makes_and_keeps_no_second_copy_of_the_logits():

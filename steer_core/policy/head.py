@@ -33,7 +33,7 @@ _ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9}
 
 
 @dataclass(frozen=True)
-class Head:
+class OutputLayer:
     """An output layer: logits = scale (W h + bias), then softcap tanh(logits / softcap) where there is a cap."""
 
     layer: torch.nn.Linear
@@ -65,7 +65,7 @@ class HeadSettings:
     exist at a time. sums: whether the p^2 sums are wanted; a head that is read leaves them NaN where not.
     """
 
-    head: Head | None
+    head: OutputLayer | None
     reason: str
     most: int
     sums: bool = True
@@ -78,7 +78,7 @@ class HeadSettings:
         return f"up to {mib} kept for the backward pass, more of them made tile by tile, twice"
 
 
-def read_head(model: PreTrainedModel) -> Head | str:
+def read_head(model: PreTrainedModel) -> OutputLayer | str:
     """A model's output layer, or in words why it cannot be read.
 
     What a configuration says of caps and scales is tried: on random states, the logits must be the model's own.
@@ -89,7 +89,7 @@ def read_head(model: PreTrainedModel) -> Head | str:
     if type(layer) is not torch.nn.Linear:
         return f"the output layer is a {type(layer).__name__}"
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-    head = Head(layer, getattr(config, "final_logit_softcapping", None), scale)
+    head = OutputLayer(layer, getattr(config, "final_logit_softcapping", None), scale)
     source = torch.Generator().manual_seed(0)
     hidden = torch.randn(_PROBED_ROWS, layer.in_features, generator=source).to(layer.weight)
     with torch.no_grad(), full_precision(model):

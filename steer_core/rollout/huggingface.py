@@ -35,12 +35,16 @@ class HuggingFaceSampler(LocalSampler):
         self.told = f"huggingface{f' ({reason})' if reason else ''}"
         self.draws_by_prompt, self.lockstep = draws == "prompt", lockstep
 
+    def settings(self, sampling: SamplingConfig) -> GenerationConfig:
+        """What `generate` is told."""
+        return generation_settings(self.policy, sampling)
+
     def decode(
         self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor, draws_BT: Tensor | None, sampling: SamplingConfig
     ) -> Decoded:
         """See `LocalSampler.decode`."""
         tokenizer, width, longest = self.policy.tokenizer, prompt_ids_BP.shape[1], sampling.max_new_tokens
-        settings = generation_settings(self.policy, sampling)
+        settings = self.settings(sampling)
         if draws_BT is not None:
             settings.do_sample, settings.temperature, settings.top_p, settings.top_k = False, None, None, None
         ids_BT = torch.full((len(prompt_ids_BP), longest), tokenizer.pad_token_id, device=prompt_ids_BP.device)

@@ -7,7 +7,7 @@ import torch
 from steer_core.common.errors import SteerError, one_line
 from steer_core.config.config import Config
 from steer_core.config.sections import OptimizerConfig
-from steer_core.policy.head import Head, HeadSettings, in_parts, logits_at_once, read_head, stats_at
+from steer_core.policy.head import HeadSettings, OutputLayer, in_parts, logits_at_once, read_head, stats_at
 from steer_core.policy.model import Policy
 from steer_core.policy.preflight import log_prob_gap, ragged_pair
 from steer_core.policy.score import Layout, Scoring, hidden_states, shared_states
@@ -20,7 +20,7 @@ def make_scoring(policy: Policy, config: Config) -> Scoring:
     Prompts are shared where the model computes the same with them; every rank tries the same passes.
     """
     model, found = policy.model, read_head(policy.model)
-    head = found if isinstance(found, Head) else None
+    head = found if isinstance(found, OutputLayer) else None
     sums = config.train.probe_sequences > 0 or config.with_method().intervention.reads_square_sums
     unread = found if isinstance(found, str) else ""
     settings = HeadSettings(head, unread, logits_at_once(model, config.engine.logits_mib), sums)
