@@ -42,6 +42,8 @@ SAVINGS = (
 """Settings that switch a saving off, or to its other way."""
 WITH = {"huggingface": ["rollout.draws=batch"]}
 """What goes with a value: `generate` draws its own way."""
+DIFFERENTIATED, NONE = f"{OURS}, every response differentiated", f"{OURS}, all of them off"
+"""Arms in which responses without an advantage are part of the backward pass too; in the second every saving is off."""
 OFF = ("rollout.engine=huggingface", "optimizer.shared_prompts=none", "rollout.old=score")
 PARTS = ("sampling", "scoring", "update", "rest")
 VERL = (
@@ -78,17 +80,20 @@ def arms_of(args: argparse.Namespace) -> tuple[dict[str, list[str]], dict[str, s
             left_out[arm] = f"not in this version ({str(error).split(';')[0]})"
         else:
             arms[arm] = settings
+    arms[DIFFERENTIATED] = plain
     off = [word for word in OFF if f"{OURS}, {word}" in arms]
     if len(off) > 1:
-        arms[f"{OURS}, all of them off"] = [*plain, *off, *WITH["huggingface"]]
+        arms[NONE] = [*plain, *off, *WITH["huggingface"]]
     return arms, left_out
 
 
 class Our:
     """One of our arms: a trainer, and what each of its rollouts took."""
 
-    def __init__(self, settings: list[str]) -> None:
+    def __init__(self, settings: list[str], everything: bool = False) -> None:
         self.trainer, self.rows = Trainer(load_config(None, settings)), []
+        if everything:
+            self.trainer.update.active.learnt_rows = lambda part: list(range(len(part.mask_BT)))
         self.trainer.sync_weights(0)
 
     def rollout(self) -> None:
@@ -243,7 +248,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
     args = parser.parse_args()
     settings, left_out = arms_of(args)
-    arms = {arm: Our(words) for arm, words in settings.items()}
+    arms = {arm: Our(words, arm in (DIFFERENTIATED, NONE)) for arm, words in settings.items()}
     config, order = arms[OURS].trainer.config, random.Random(0)
 
     def between() -> None:
