@@ -321,5 +321,5 @@ def test_ranks_that_do_not_divide_the_prompts_are_refused(tmp_path, monkeypatch)
         small_trainer(tmp_path / "run", *COMMON)
     monkeypatch.setattr("steer_core.common.ranks.world_size", lambda: 2)
     with pytest.raises(SteerError, match=r"rollout.draws: batch .*set rollout.draws=prompt"):
-        small_trainer(tmp_path / "other")
+        small_trainer(tmp_path / "other", "rollout.engine=huggingface", "rollout.draws=batch")
     assert "WORLD_SIZE" not in os.environ

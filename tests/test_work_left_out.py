@@ -54,7 +54,14 @@ def test_no_method_steps_or_logs_otherwise_for_it(tmp_path, monkeypatch, method)
 
 @pytest.mark.parametrize(
     ("method", "learns"),
-    [("none", False), ("steer", False), ("influence", False), ("entropy-loss", True), ("entropy-advantage", True)],
+    [
+        ("none", False),
+        ("steer", False),
+        ("influence", False),
+        ("entropy-advantage", False),
+        ("entropy-loss", True),
+        ("kl-cov", True),
+    ],
 )
 def test_rows_without_an_advantage_have_a_gradient_only_where_the_method_gives_them_one(tmp_path, method, learns):
     trainer = small_trainer(tmp_path, f"intervention.name={method}")

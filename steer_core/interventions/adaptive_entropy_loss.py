@@ -28,6 +28,11 @@ class AdaptiveEntropyLoss(Intervention):
     maximum: float = Field(default=0.005, ge=0)
     """The coefficient stays within 0 and this."""
 
+    @property
+    def learns_without_advantage(self) -> bool:
+        """Every token has the term, while it acts."""
+        return self.maximum > 0 and self.target > 0
+
     def extra_loss(self, stats: TokenStats, old: TokenStats) -> Tensor:
         """-H."""
         return -stats.entropy

@@ -83,6 +83,11 @@ class KLCov(Intervention):
         """None."""
         return ClipRange(low=1.0, high=float("inf"), dual=None)
 
+    @property
+    def learns_without_advantage(self) -> bool:
+        """The penalty looks at covariance, which a token without an advantage may have."""
+        return self.share > 0 and self.coefficient > 0
+
     def extra_loss(self, stats: TokenStats, old: TokenStats) -> Tensor:
         """|ln p - ln p_old|."""
         return log_ratio(stats.logprob, old.logprob).abs()

@@ -38,6 +38,11 @@ class EntroPIC(Intervention):
         """The error is that of the step's mean entropy."""
         return "step"
 
+    @property
+    def learns_without_advantage(self) -> bool:
+        """The term's factor has |A| in it."""
+        return False
+
     def extra_loss(self, stats: TokenStats, old: TokenStats) -> Tensor:
         """-r, unclipped."""
         return -importance_ratio(stats.logprob, old.logprob)

@@ -21,6 +21,11 @@ class EntropyAdvantage(Intervention):
     kappa: float = Field(default=2.0, gt=1)
     """The bonus is at most |A| / kappa, so that it never turns the sign of A."""
 
+    @property
+    def learns_without_advantage(self) -> bool:
+        """The bonus is at most |A| / kappa, so it is 0 where A is."""
+        return False
+
     def advantages(self, tokens: Tokens) -> Tensor:
         """The advantages with their bonus."""
         bonus = torch.minimum(self.alpha * tokens.new.entropy, tokens.advantages.abs() / self.kappa)

@@ -20,6 +20,11 @@ class EntropyLoss(Intervention):
     coefficient: float = Field(default=0.001, ge=0)
     """Of the entropy in the loss."""
 
+    @property
+    def learns_without_advantage(self) -> bool:
+        """Every token has the term."""
+        return self.coefficient > 0
+
     def extra_loss(self, stats: TokenStats, old: TokenStats) -> Tensor:
         """-H."""
         return -stats.entropy
