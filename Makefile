@@ -73,10 +73,10 @@ notebooks: .venv/dev.stamp ## open the notebooks in JupyterLab
 bench: export OMP_NUM_THREADS := 1
 bench: .venv/engines.stamp ## time all of it on one core, against TRL too, with a page of tables: about 10 minutes (BENCH=another folder than benchmarks/results)
 	@$(call timed,token_statistics --quick)
-	@$(call timed,throughput --repeats 3)
-	@$(call timed,loop --rounds 3)
-	@$(call timed,sampling --quick)
-	@$(call timed,growth --rounds 3)
+	@$(call timed,throughput --repeats 2)
+	@$(call timed,loop --rounds 2)
+	@$(call timed,sampling --quick --rounds 3)
+	@$(call timed,growth --rounds 2)
 	@$(BIN)/python benchmarks/tables.py --results $(BENCH)
 
 gpu: .venv/engines.stamp ## on a CUDA machine: the GPU's checks, then everything that is timed on one, into benchmarks/results/cuda
