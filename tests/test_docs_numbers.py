@@ -207,6 +207,27 @@ def test_the_figures_of_speed_are_those_of_the_benchmark():
     assert f"{memory['grpo']} and {memory['steer']} MiB" in text
 
 
+def test_the_loops_and_the_statistics_figures_of_speed_are_those_of_the_benchmarks():
+    text = page("speed.md")
+    arms = read("benchmarks/results/loop.json")["arms"]
+    for arm, row in arms.items():
+        faster = row.get("times_as_fast_as_trl")
+        told = "1" if faster is None else interval({**faster, "mean": faster["median"]}, digits=2)
+        assert f"| {row['seconds_a_rollout']['median']:.2f} | {told} |" in text, arm
+    for name, shape in (("token_statistics_qwen2.5-0.5b", "qwen2.5-0.5b"), ("token_statistics", "embedded")):
+        for arm, row in read(f"benchmarks/results/{name}.json")["shapes"][shape]["float32"].items():
+            if "not_run" not in row and arm != "product":
+                values, step = (row[part]["over_product"]["median"] for part in ("forward", "step"))
+                assert f"| {values:.2f} | {step:.2f} |" in text, arm
+    for model, found in read("benchmarks/results/sampling.json")["models"].items():
+        for batch, cell in found["batches"].items():
+            speeds = cell["tokens_a_second"]
+            assert (
+                f"| {model}, {batch} | {speeds['native']['median']:,.0f} | {speeds['huggingface']['median']:,.0f} |"
+                in text
+            )
+
+
 def test_the_costs_told_are_those_of_the_benchmarks():
     ladder = read("benchmarks/results/ladder_cpu.json")["time over a training step"]
     assert f"in {ladder['first order']['median']:.1f} times the time of a training step" in page("estimators.md")

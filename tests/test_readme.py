@@ -59,7 +59,8 @@ def shortened(words: list[str]) -> list[str]:
         if words[1] == "compare":
             return [*words[:2], "--seeds", "0", *words[2:], *SMALL, "train.rollouts=2"]
         slower = "optimizer.learning_rate=1e-4"  # so that an estimate still finds right responses
-        return [*words[:at], *SMALL, slower, *words[at:], "--no-report"]  # of which `steer report` has a line of its own
+        # `steer report` has a line of its own
+        return [*words[:at], *SMALL, slower, *words[at:], "--no-report"]
     if words[1] == "estimate":  # enough groups for some with differing rewards
         return [*words, "rollout.prompts=16", "rollout.responses=8", "optimizer.mini_batch_prompts=8"]
     if "--benchmarks" in words:
