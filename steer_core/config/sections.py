@@ -220,8 +220,8 @@ class OptimizerConfig:
     """With micro_batch_tokens: `packed` puts sequences behind one another without padding; `auto` does so where the
     attention implementation reads their borders without a mask (flash attention)."""
     shared_prompts: Literal["auto", "none"] = "auto"
-    """`auto`: a prompt is read once, in one row with its responses behind it, where the model computes the same and it
-    is less work than padded rows; `none`: every response has a row with its prompt."""
+    """`auto`: a prompt is read once, with its responses behind it in a row without padding, where the model computes
+    the same; `none`: every response has a row with its prompt."""
     skipped_steps: int = Field(default=3, ge=0)
     """How many optimiser steps running may be skipped for gradients that are not finite, before the run ends."""
 

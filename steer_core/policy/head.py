@@ -175,7 +175,7 @@ def logits_of(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
     if not asked:
         raise SteerError(
             f"model: {type(model).__name__} does not take its logits from the output of its base model; "
-            "use another model, or train with train.probe_sequences=0"
+            "use another model"
         )
     return logits
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ class Decoded:
     stats: TokenStats | None = None
 
 
-class LocalSampler:
+class LocalSampler(ABC):
     """Samples from the very weights that are being trained."""
 
     told = ""
@@ -47,14 +48,14 @@ class LocalSampler:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
 
+    @abstractmethod
     def decode(
         self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor, draws_BT: Tensor | None, sampling: SamplingConfig
     ) -> Decoded:
         """Responses to a batch of prompts. draws_BT: uniform numbers for `pick`; None where it goes without."""
-        raise NotImplementedError
 
-    def sync_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
-        """Nothing to do: these are the weights that are sampled from."""
+    def sync_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:  # noqa: B027 - there is nothing to do
+        """Leave all as it is: these are the weights that are sampled from."""
 
     @torch.no_grad()
     def generate(
