@@ -2,6 +2,8 @@
 
     python reproduce/base_model.py --out steer_core/models/countdown
     python reproduce/base_model.py --out models/countdown5 --numbers 5 --threads 1   # the tournament's harder task
+    python reproduce/base_model.py --out models/rare-minus --operations 0.48 0.01 0.45 0.06 --steps 2400
+    python reproduce/base_model.py --out models/countdown45 --numbers 4 5
 
 Supervised learning on fresh (problem, trace) pairs from random play, training split only, so the
 model knows the rules and many ways to play but not how to aim at the target: that is left to RL.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -20,11 +23,12 @@ from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from steer_core.cli.ending import end
 from steer_core.cli.shared import at_least
+from steer_core.common.errors import SteerError
 from steer_core.common.settings import build
 from steer_core.config.sections import CountdownConfig
 from steer_core.policy.tokenizer import character_tokenizer
 from steer_core.problems import Countdown, split_of
-from steer_core.problems.countdown import CHARACTERS
+from steer_core.problems.countdown import CHARACTERS, OPERATIONS
 
 CONTEXT = 128
 
@@ -49,13 +53,16 @@ def new_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
     )
 
 
-def batches(task: Countdown, tokenizer: PreTrainedTokenizerBase, size: int, seed: int):
-    """Endless batches of training-split pairs: (input_ids, attention_mask, labels), each (B, T)."""
-    stream = task.solved(random.Random(seed))
+def batches(
+    tasks: list[Countdown], tokenizer: PreTrainedTokenizerBase, size: int, seed: int, weights: list[float] | None = None
+):
+    """Endless batches of training-split pairs, from each task in turn: (input_ids, attention_mask, labels), (B, T)."""
+    rng = random.Random(seed)
+    streams = cycle([task.solved(rng, weights) for task in tasks])
     while True:
         rows = []
         while len(rows) < size:
-            problem, trace = next(stream)
+            problem, trace = next(next(streams))
             if split_of(problem.id) == "train":
                 prompt, response = tokenizer(problem.prompt)["input_ids"], tokenizer(trace)["input_ids"]
                 rows.append((prompt, [*response, tokenizer.eos_token_id]))
@@ -79,11 +86,26 @@ def main() -> None:
     parser.add_argument(
         "--learning-rate", type=at_least(0, float), default=3e-3, help="peak, then cosine (default %(default)s)"
     )
-    parser.add_argument("--numbers", type=at_least(1), default=4, help="numbers a problem gives (default %(default)s)")
+    parser.add_argument(
+        "--numbers",
+        type=at_least(1),
+        nargs="+",
+        default=[4],
+        help="numbers a problem gives; of several, each in turn (default 4)",
+    )
+    parser.add_argument(
+        "--operations",
+        type=at_least(0, float),
+        nargs="+",
+        metavar="WEIGHT",
+        help="how often + - * / are played, four weights (default: alike)",
+    )
     parser.add_argument("--seed", type=at_least(0), default=0, help="(default %(default)s)")
     parser.add_argument("--threads", type=at_least(1), default=2, help="torch's threads (default %(default)s)")
     args = parser.parse_args()
-    task = Countdown(build(CountdownConfig, {"numbers": args.numbers}))
+    if args.operations is not None and (len(args.operations) != len(OPERATIONS) or not any(args.operations)):
+        raise SteerError(f"--operations: {args.operations} are no four weights of which one is above 0; give four")
+    tasks = [Countdown(build(CountdownConfig, {"numbers": numbers})) for numbers in args.numbers]
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -92,7 +114,7 @@ def main() -> None:
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
-    stream = batches(task, tokenizer, args.batch, args.seed)
+    stream = batches(tasks, tokenizer, args.batch, args.seed, args.operations)
     for step in track(range(args.steps), description="training"):
         ids, mask, labels = next(stream)
         loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss

@@ -269,3 +269,65 @@ def test_make_task_passes_the_configuration_on():
     assert isinstance(task, Countdown)
     assert task.config is SMALL
     assert task.name == SMALL.name
+
+
+@pytest.mark.parametrize("numbers", [(1, 2), (1, 2, 3), (2, 2, 4), (1, 4, 6, 6)])
+@pytest.mark.parametrize("operations", ["+-*/", "+*/", "-"])
+def test_reachable_values_are_the_ends_of_all_traces(numbers, operations):
+    ends = {
+        end
+        for steps, end in traces(list(numbers))
+        if all(set(re.findall(r"[+*/-]", s)) <= set(operations) for s in steps)
+    }
+    assert module.reachable(numbers, operations) == ends
+
+
+def test_reachable_values_have_at_most_six_digits():
+    assert module.reachable((999, 999), "*") == {998_001}
+    assert module.reachable((999, 1_002), "*") == frozenset()
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_problems_that_need_an_operation_have_no_trace_without_it(split):
+    task = Countdown(CountdownConfig(needed="-"))
+    for problem in task.problems(split, 12):
+        numbers, target = problem.prompt.removesuffix(":").split("=")
+        solving = [steps for steps, end in traces([int(n) for n in numbers.split(",")]) if end == int(target)]
+        assert solving
+        assert all("-" in "".join(steps) for steps in solving)
+        assert split_of(problem.id) == split
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.6, 1.0])
+def test_the_share_of_training_problems_that_need_an_operation_holds_for_any_first_ones(share):
+    task = Countdown(CountdownConfig(needed="-", needed_share=share))
+    needing = [task.needs(problem) for problem in task.problems("train", 100)]
+    assert [sum(needing[:n]) for n in range(101)] == [int(n * share + 1e-9) for n in range(101)]
+    assert all(map(task.needs, task.problems("test", 20)))
+
+
+def test_a_share_of_problems_spreads_them_evenly_and_repeats_none():
+    task = Countdown(CountdownConfig(needed="-", needed_share=0.5))
+    found = [problem.id for problem in task.problems("train", 200)]
+    assert len(set(found)) == 200
+    assert [task.needs(problem) for problem in task.problems("train", 6)] == [False, True] * 3
+    assert [problem.id for problem in task.problems("train", 50)] == found[:50]
+
+
+def test_an_operation_that_every_problem_needs_and_none_has_is_told_with_the_setting():
+    with pytest.raises(SteerError, match=r"task: found 0 distinct test problems \(task.needed /, needed_share 1\)"):
+        Countdown(CountdownConfig(needed="/", numbers=2, largest_number=3, smallest_target=90)).problems("test", 1)
+
+
+def test_settings_of_what_problems_need_are_checked():
+    with pytest.raises(SteerError, match=r"task.needed: '-' with 6 numbers .* task.numbers to 5"):
+        CountdownConfig(needed="-", numbers=6)
+    with pytest.raises(SteerError, match=r"task.needed_share: 0.5 .* task.needed"):
+        CountdownConfig(needed_share=0.5)
+
+
+def test_operations_are_played_as_often_as_they_weigh():
+    plays = list(islice(TASK.solved(random.Random(0), [0.5, 0.0, 0.5, 0.0]), 500))
+    text = "".join(trace for _, trace in plays)
+    assert not {"-", "/"} & set(text)
+    assert all(solves(problem.prompt, trace) for problem, trace in plays)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
+from steer_core.config.sections import CountdownConfig
 from steer_core.policy.model import EMBEDDED
 from steer_core.policy.tokenizer import character_tokenizer
 from steer_core.problems import Countdown, split_of
@@ -56,7 +57,7 @@ def test_the_embedded_tokenizer_is_a_fast_one_and_knows_every_character_of_the_t
 
 def test_the_base_model_learns_from_training_problems_alone_and_from_responses_alone(tokenizer, maker):
     task, seen = Countdown(), set()
-    stream = maker.batches(task, tokenizer, size=64, seed=3)
+    stream = maker.batches([task], tokenizer, size=64, seed=3)
     for ids, mask, labels in (next(stream) for _ in range(20)):
         assert ids.shape == mask.shape == labels.shape == (64, ids.shape[1])
         for row, kept, label in zip(ids, mask.bool(), labels, strict=True):
@@ -78,8 +79,17 @@ def test_the_base_model_learns_from_training_problems_alone_and_from_responses_a
 
 def test_a_response_that_the_base_model_learns_from_solves_its_problem(tokenizer, maker):
     task = Countdown()
-    ids, _, labels = next(maker.batches(task, tokenizer, size=32, seed=0))
+    ids, _, labels = next(maker.batches([task], tokenizer, size=32, seed=0))
     for row, label in zip(ids, labels, strict=True):
         learnt = label != -100
         prompt = tokenizer.decode(row[: int(learnt.int().argmax())])
         assert is_solution(prompt, tokenizer.decode(row[learnt]).removesuffix("<eos>"))
+
+
+def test_a_base_model_of_two_tasks_learns_from_each_in_turn_and_operations_as_they_weigh(tokenizer, maker):
+    tasks = [Countdown(CountdownConfig(numbers=numbers)) for numbers in (4, 5)]
+    ids, mask, _ = next(maker.batches(tasks, tokenizer, 64, 0, [0.5, 0.0, 0.5, 0.0]))
+    texts = [tokenizer.decode(row[kept]) for row, kept in zip(ids, mask.bool(), strict=True)]
+    numbers = [text.partition("=")[0].count(",") + 1 for text in texts]
+    assert {numbers.count(4) - 32, numbers.count(5) - 32} <= set(range(-12, 13))
+    assert not any("-" in text or "/" in text for text in texts)

@@ -59,6 +59,8 @@ def test_a_script_refuses_every_number_that_makes_no_sense_by_its_option(path, m
     [
         ("base_model", ["--numbers", "99"], "numbers"),
         ("base_model", ["--out", "taken/model"], "taken"),
+        ("base_model", ["--operations", "1", "2"], "--operations: [1.0, 2.0]"),
+        ("base_model", ["--operations", "0", "0", "0", "0"], "--operations"),
         ("smoke", ["qwen"], "names: qwen is no shipped configuration"),
     ],
 )

@@ -47,12 +47,26 @@ class CountdownConfig:
     """Largest target of a problem."""
     train_problems: int = Field(default=4096, ge=1, le=1_000_000)
     """How many distinct training problems there are; an epoch visits each once."""
+    needed: Literal["+", "-", "*", "/"] | None = None
+    """An operation that held-out problems need: no valid trace does without it; `null`: they are as they come."""
+    needed_share: float = Field(default=1.0, ge=0, le=1)
+    """With `needed`, the share of the training problems that need the operation; the others can do without."""
 
     def __post_init__(self) -> None:
         if self.smallest_target > self.largest_target:
             raise SteerError(
                 f"task.smallest_target: {self.smallest_target} is above "
                 f"task.largest_target ({self.largest_target}); lower it"
+            )
+        if self.needed is not None and self.numbers > 5:
+            raise SteerError(
+                f"task.needed: {self.needed!r} with {self.numbers} numbers takes too long to search; set task.numbers "
+                "to 5 or fewer"
+            )
+        if self.needed is None and self.needed_share != 1:
+            raise SteerError(
+                f"task.needed_share: {self.needed_share:g} is a share of problems that need an operation; name it with "
+                "task.needed"
             )
 
 

@@ -8,24 +8,30 @@ something to explore, and a policy that collapses onto one habit loses problems 
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import combinations, product
 
 from steer_core.common.errors import SteerError
 from steer_core.config.sections import CountdownConfig
 from steer_core.problems.problem import Problem
 from steer_core.problems.task import Split, Task, split_of
-from steer_core.rewards.countdown import CountdownGrader, apply
+from steer_core.rewards.countdown import LARGEST_WRITTEN, CountdownGrader, apply
 
-CHARACTERS = "0123456789+-*/=,:"
+OPERATIONS = "+-*/"
+CHARACTERS = f"0123456789{OPERATIONS}=,:"
 LARGEST_VALUE = 999
 _DRAWS = 1000
 _DRAWS_PER_PROBLEM = 100
+_DRAWS_FOR_ONE_THAT_NEEDS = 10  # about so many times as rare
 _LONGEST_WAIT = 20_000  # draws without a new problem before there is held to be none
 
 
 class Countdown(Task):
-    """The Countdown task; `config` sets how many numbers there are and their ranges."""
+    """The Countdown task; `config` sets how many numbers there are, their ranges, and what problems need."""
 
     name = "countdown"
     grader = CountdownGrader()
@@ -33,11 +39,16 @@ class Countdown(Task):
     def __init__(self, config: CountdownConfig | None = None) -> None:
         self.config = config or CountdownConfig()
 
-    def solved(self, rng: random.Random) -> Iterator[tuple[Problem, str]]:
-        """Endless stream of (problem, one valid trace), from random play; problems can repeat."""
-        return filter(None, self._plays(rng))
+    def solved(self, rng: random.Random, weights: Sequence[float] | None = None) -> Iterator[tuple[Problem, str]]:
+        """Endless stream of (problem, one valid trace), from random play; problems can repeat.
 
-    def _plays(self, rng: random.Random) -> Iterator[tuple[Problem, str] | None]:
+        weights: how often each of + - * / is played, by default alike.
+        """
+        return filter(None, self._plays(rng, weights))
+
+    def _plays(
+        self, rng: random.Random, weights: Sequence[float] | None = None
+    ) -> Iterator[tuple[Problem, str] | None]:
         """Endless stream of plays, with None for each whose target is out of range."""
         config = self.config
         while True:
@@ -45,7 +56,7 @@ class Countdown(Task):
             values, steps = list(numbers), []
             while len(values) > 1:
                 left, right = rng.sample(range(len(values)), 2)
-                operator = rng.choice("+-*/")
+                operator = rng.choice(OPERATIONS) if weights is None else rng.choices(OPERATIONS, weights)[0]
                 result = apply(values[left], operator, values[right])
                 if result is None or result > LARGEST_VALUE:
                     continue
@@ -58,20 +69,58 @@ class Countdown(Task):
             else:
                 yield None
 
+    def needs(self, problem: Problem) -> bool:
+        """Whether no valid trace of a problem does without the operation `task.needed`; True where none is named."""
+        if self.config.needed is None:
+            return True
+        numbers, _, target = problem.prompt.removesuffix(":").partition("=")
+        others = OPERATIONS.replace(self.config.needed, "")
+        return int(target) not in reachable(tuple(map(int, numbers.split(","))), others)
+
     def problems(self, split: Split, count: int) -> list[Problem]:
-        """See `Task.problems`. Raises SteerError where the ranges hold too few distinct problems."""
-        found: dict[str, Problem] = {}
-        stream, waited = self._plays(random.Random(f"countdown-{split}")), 0
-        for _ in range(_DRAWS + _DRAWS_PER_PROBLEM * count):
+        """See `Task.problems`. Raises SteerError where the settings hold too few distinct problems.
+
+        With `task.needed`, every held-out problem needs the operation, and so does, of the first n training problems,
+        the share `task.needed_share`, rounded down.
+        """
+        share = self.config.needed_share if split == "train" else 1.0
+        draws = _DRAWS_PER_PROBLEM * (1 if self.config.needed is None else _DRAWS_FOR_ONE_THAT_NEEDS)
+        stream, seen, found, waited = self._plays(random.Random(f"countdown-{split}")), set(), [], 0
+        kept: dict[bool, deque[Problem]] = {True: deque(), False: deque()}
+        for _ in range(_DRAWS + draws * count):
             play, waited = next(stream), waited + 1
-            if play is not None and split_of(play[0].id) == split and play[0].id not in found:
-                found[play[0].id], waited = play[0], 0
+            if play is not None and split_of(play[0].id) == split and play[0].id not in seen:
+                seen.add(play[0].id)
+                kept[self.needs(play[0])].append(play[0])
+                while len(found) < count and (queue := kept[_is_needing(len(found), share)]):
+                    found.append(queue.popleft())
+                    waited = 0
             if len(found) == count:
-                return list(found.values())
-            if waited > _LONGEST_WAIT + _DRAWS_PER_PROBLEM * len(found):
+                return found
+            if waited > _LONGEST_WAIT + draws * len(found):
                 break
+        needing = "" if self.config.needed is None else f" (task.needed {self.config.needed}, needed_share {share:g})"
         raise SteerError(
-            f"task: found {len(found)} distinct {split} problems where {count} are asked for; "
+            f"task: found {len(found)} distinct {split} problems{needing} where {count} are asked for; "
             f"ask for fewer, or widen task.largest_number ({self.config.largest_number}) "
             f"or task.largest_target ({self.config.largest_target})"
         )
+
+
+def _is_needing(place: int, share: float) -> bool:
+    """Whether the problem at a place, from 0, is one of the share that needs an operation: they are spread evenly."""
+    return math.floor((place + 1) * share) > math.floor(place * share)
+
+
+@cache
+def reachable(numbers: tuple[int, ...], operations: str = OPERATIONS) -> frozenset[int]:
+    """Every value that sorted numbers give by some operations, each number used exactly once, by the grader's rules."""
+    if len(numbers) == 1:
+        return frozenset(numbers)
+    found, places = set(), range(len(numbers))
+    for size in range(1, len(numbers)):
+        for chosen in combinations(places, size):
+            left, right = (tuple(numbers[i] for i in places if (i in chosen) == side) for side in (True, False))
+            pairs = product(reachable(left, operations), operations, reachable(right, operations))
+            found |= {apply(*pair) for pair in pairs}
+    return frozenset(value for value in found if value is not None and value <= LARGEST_WRITTEN)

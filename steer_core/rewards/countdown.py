@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from steer_core.rewards.base import Verdict
 
+LARGEST_WRITTEN = 999_999
+"""Values have at most six digits."""
 _PROMPT = re.compile(r"([0-9]{1,6}(?:,[0-9]{1,6})*)=([0-9]{1,6}):")
 _STEP = re.compile(r"(0|[1-9][0-9]{0,5})([+\-*/])(0|[1-9][0-9]{0,5})=(0|[1-9][0-9]{0,5})")
 
