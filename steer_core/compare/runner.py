@@ -110,6 +110,19 @@ def run_comparison(plan: Plan, folder: Path, jobs: int, console: Console) -> boo
     where a run failed.
     """
     planned = planned_jobs(plan, folder)
+    failed = run_jobs(planned, folder, jobs, console)
+    comparison = load_comparison(folder)
+    if len(comparison.metrics):
+        console.print(f"report: {write_report(comparison, folder)}", highlight=False, soft_wrap=True)
+    refuse_failed(failed, planned)
+    return comparison.complete
+
+
+def run_jobs(planned: list[Job], folder: Path, jobs: int, console: Console) -> list[Job]:
+    """Run the processes that are not done, `jobs` at a time, and return those that failed; see `run_comparison`.
+
+    The last of them starts beside `jobs` others where there are several: shared cores end sooner than idle ones.
+    """
     waiting, running, failed, asked = [job for job in planned if not job.done], [], [], 0
 
     def ask_to_stop(*_) -> None:
@@ -121,7 +134,7 @@ def run_comparison(plan: Plan, folder: Path, jobs: int, console: Console) -> boo
     try:
         with lock(folder), _display(planned, console) as update:
             while running or (waiting and not asked):
-                while waiting and len(running) < jobs and not asked:
+                while waiting and len(running) < jobs + (jobs > 1 and len(waiting) == 1) and not asked:
                     job = waiting.pop(0)
                     job.start(launcher)
                     running.append(job)
@@ -141,13 +154,14 @@ def run_comparison(plan: Plan, folder: Path, jobs: int, console: Console) -> boo
         launcher.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
-    comparison = load_comparison(folder)
-    if len(comparison.metrics):
-        console.print(f"report: {write_report(comparison, folder)}", highlight=False, soft_wrap=True)
+    return failed
+
+
+def refuse_failed(failed: list[Job], planned: list[Job]) -> None:
+    """Raise SteerError where processes failed, with the reason of each."""
     if failed:
         reasons = "; ".join(f"{job.name}: {job.reason()}" for job in failed)
         raise SteerError(f"{len(failed)} of {len(planned)} processes failed ({reasons}); mend that, then --resume")
-    return comparison.complete
 
 
 def planned_jobs(plan: Plan, folder: Path) -> list[Job]:
