@@ -57,7 +57,7 @@ def train(config: Config) -> Policy:
         # 3. ln p and H at every token under theta_old; mini-batches, each a list of micro-batches.
         old = score_rollout(model, answers.rollout, config, scoring)
         batches = list(mini_batches(answers.rollout, old, advantages_B, config, n))
-        active.begin_rollout(batches)
+        active.begin_rollout(batches, n)
 
         for batch in batches:
             # 4. lambda from Omega: before any gradient, where the rule must see the whole step.

@@ -26,6 +26,7 @@ from torch import Tensor
 from steer_core import ClipRange, Intervention, Steer, SteerError, Tokens, TokenStats, clip_indicator, importance_ratio
 from steer_core.cli.ending import end
 from steer_core.common.settings import read_yaml
+from steer_core.interventions.ce_gppo import CEGPPO
 from steer_core.interventions.clip_higher import ClipHigher
 from steer_core.interventions.covariance import ClipCov, KLCov
 from steer_core.interventions.entropy_advantage import EntropyAdvantage
@@ -48,6 +49,7 @@ METHODS: dict[str, Intervention] = {
     "entropy-advantage": EntropyAdvantage(alpha=0.4, kappa=2.0),
     "clip-cov": ClipCov(share=1.0),
     "kl-cov": KLCov(share=0.02, coefficient=1.0),
+    "ce-gppo": CEGPPO(low=0.75, high=1.0),
     "steer": Steer(lambda_min=0.7),
 }
 

@@ -43,6 +43,11 @@ METHODS = {
     "influence": (),
     "stare": ("intervention.target=9",),
     "entropic": (),
+    "entropic line": ("intervention.target=0.4 to 0.2 over 3",),
+    "entrocraft": ("intervention.target=0.5",),
+    "erc": (),
+    "ce-gppo": ("algorithm.clip_low=0.02", "algorithm.clip_high=0.02"),
+    "influence target": ("intervention.target=0.35",),
     "steer-control": (),
     "steer-control uniform": ("intervention.control=uniform",),
 }  # fmt: skip

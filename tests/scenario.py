@@ -32,6 +32,9 @@ ACTING = {
     "influence": {},
     "stare": {"target": 9.0, "positive": 2.0},
     "entropic": {"target": 1.0},
+    "entrocraft": {"target": 9.0},
+    "erc": {},
+    "ce-gppo": {},
     "steer-control": {"lambda_min": 0.3},
 }
 """Settings under which every method does something in a step."""
@@ -56,14 +59,18 @@ def trainer_of(folder: Path, *overrides: str) -> Trainer:
 
 
 def sampled(trainer: Trainer, noise: float = 0.3) -> Sampled:
-    """A rollout of the trainer, as if `noise` (standard deviation) lay between the old log-probs and the new."""
+    """A rollout of the trainer, as if `noise` (standard deviation) lay between the old log-probs and the new.
+
+    Old entropies lie off the new by a share of up to `noise`.
+    """
     rollout = trainer.sampler.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
     old, source = (
         trainer.score_rollout(rollout),
         torch.Generator().manual_seed(5),
     )
     drift = noise * torch.randn(old.logprob.shape, generator=source, dtype=torch.float64)
-    old = replace(old, logprob=old.logprob + drift.to(old.logprob))
+    share = 1 + noise * (2 * torch.rand(old.entropy.shape, generator=source, dtype=torch.float64) - 1)
+    old = replace(old, logprob=old.logprob + drift.to(old.logprob), entropy=old.entropy * share.to(old.entropy))
     advantages = torch.tensor([1.5, -0.5, -0.5, -0.5, 0.0, 0.9, -0.9, 2.0]).to(old.logprob)
     return Sampled(rollout, old, advantages)
 

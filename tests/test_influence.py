@@ -15,8 +15,8 @@ from steer_core.common.errors import SteerError
 from steer_core.engines import make_optimizer
 from steer_core.formulas.entropy_change import surrogate_slope
 from steer_core.formulas.loss import token_coefficients
-from steer_core.interventions.influence import Influence, planned_weights
-from steer_core.ladder.influence import entropy_influence
+from steer_core.interventions.influence import Influence, planned_weights, weights_towards
+from steer_core.ladder.influence import entropy_influence, step_size
 from steer_core.ladder.passes import Lens, gradient, length, lens_stats
 from steer_core.training.batch import flatten
 
@@ -82,6 +82,44 @@ def test_the_plan_is_the_nearest_to_1(values, strength, bound):
         torch.testing.assert_close(mu, mu[:1].expand(len(mu)), rtol=1e-6, atol=1e-12)
         held = (weights - 1).abs() >= bound * (1 - 1e-9)
         assert (mu[0] * influence[held].abs() >= bound * (1 - 1e-6)).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "change", "bound", "weights"),
+    [
+        ([-2, 1], 0.0, 1.0, [0.6, 1.2]),  # -1 + 5 mu = 0
+        ([-2, 1], 1.0, 1.0, [0.2, 1.4]),
+        ([-2, 1], -1.0, 1.0, [1.0, 1.0]),  # the change that comes by itself
+        ([-2, 1], -1.5, 1.0, [1.2, 0.9]),  # further down: mu = -0.1
+        ([2, -1], 0.5, 1.0, [0.8, 1.1]),  # less of a rise
+        ([2, -1], 2.0, 1.0, [1.4, 0.8]),  # more of one
+        ([-2, 1], -9.0, 0.25, [1.25, 0.75]),  # out of reach, either way
+        ([-2, 1], 9.0, 0.25, [0.75, 1.25]),
+        ([0, 0], 1.0, 1.0, [1.0, 1.0]),
+        ([], 1.0, 1.0, []),
+    ],
+)
+def test_weights_towards_a_change_by_hand(values, change, bound, weights):
+    found = weights_towards(torch.tensor(values, dtype=torch.float64), change, bound)
+    assert found.tolist() == pytest.approx(weights, abs=1e-12)
+
+
+@given(shares, st.floats(-1e3, 1e3), bounds)
+def test_weights_reach_the_change_or_as_near_as_the_bound_lets_them(values, change, bound):
+    influence = torch.tensor(values, dtype=torch.float64)
+    weights, size = weights_towards(influence, change, bound), influence.abs().sum()
+    within = torch.finfo(torch.float64).eps
+    assert ((weights >= 1 - bound - within) & (weights <= 1 + bound + within)).all()
+    total = float(influence.sum())
+    nearest = min(max(change, total - bound * float(size)), total + bound * float(size))
+    assert float((weights * influence).sum()) == pytest.approx(nearest, abs=1e-9 * max(float(size), 1e-12))
+
+
+@given(shares, strengths, bounds)
+def test_a_share_of_a_fall_is_a_change_to_go_towards(values, strength, bound):
+    influence, weights = planned(values, strength, bound)
+    assume(influence.sum() < 0)
+    torch.testing.assert_close(weights_towards(influence, (1 - strength) * float(influence.sum()), bound), weights)
 
 
 @given(shares, strengths, st.integers(-30, 30))
@@ -172,6 +210,51 @@ def test_weights_are_the_plan_over_coefficient_times_push_times_share(trainer, d
     torch.testing.assert_close(found, planned_weights(influence, 0.7, 0.6))
     assert float(found.min()) < 0.99
     assert float(found.max()) > 1.01
+
+
+@pytest.mark.parametrize(("target", "goes"), [(0.9, 1), (0.1, -1)])
+def test_with_a_target_the_plan_is_its_share_of_the_distance_over_the_steps_size(target, goes):
+    tokens = tokens_of([-1.0, -1.0, -1.0], [1.0, 1.0, -1.0], entropy=[0.4, 0.5, 0.6])
+    influence = torch.tensor([-2.0, 1.0, 0.5], dtype=torch.float64)
+    slope = surrogate_slope(tokens.new, tokens.old, tokens.advantages, tokens.clip)
+    step = SimpleNamespace(
+        coefficients=torch.full_like(influence, 0.5), step_size=0.1, entropy_influence=lambda: 2 * influence / slope
+    )
+    rule, planned_step = Influence(target=target, strength=0.25), replace(tokens, step=step)
+    expected = weights_towards(influence, 0.25 * goes * 0.4 / 0.1, 1.0)
+    torch.testing.assert_close(rule.loss_terms(planned_step).weights, expected)
+    assert float(((expected - 1) * influence).sum()) * goes > 0.1
+    moved = rule.loss_terms(replace(planned_step, memory={"target": 0.5 - 0.2 * goes})).weights
+    torch.testing.assert_close(moved, weights_towards(influence, 0.25 * -goes * 0.2 / 0.1, 1.0))
+
+
+def test_a_steps_size_is_the_learning_rate_and_under_adam_the_correction_that_influence_leaves_out():
+    weight = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+    sgd = torch.optim.SGD([weight], lr=0.3)
+    adam = torch.optim.AdamW([weight], lr=0.3, betas=(0.9, 0.99), weight_decay=0.0)
+    assert step_size(sgd) == step_size(adam) == 0.3
+    for t in (1, 2, 3):
+        weight.grad = torch.full_like(weight, 2.0)
+        adam.step()
+        assert step_size(adam) == pytest.approx(0.3 * math.sqrt(1 - 0.99**t))
+        moment = adam.state[weight]["exp_avg_sq"].sqrt()  # gradients are all 2: corrected, v is 4
+        torch.testing.assert_close(step_size(adam) * 2.0 / moment, torch.full_like(weight, 0.3))
+
+
+@pytest.mark.parametrize("way", [1, -1])
+def test_a_small_step_moves_the_mean_entropy_towards_the_target_by_its_share(trainer, data, way):
+    """Under SGD at a learning rate so small that the plan is exact: the share of the distance, either way."""
+    parts, rate = micro_batches(trainer, data, 4), 1e-4
+    lenses = [Lens(trainer.model, part.sequences) for part in parts]
+    before, start = copies(trainer), mean_entropies(trainer, lenses)
+    distance = 1e-4 * way  # within reach of the bound
+    equip(trainer, "influence", strength=0.5, target=start + distance)
+    trainer.engine.optimizer.param_groups[0]["lr"] = rate
+    trainer.update.engine.config = replace(trainer.config.optimizer, max_grad_norm=1e9)
+    trainer.optimizer_steps([parts], 1)
+    moved = mean_entropies(trainer, lenses) - start
+    put(trainer, before)
+    assert moved == pytest.approx(0.5 * distance, rel=0.05)
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])

@@ -35,9 +35,13 @@ TOUCHES = {
     "influence": ("weights",),
     "stare": ("weights",),
     "entropic": ("extra_loss",),
+    "entrocraft": ("mask",),
+    "erc": ("mask",),
+    "ce-gppo": ("extra_loss",),
     "steer-control": ("weights",),
 }
 OF_A_STEP = {"steer", "fork-tokens", "clip-cov", "kl-cov", "influence", "stare", "entropic", "steer-control"}
+OF_A_ROLLOUT = {"entrocraft"}
 NEUTRAL = {
     "steer": [{"lambda_min": 1}],
     "clip-higher": [{"high": 0.28}],
@@ -51,6 +55,9 @@ NEUTRAL = {
     "influence": [{"strength": 0}],
     "stare": [{"target": 9, "positive": 1, "negative": 1}, {"target": 0, "positive": 3}],
     "entropic": [{"kp": 0, "ki": 0}],
+    "entrocraft": [{"margin": 9}],
+    "erc": [{"low": 0, "high": 1e30}],
+    "ce-gppo": [{"low": 0, "high": 0}],
     "steer-control": [{"lambda_min": 1}, {"lambda_min": 1, "control": "uniform"}],
 }
 """Settings under which a method leaves GRPO's step as it is."""
@@ -78,7 +85,7 @@ def test_a_method_touches_the_parts_it_overrides_and_sees_what_it_must(name):
     assert made.name == name
     assert made.touches == TOUCHES[name]
     assert set(made.touches) <= set(PARTS)
-    assert made.scope == ("step" if name in OF_A_STEP else "token")
+    assert made.scope == ("step" if name in OF_A_STEP else "rollout" if name in OF_A_ROLLOUT else "token")
     assert method(name).__doc__.strip().endswith(".")
 
 
@@ -183,6 +190,14 @@ REFUSED = [
     ("entropic", {"kp": -1}, "kp: -1 is not allowed"),
     ("entropic", {"ki": -1}, "ki: -1 is not allowed"),
     ("entropic", {"threshold": 1}, "threshold: 1 is not allowed"),
+    ("entrocraft", {"target": -1}, "target: -1 is not allowed"),
+    ("entrocraft", {"margin": -0.1}, "margin: -0.1 is not allowed"),
+    ("erc", {"low": -0.1}, "low: -0.1 is not allowed"),
+    ("erc", {"low": 1}, "low: 1 is not allowed"),
+    ("erc", {"high": 1}, "high: 1 is not allowed"),
+    ("ce-gppo", {"low": -0.1}, "low: -0.1 is not allowed"),
+    ("ce-gppo", {"high": -0.1}, "high: -0.1 is not allowed"),
+    ("influence", {"target": -1}, "target: -1 is not allowed"),
     ("entropy-loss", {"coeficient": 1}, r"coeficient: unknown key; did you mean 'coefficient'\?"),
     ("none", {"lambda_min": 0.5}, "lambda_min: no method is named that takes it; add intervention.name=METHOD"),
 ]
@@ -266,7 +281,7 @@ def test_a_rule_that_gives_nan_infinity_or_a_negative_weight_is_refused_by_name(
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "influence"])
 def test_no_token_at_all_gives_an_empty_treatment(name):
-    tokens = tokens_of([], [], memory={"coefficient": 0.1, "entropy": 0.0, "gate": 1.0})
+    tokens = tokens_of([], [], memory={"coefficient": 0.1, "entropy": 0.0, "gate": 1.0, "sign": 1.0})
     treatment = intervention({"name": name}).loss_terms(tokens)
     assert len(treatment.advantages) == len(treatment.weights) == 0
     assert treatment.extra is None or len(treatment.extra) == 0
@@ -345,6 +360,7 @@ def test_a_loop_is_told_the_mean_entropy_of_the_steps_tokens_before_the_step(tra
     assert trainer.update.active.memory == {
         "entropy": pytest.approx(float(torch.cat(scored).mean()), rel=1e-12),
         "coefficient": pytest.approx(0.2 + 0.1),
+        "target": 9.0,
     }
 
 
@@ -353,6 +369,9 @@ def test_a_loop_is_told_the_mean_entropy_of_the_steps_tokens_before_the_step(tra
     [
         ("adaptive-entropy-loss", {"target": 9, "step": 0.01, "maximum": 1}),
         ("entropic", {"target": 1.5, "ki": 0.5, "threshold": 0.5}),
+        ("entropic", {"target": "0.5 to 0.1 over 4", "ki": 0.5, "threshold": 0.5}),
+        ("entrocraft", {"target": "9 to 1 over 4"}),
+        ("influence", {"target": "0.5 to 0.1 over 4"}),
     ],
 )
 def test_a_run_that_is_killed_and_resumed_keeps_the_state_of_its_loop(tmp_path, name, settings):

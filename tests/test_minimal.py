@@ -18,6 +18,9 @@ CASES = {
     "clip-cov": ("intervention.low=0", "optimizer.micro_batch_sequences=3"),
     "stare": ("intervention.target=9",),
     "entropic": (),
+    "entropic, along a line": ("intervention.target=0.5 to 0.1 over 3",),
+    "entrocraft": ("intervention.target=0.9 to 0.1 over 3",),
+    "ce-gppo": ("algorithm.clip_low=0.01", "algorithm.clip_high=0.01"),
     "adaptive-entropy-loss": ("intervention.target=9",),
     "influence": ("optimizer.micro_batch_sequences=3",),
 }

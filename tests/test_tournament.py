@@ -231,7 +231,7 @@ def test_a_stage_alone_takes_choices_and_ranking_from_earlier_results(tmp_path, 
     gaps = {
         name: rows[name]["against"]["grpo-lr-half"]["equal_pass@1"]["pass@32"]["mean"]
         for name in PLAN.methods
-        if rows[name]["against"]["grpo-lr-half"]["equal_pass@1"]
+        if name in rows and rows[name]["against"]["grpo-lr-half"]["equal_pass@1"]
     }
     best = sorted(gaps, key=gaps.get)[-3:]
     assert {f"{name}-x0.25" for name in best} <= set(ran["rates"].arms)

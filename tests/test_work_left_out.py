@@ -13,6 +13,8 @@ SETTINGS = {
     "clip-cov": ("intervention.low=0", "intervention.share=0.1"),
     "stare": ("intervention.target=9",),
     "adaptive-entropy-loss": ("intervention.target=0.5",),
+    "entrocraft": ("intervention.target=9",),
+    "ce-gppo": ("algorithm.clip_low=0.01", "algorithm.clip_high=0.01"),
     "steer-control": ("intervention.control=uniform",),
 }
 ALL = tuple(sorted({"none", *INTERVENTIONS}))
@@ -59,6 +61,9 @@ def test_no_method_steps_or_logs_otherwise_for_it(tmp_path, monkeypatch, method)
         ("steer", False),
         ("influence", False),
         ("entropy-advantage", False),
+        ("entrocraft", False),
+        ("erc", False),
+        ("ce-gppo", False),
         ("entropy-loss", True),
         ("kl-cov", True),
     ],

@@ -25,6 +25,9 @@ METHODS = {
     "influence": "influence:Influence",
     "stare": "stare:Stare",
     "entropic": "entropic:EntroPIC",
+    "entrocraft": "entrocraft:Entrocraft",
+    "erc": "erc:ERC",
+    "ce-gppo": "ce_gppo:CEGPPO",
     "steer-control": "steer_control:SteerControl",
 }
 """Name to `module:Class` in this package. Names of other packages are given as `module:Class` in full."""

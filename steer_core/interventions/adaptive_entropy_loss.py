@@ -7,6 +7,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from steer_core.common.schedules import Scheduled, highest
 from steer_core.common.settings import STRICT
 from steer_core.formulas.token_stats import TokenStats
 from steer_core.interventions.base import Intervention, Memory, Tokens
@@ -21,8 +22,8 @@ class AdaptiveEntropyLoss(Intervention):
     """
 
     name: str = "adaptive-entropy-loss"
-    target: float = Field(default=0.2, ge=0)
-    """Entropy to keep, nats a token."""
+    target: Scheduled = 0.2
+    """Entropy to keep, nats a token; a number or a schedule."""
     step: float = Field(default=0.0001, gt=0)
     """How much the coefficient moves after an optimiser step."""
     maximum: float = Field(default=0.005, ge=0)
@@ -31,7 +32,7 @@ class AdaptiveEntropyLoss(Intervention):
     @property
     def learns_without_advantage(self) -> bool:
         """Every token has the term, while it acts."""
-        return self.maximum > 0 and self.target > 0
+        return self.maximum > 0 and highest(self.target) > 0
 
     def extra_loss(self, stats: TokenStats, old: TokenStats) -> Tensor:
         """-H."""
@@ -39,10 +40,11 @@ class AdaptiveEntropyLoss(Intervention):
 
     def extra_factors(self, tokens: Tokens) -> Tensor:
         """The coefficient in force on every token."""
-        acts = tokens.memory.get("entropy", float("inf")) <= self.target
+        acts = tokens.memory.get("entropy", float("inf")) <= self.in_force("target", tokens.memory)
         return torch.full_like(tokens.advantages, tokens.memory["coefficient"] if acts else 0.0)
 
     def next_memory(self, memory: Memory, entropy: float) -> Memory:
         """The coefficient after a step, and the entropy that decides whether it acts."""
-        moved = memory.get("coefficient", 0.0) + (self.step if entropy < self.target else -self.step)
+        below = entropy < self.in_force("target", memory)
+        moved = memory.get("coefficient", 0.0) + (self.step if below else -self.step)
         return {"coefficient": min(max(moved, 0.0), self.maximum), "entropy": entropy}

@@ -13,6 +13,7 @@ from pydantic import Field, model_serializer
 from pydantic.dataclasses import dataclass as settings
 
 from steer_core.common.errors import SteerError
+from steer_core.common.schedules import may_be_scheduled, value_at
 from steer_core.common.settings import STRICT
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ class PlannedStep(Protocol):
 
     @property
     def coefficients(self) -> Tensor: ...
+
+    @property
+    def step_size(self) -> float:
+        """What sum w D is multiplied by in the change of entropy, in nats (`ladder.influence.step_size`)."""
+        ...
 
     def entropy_influence(self) -> Tensor:
         """D (N,): the change of the mean entropy, in nats, per unit of each token's log-prob in the loss.
@@ -135,6 +141,19 @@ class Intervention:
     def learns_without_advantage(self) -> bool:
         """Whether a token of advantage 0 may have a gradient: the method makes other advantages, or adds a loss."""
         return not {"advantages", "extra_loss"}.isdisjoint(self.touches)
+
+    def settings_at(self, rollout: int) -> Memory:
+        """By name the values in force at a rollout, from 1, of the settings that may follow a schedule.
+
+        The trainer has them in the memory throughout that rollout, so that they are logged; `in_force` reads them.
+        """
+        fields = type(self).__pydantic_fields__  # type: ignore[attr-defined]
+        named = {name: getattr(self, name) for name, field in fields.items() if may_be_scheduled(field.annotation)}
+        return {name: value_at(setting, rollout) for name, setting in named.items() if setting is not None}
+
+    def in_force(self, name: str, memory: Memory) -> float:
+        """The value in force of a setting that may follow a schedule: the memory's, or where it has none, the first."""
+        return memory[name] if name in memory else self.settings_at(1)[name]
 
     def clip_range(self, clip: ClipRange) -> ClipRange:
         """The clip range, given the configured one."""

@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from steer_core.common.schedules import Scheduled
 from steer_core.common.settings import STRICT
 from steer_core.formulas.loss import importance_ratio
 from steer_core.formulas.token_stats import TokenStats
@@ -24,8 +25,8 @@ class EntroPIC(Intervention):
     """
 
     name: str = "entropic"
-    target: float = Field(default=0.3, ge=0)
-    """Entropy to keep, nats a token."""
+    target: Scheduled = 0.3
+    """Entropy to keep, nats a token; a number or a schedule."""
     kp: float = Field(default=1.0, ge=0)
     """Proportional gain, per nat."""
     ki: float = Field(default=0.01, ge=0)
@@ -52,7 +53,7 @@ class EntroPIC(Intervention):
 
         Under another reduction the likely tokens carry the weights of that reduction, times the same scale.
         """
-        error = float(tokens.new.entropy.mean()) - self.target
+        error = float(tokens.new.entropy.mean()) - self.in_force("target", tokens.memory)
         alpha = min(max(self.kp * error + self.ki * tokens.memory.get("integral", 0.0), -1.0), 1.0)
         likely = tokens.new.logprob.exp() > self.threshold
         share = likely.to(tokens.advantages.dtype).mean().clamp_min(torch.finfo(tokens.advantages.dtype).tiny)
@@ -60,4 +61,4 @@ class EntroPIC(Intervention):
 
     def next_memory(self, memory: Memory, entropy: float) -> Memory:
         """The integral of the error."""
-        return {"integral": memory.get("integral", 0.0) + entropy - self.target}
+        return {"integral": memory.get("integral", 0.0) + entropy - self.in_force("target", memory)}

@@ -10,6 +10,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from steer_core.common.schedules import Scheduled
 from steer_core.common.settings import STRICT
 from steer_core.formulas.weights import ROUNDING
 from steer_core.interventions.base import Intervention, Memory, Tokens
@@ -24,8 +25,8 @@ class Stare(Intervention):
     """
 
     name: str = "stare"
-    target: float = Field(default=0.3, ge=0)
-    """The gate is open while entropy is below this, nats a token."""
+    target: Scheduled = 0.3
+    """The gate is open while entropy is below this, nats a token; a number or a schedule."""
     share: float = Field(default=0.1, gt=0, le=1)
     """Share of the tokens of a sign that is reweighted: those of lowest probability."""
     positive: float = Field(default=1.1, ge=0)
@@ -52,4 +53,4 @@ class Stare(Intervention):
 
     def begin_rollout(self, memory: Memory, tokens: Tokens) -> Memory:
         """Opens or shuts the gate."""
-        return {"gate": float(tokens.old.entropy.mean() < self.target)}
+        return {"gate": float(tokens.old.entropy.mean() < self.in_force("target", memory))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,19 @@ from torch import Tensor
 
 from steer_core.common import ranks
 from steer_core.ladder.passes import Lens, derivative, gradient
+
+
+def step_size(optimizer: torch.optim.Optimizer) -> float:
+    """What a weighted sum of influences is multiplied by in a step's change of the mean entropy, to first order.
+
+    The learning rate; under Adam times sqrt(1 - beta2^t), t steps taken, because `entropy_influence` leaves the
+    correction of v's bias out. Momentum spreads the change over later steps, and clipping of gradients shortens it.
+    """
+    group = optimizer.param_groups[0]
+    state = optimizer.state.get(group["params"][0], {})
+    if "exp_avg_sq" not in state:
+        return float(group["lr"])
+    return float(group["lr"] * math.sqrt(1 - group["betas"][1] ** float(state["step"])))
 
 
 def entropy_influence(lenses: Sequence[Lens], optimizer: torch.optim.Optimizer, tokens: int) -> Tensor:

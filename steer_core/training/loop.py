@@ -174,7 +174,7 @@ class Trainer:
         """One optimiser step a mini-batch. A probe watches one of them, another one each rollout, on the main rank."""
         own_tokens = sum(int(part.mask_BT.sum()) for batch in batches for part in batch)
         tokens = ranks.all_reduce_sum(own_tokens, self.model.device)
-        self.update.active.begin_rollout(batches)
+        self.update.active.begin_rollout(batches, n)
         logs: list[dict[str, Tensor]] = []
         norms: list[float | None] = []
         probed: dict[str, float] = {}

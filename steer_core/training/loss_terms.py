@@ -16,7 +16,7 @@ from steer_core.engines.base import TrainingEngine
 from steer_core.formulas.loss import ClipRange, clipped_surrogate, denominator, token_coefficients
 from steer_core.formulas.token_stats import TokenStats, concatenate
 from steer_core.interventions.base import Intervention, LossTerms, Memory, PlannedStep, Tokens
-from steer_core.ladder.influence import entropy_influence
+from steer_core.ladder.influence import entropy_influence, step_size
 from steer_core.ladder.passes import Lens
 from steer_core.policy.head import shared_out
 from steer_core.policy.score import PLAIN, Scoring, score
@@ -38,9 +38,15 @@ class ActiveIntervention:
         algorithm = config.algorithm
         self.clip = self.method.clip_range(ClipRange(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip))
         self.memory: Memory = {}
+        self.in_force: Memory = {}
 
-    def begin_rollout(self, batches: list[list[MicroBatch]]) -> None:
-        """Let a closed loop look at the rollout as the policy that sampled saw it; others are shown nothing."""
+    def begin_rollout(self, batches: list[list[MicroBatch]], n: int = 1) -> None:
+        """Set what follows a schedule to rollout n, from 1, and let a closed loop look at the rollout.
+
+        It sees the rollout as the policy that sampled saw it; other methods are shown nothing.
+        """
+        self.in_force = self.method.settings_at(n)
+        self.memory = self.memory | self.in_force
         if not self.method.sees_rollouts:
             return
         parts = [part for batch in batches for part in batch]
@@ -49,11 +55,11 @@ class ActiveIntervention:
         *values, advantages, draws = columns.unbind(-1)  # ROLLOUT_NUMBERS a token: new is old
         old = TokenStats(*values)
         seen = replace(seen, new=old, old=old, advantages=advantages, draws=draws)
-        self.memory = self.method.begin_rollout(self.memory, seen)
+        self.memory = self.method.begin_rollout(self.memory, seen) | self.in_force
 
     def end_step(self, stats: list[TokenStats], batch: list[MicroBatch]) -> None:
         """Let a closed loop see the mean entropy that the policy had in an optimiser step, before it."""
-        self.memory = self.method.next_memory(self.memory, mean_entropy(stats, batch))
+        self.memory = self.method.next_memory(self.memory, mean_entropy(stats, batch)) | self.in_force
 
     @property
     def knows_square_sums(self) -> bool:
@@ -163,6 +169,11 @@ class _Step:
     def coefficients(self) -> Tensor:
         """See `PlannedStep`; they cross ranks for a rule that reads them."""
         return ranks.all_gather_rows(self.own_coefficients) if self.of_all_ranks else self.own_coefficients
+
+    @property
+    def step_size(self) -> float:
+        """See `PlannedStep`."""
+        return step_size(self.active.engine.optimizer)
 
     def entropy_influence(self) -> Tensor:
         """See `PlannedStep.entropy_influence`."""
