@@ -19,13 +19,13 @@ class ERC(Intervention):
 
     The measured change of what STEER estimates. Tokens that do not count stay in the denominator. In the first
     mini-batch of a rollout every ratio is 1, but for rounding, which shows at states of next to no entropy. The bounds
-    are those of the authors' scripts; the defaults in their code are 0.8 and 1.2.
+    are the defaults of the authors' code; their scripts set 0.95 and 1.05.
     """
 
     name: str = "erc"
-    low: float = Field(default=0.95, ge=0, lt=1)
+    low: float = Field(default=0.8, ge=0, lt=1)
     """A token that counts has a ratio above this."""
-    high: float = Field(default=1.05, gt=1)
+    high: float = Field(default=1.2, gt=1)
     """A token that counts has a ratio below this."""
 
     def mask(self, tokens: Tokens) -> Tensor:
