@@ -16,7 +16,7 @@ from steer_core.common.errors import SteerError
 from steer_core.common.settings import build, to_dict
 from steer_core.config.config import Config
 from steer_core.interventions import METHODS, catalogue, intervention, method
-from steer_core.interventions.base import PARTS, Intervention
+from steer_core.interventions.base import PARTS, UNLOGGED, Intervention
 from steer_core.runs.folder import RunFolder
 from steer_core.training.update import Update
 
@@ -36,6 +36,9 @@ TOUCHES = {
     "stare": ("weights",),
     "entropic": ("extra_loss",),
     "steer-control": ("weights",),
+    "repo-r": ("advantages",),
+    "differential-smoothing": ("credit",),
+    "boundary-gate": ("credit",),
 }
 OF_A_STEP = {"steer", "fork-tokens", "clip-cov", "kl-cov", "influence", "stare", "entropic", "steer-control"}
 NEUTRAL = {
@@ -52,6 +55,9 @@ NEUTRAL = {
     "stare": [{"target": 9, "positive": 1, "negative": 1}, {"target": 0, "positive": 3}],
     "entropic": [{"kp": 0, "ki": 0}],
     "steer-control": [{"lambda_min": 1}, {"lambda_min": 1, "control": "uniform"}],
+    "repo-r": [{"zeta": 0, "adapts": False}],
+    "differential-smoothing": [{"right": 0, "wrong": 0}],
+    "boundary-gate": [{}, {"rule": "saturated", "threshold": 0}],
 }
 """Settings under which a method leaves GRPO's step as it is."""
 
@@ -78,7 +84,7 @@ def test_a_method_touches_the_parts_it_overrides_and_sees_what_it_must(name):
     assert made.name == name
     assert made.touches == TOUCHES[name]
     assert set(made.touches) <= set(PARTS)
-    assert made.scope == ("step" if name in OF_A_STEP else "token")
+    assert made.scope == ("step" if name in OF_A_STEP else "rollout" if name == "repo-r" else "token")
     assert method(name).__doc__.strip().endswith(".")
 
 
@@ -183,6 +189,15 @@ REFUSED = [
     ("entropic", {"kp": -1}, "kp: -1 is not allowed"),
     ("entropic", {"ki": -1}, "ki: -1 is not allowed"),
     ("entropic", {"threshold": 1}, "threshold: 1 is not allowed"),
+    ("repo-r", {"target": -1}, "target: -1 is not allowed"),
+    ("repo-r", {"smallest": 0}, "smallest: 0 is not allowed"),
+    ("repo-r", {"smallest": 0.5, "largest": 0.1}, r"smallest: 0.5 is above largest \(0.1\); lower it"),
+    ("repo-r", {"zeta": -1.5}, r"zeta: -1.5 is further from 0 than largest \(1.0\)"),
+    ("differential-smoothing", {"right": -1}, "right: -1 is not allowed"),
+    ("differential-smoothing", {"wrong": -1}, "wrong: -1 is not allowed"),
+    ("boundary-gate", {"rule": "solved"}, "rule: 'solved' is not allowed"),
+    ("boundary-gate", {"k": 0}, "k: 0 is not allowed"),
+    ("boundary-gate", {"threshold": -1}, "threshold: -1 is not allowed"),
     ("entropy-loss", {"coeficient": 1}, r"coeficient: unknown key; did you mean 'coefficient'\?"),
     ("none", {"lambda_min": 0.5}, "lambda_min: no method is named that takes it; add intervention.name=METHOD"),
 ]
@@ -277,7 +292,9 @@ def test_equal_rewards_give_a_finite_step_and_no_push(trainer, data, name):
     silent = replace(data, advantages=torch.zeros_like(data.advantages))
     found = outcome(equip(trainer, name, **ACTING[name]), micro_batches(trainer, silent, 4))
     assert all(value.isfinite().all() for value in found.values())
-    assert (found["norm"] > 0) == (name in {"entropy-loss", "adaptive-entropy-loss", "kl-cov"})
+    assert (found["norm"] > 0) == (
+        name in {"entropy-loss", "adaptive-entropy-loss", "kl-cov", "differential-smoothing"}
+    )
 
 
 @pytest.mark.parametrize("size", [8, 4])
@@ -353,12 +370,14 @@ def test_a_loop_is_told_the_mean_entropy_of_the_steps_tokens_before_the_step(tra
     [
         ("adaptive-entropy-loss", {"target": 9, "step": 0.01, "maximum": 1}),
         ("entropic", {"target": 1.5, "ki": 0.5, "threshold": 0.5}),
+        ("repo-r", {"zeta": -0.001}),
+        ("boundary-gate", {}),
     ],
 )
 def test_a_run_that_is_killed_and_resumed_keeps_the_state_of_its_loop(tmp_path, name, settings):
     overrides = [f"intervention.name={name}", *(f"intervention.{key}={value}" for key, value in settings.items())]
     common = ("rollout.prompts=2", "optimizer.mini_batch_prompts=1", "evaluation.every=0", "train.probe_sequences=0")
-    whole = small_trainer(tmp_path / "whole", *overrides, *common)
+    whole = small_trainer(tmp_path / "whole", *overrides, *common, "task.train_problems=3")  # some come again
 
     def kill(step, metrics):
         if step == 3:  # checkpoints are taken after rollouts 2 and 4
@@ -369,7 +388,9 @@ def test_a_run_that_is_killed_and_resumed_keeps_the_state_of_its_loop(tmp_path, 
     resumed.resume()
     assert resumed.finished == 2
     kept = {key.removeprefix("intervention/"): value for key, value in whole.run.read()[1].items() if "vention" in key}
-    assert resumed.update.active.memory == kept
+    remembered = resumed.update.active.memory
+    assert {key: value for key, value in remembered.items() if not key.startswith(UNLOGGED)} == kept
+    assert any(key.startswith(UNLOGGED) for key in remembered) == (name == "boundary-gate")
     assert kept
     assert all(kept.values())
     assert resumed.fit()

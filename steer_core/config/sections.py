@@ -180,7 +180,7 @@ class AlgorithmConfig:
     pass_k: int = Field(default=4, ge=1)
     """With advantage=pass-at-k, the k of the pass@k that is trained; at most rollout.responses."""
     quantile: float = Field(default=0.4, gt=0, lt=1)
-    """With advantage=quantile, which quantile of a group's rewards is the baseline. The higher it is, the more groups are
+    """With advantage=quantile, which quantile of a group's rewards is the baseline. The higher, the more groups are
     taught by their failures alone, and not by their successes."""
     clip_low: float = Field(default=0.2, ge=0, le=1)
     """With A < 0 the gradient stops where the ratio falls below 1 - clip_low."""

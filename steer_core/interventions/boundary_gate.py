@@ -56,7 +56,7 @@ class BoundaryGate(Intervention):
 
 
 def slope(right: int, group: int, k: int) -> float:
-    """The expected slope of pass@k, E[k (1 - p)^(k - 1)], where so many of a group were right (arXiv 2606.15455, eq. 8).
+    """The expected slope of pass@k, E[k (1 - p)^(k - 1)], where so many of a group are right (arXiv 2606.15455, eq. 8).
 
     p, the probability of a right response, is Beta(right + 1, group - right + 1): uniform before the group is seen.
     """
