@@ -31,6 +31,7 @@ from steer_core.interventions.covariance import ClipCov, KLCov
 from steer_core.interventions.entropy_advantage import EntropyAdvantage
 from steer_core.interventions.entropy_loss import EntropyLoss
 from steer_core.interventions.fork_tokens import ForkTokens
+from steer_core.interventions.repo import RepoR
 from steer_core.interventions.w_reinforce import WReinforce
 
 DATA = Path(__file__).with_suffix(".yaml")
@@ -48,6 +49,7 @@ METHODS: dict[str, Intervention] = {
     "entropy-advantage": EntropyAdvantage(alpha=0.4, kappa=2.0),
     "clip-cov": ClipCov(share=1.0),
     "kl-cov": KLCov(share=0.02, coefficient=1.0),
+    "repo-r": RepoR(zeta=0.01),
     "steer": Steer(lambda_min=0.7),
 }
 

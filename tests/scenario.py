@@ -92,6 +92,15 @@ def equip(trainer: Trainer, name: str, **settings: object) -> Trainer:
     return trainer
 
 
+def lengths_by_problem(trainer: Trainer) -> dict[str, list[float]]:
+    """Problem to the lengths of its responses, in a rollout of two mini-batches of two prompts, as ranks gather it."""
+    kept = trainer.config
+    trainer.config = replace(kept, rollout=replace(kept.rollout, prompts=4))
+    sampled = trainer.sample(1)
+    trainer.config = kept
+    return dict(zip(sampled.ids_P, sampled.lengths_PG.tolist(), strict=True))
+
+
 def credited(trainer: Trainer, parts: list[MicroBatch]) -> list[MicroBatch]:
     """The micro-batches of this process with what the method makes of their responses' advantages, as a rollout does.
 

@@ -41,6 +41,7 @@ TOUCHES = {
     "boundary-gate": ("credit",),
 }
 OF_A_STEP = {"steer", "fork-tokens", "clip-cov", "kl-cov", "influence", "stare", "entropic", "steer-control"}
+OF_A_ROLLOUT = {"repo-r"}
 NEUTRAL = {
     "steer": [{"lambda_min": 1}],
     "clip-higher": [{"high": 0.28}],
@@ -84,7 +85,7 @@ def test_a_method_touches_the_parts_it_overrides_and_sees_what_it_must(name):
     assert made.name == name
     assert made.touches == TOUCHES[name]
     assert set(made.touches) <= set(PARTS)
-    assert made.scope == ("step" if name in OF_A_STEP else "rollout" if name == "repo-r" else "token")
+    assert made.scope == ("step" if name in OF_A_STEP else "rollout" if name in OF_A_ROLLOUT else "token")
     assert method(name).__doc__.strip().endswith(".")
 
 

@@ -64,7 +64,7 @@ class RepoR(Intervention):
         if not self.adapts:
             return {"zeta": zeta}
         entropy = float(tokens.old.entropy.mean())
-        target = memory.get("target", entropy) if self.target is None else self.target
+        target = memory.get("target", entropy if self.target is None else self.target)
         return {"zeta": zeta if entropy == target else self.moved(zeta, up=entropy < target), "target": target}
 
     def moved(self, zeta: float, up: bool) -> float:
