@@ -223,3 +223,31 @@ def test_what_ranks_gather_lies_rank_behind_rank(monkeypatch):
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
     assert gathered_places(config) == [0, 2, 1, 3]
     assert local_places(config, 1) == [1, 3]
+
+
+REFUSED = [
+    ("repo-r", {"target": -1}, "target: -1 is not allowed"),
+    ("repo-r", {"smallest": 0}, "smallest: 0 is not allowed"),
+    ("repo-r", {"smallest": 0.5, "largest": 0.1}, r"smallest: 0.5 is above largest \(0.1\); lower it"),
+    ("repo-r", {"zeta": -1.5}, r"zeta: -1.5 is further from 0 than largest \(1.0\)"),
+    ("differential-smoothing", {"right": -1}, "right: -1 is not allowed"),
+    ("differential-smoothing", {"wrong": -1}, "wrong: -1 is not allowed"),
+    ("boundary-gate", {"rule": "solved"}, "rule: 'solved' is not allowed"),
+    ("boundary-gate", {"k": 0}, "k: 0 is not allowed"),
+    ("boundary-gate", {"threshold": -1}, "threshold: -1 is not allowed"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "message"), REFUSED)
+def test_settings_out_of_range_are_refused_with_the_field(name, settings, message):
+    with pytest.raises(SteerError, match=rf"^intervention\.{message}"):
+        small_config(f"intervention.name={name}", *(f"intervention.{key}={value}" for key, value in settings.items()))
+
+
+def test_a_k_of_more_than_the_group_is_refused_for_pass_at_k_alone():
+    with pytest.raises(
+        SteerError, match=r"^algorithm\.pass_k: 5 is more than rollout\.responses \(4\); lower the one or"
+    ):
+        small_config("algorithm.advantage=pass-at-k", "algorithm.pass_k=5")
+    assert small_config("algorithm.advantage=pass-at-k").algorithm.advantage_settings == {"k": 4}
+    assert small_config("algorithm.pass_k=5").algorithm.advantage_settings == {}
