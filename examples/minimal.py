@@ -52,11 +52,13 @@ def train(config: Config) -> Policy:
         mask_BT = answers.rollout.response_mask_BT.bool()
 
         # 2. Advantages from the rewards of each group.
-        advantages_B = ADVANTAGES[config.algorithm.advantage](rewards_PG, mask_BT.sum(-1).view(-1, group)).flatten()
+        estimate, settings = ADVANTAGES[config.algorithm.advantage], config.algorithm.advantage_settings
+        advantages_PG = estimate(rewards_PG, mask_BT.sum(-1).view(-1, group), **settings)
 
-        # 3. ln p and H at every token under theta_old; mini-batches, each a list of micro-batches.
+        # 3. ln p and H at every token under theta_old; a method may change what a response is credited with.
         old = score_rollout(model, answers.rollout, config, scoring)
-        batches = list(mini_batches(answers.rollout, old, advantages_B, config, n))
+        advantages_PG = active.credit(advantages_PG, rewards_PG, old, mask_BT, [problem.id for problem in chosen], n)
+        batches = list(mini_batches(answers.rollout, old, advantages_PG.flatten(), config, n))
         active.begin_rollout(batches, n)
 
         for batch in batches:

@@ -32,6 +32,7 @@ from steer_core.interventions.covariance import ClipCov, KLCov
 from steer_core.interventions.entropy_advantage import EntropyAdvantage
 from steer_core.interventions.entropy_loss import EntropyLoss
 from steer_core.interventions.fork_tokens import ForkTokens
+from steer_core.interventions.repo import RepoR
 from steer_core.interventions.w_reinforce import WReinforce
 
 DATA = Path(__file__).with_suffix(".yaml")
@@ -50,6 +51,7 @@ METHODS: dict[str, Intervention] = {
     "clip-cov": ClipCov(share=1.0),
     "kl-cov": KLCov(share=0.02, coefficient=1.0),
     "ce-gppo": CEGPPO(low=0.75, high=1.0),
+    "repo-r": RepoR(zeta=0.01),
     "steer": Steer(lambda_min=0.7),
 }
 

@@ -7,11 +7,14 @@ from pathlib import Path
 import torch
 from small import small_trainer
 from torch import Tensor
+from torch.nn.functional import pad
 
+from steer_core.common import ranks
 from steer_core.engines import LocalEngine
 from steer_core.formulas.loss import reduce_loss
-from steer_core.formulas.token_stats import TokenStats
+from steer_core.formulas.token_stats import TokenStats, concatenate
 from steer_core.interventions import METHODS, intervention
+from steer_core.interventions.base import UNLOGGED
 from steer_core.rollout.rollout import Rollout
 from steer_core.training.batch import MicroBatch
 from steer_core.training.loop import Trainer
@@ -36,11 +39,15 @@ ACTING = {
     "erc": {},
     "ce-gppo": {},
     "steer-control": {"lambda_min": 0.3},
+    "repo-r": {"zeta": 0.5, "adapts": False},
+    "differential-smoothing": {"right": 0.1, "wrong": 0.05},
+    "boundary-gate": {},
 }
 """Settings under which every method does something in a step."""
 assert set(ACTING) == set(METHODS)
-MEMORY = {"coefficient": 0.2, "entropy": 0.1, "integral": -3.0}
-"""What closed loops remember when the step begins."""
+PROBLEMS = ("first", "second")
+MEMORY = {"coefficient": 0.2, "entropy": 0.1, "integral": -3.0, UNLOGGED + PROBLEMS[0]: 2.0}
+"""What closed loops remember when the step begins; a problem was solved before."""
 
 
 @dataclass
@@ -92,9 +99,37 @@ def equip(trainer: Trainer, name: str, **settings: object) -> Trainer:
     return trainer
 
 
+def lengths_by_problem(trainer: Trainer) -> dict[str, list[float]]:
+    """Problem to the lengths of its responses, in a rollout of two mini-batches of two prompts, as ranks gather it."""
+    kept = trainer.config
+    trainer.config = replace(kept, rollout=replace(kept.rollout, prompts=4))
+    sampled = trainer.sample(1)
+    trainer.config = kept
+    return dict(zip(sampled.ids_P, sampled.lengths_PG.tolist(), strict=True))
+
+
+def credited(trainer: Trainer, parts: list[MicroBatch]) -> list[MicroBatch]:
+    """The micro-batches of this process with what the method makes of their responses' advantages, as a rollout does.
+
+    Responses of an advantage above 0 are the right ones; whole groups of four must be here.
+    """
+    active = trainer.update.active
+    if not active.method.sees_responses:
+        return parts
+    width = max(part.mask_BT.shape[1] for part in parts)
+    old = concatenate([part.old.map(lambda x: pad(x, (0, width - x.shape[1]))) for part in parts])
+    mask_BT = torch.cat([pad(part.mask_BT, (0, width - part.mask_BT.shape[1])) for part in parts])
+    own_B = torch.cat([part.advantages_BT[:, 0] for part in parts])
+    advantages_PG = ranks.all_gather_rows(own_B).view(-1, 4)
+    rewards_PG = (advantages_PG > 0).to(advantages_PG)
+    found_PG = active.credit(advantages_PG, rewards_PG, old, mask_BT, PROBLEMS)
+    found = ranks.local_rows(found_PG.flatten(), own_B).split([len(part.mask_BT) for part in parts])
+    return [replace(p, advantages_BT=a_B[:, None].expand_as(p.mask_BT)) for p, a_B in zip(parts, found, strict=True)]
+
+
 def outcome(trainer: Trainer, parts: Iterable[MicroBatch]) -> dict[str, Tensor]:
     """One optimiser step over these micro-batches of this process, from the same weights each time: what it did."""
-    parts, losses, active = list(parts), [], trainer.update.active
+    parts, losses, active = credited(trainer, list(parts)), [], trainer.update.active
     of_tokens = active.token_losses
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
 

@@ -1,5 +1,6 @@
 """Group-relative advantages."""
 
+import itertools
 import statistics
 
 import pytest
@@ -10,8 +11,17 @@ from hypothesis import strategies as st
 from steer_core.common.errors import SteerError
 from steer_core.common.settings import build
 from steer_core.config.sections import AlgorithmConfig
-from steer_core.formulas.advantages import ADVANTAGES, GRPO_EPSILON, grpo_advantages, rloo_advantages
+from steer_core.formulas.advantages import (
+    ADVANTAGES,
+    GRPO_EPSILON,
+    grpo_advantages,
+    pass_at_k_advantages,
+    quantile_advantages,
+    rloo_advantages,
+)
 
+OF_SMALL_GROUPS = {"pass-at-k": {"k": 2}}
+"""What an estimator is told where a group has three responses."""
 rewards = st.lists(st.floats(-10, 10), min_size=2, max_size=12)
 
 
@@ -26,9 +36,9 @@ def rollouts(draw):
     return torch.tensor(rewards_PG, dtype=torch.float64) / 4, torch.tensor(lengths_PG)
 
 
-def estimated(name, rewards_PG, lengths_PG):
+def estimated(name, rewards_PG, lengths_PG, **settings):
     """The estimator's advantages of lists."""
-    return ADVANTAGES[name](torch.tensor(rewards_PG, dtype=torch.float64), torch.tensor(lengths_PG))
+    return ADVANTAGES[name](torch.tensor(rewards_PG, dtype=torch.float64), torch.tensor(lengths_PG), **settings)
 
 
 @pytest.mark.parametrize(
@@ -86,18 +96,21 @@ def test_reinforce_plus_plus_has_mean_0_and_variance_1_over_tokens(name, rollout
 @given(lengths_PG=st.lists(st.lists(st.integers(1, 999), min_size=3, max_size=3), min_size=1, max_size=3))
 def test_equal_rewards_give_every_estimator_exactly_zero(name, reward, lengths_PG):
     lengths_PG = torch.tensor(lengths_PG)
-    assert ADVANTAGES[name](torch.full(lengths_PG.shape, reward), lengths_PG).eq(0).all()
+    found = ADVANTAGES[name](torch.full(lengths_PG.shape, reward), lengths_PG, **OF_SMALL_GROUPS.get(name, {}))
+    assert found.eq(0).all()
 
 
-@pytest.mark.parametrize("name", ["grpo", "dr-grpo", "rloo", "opo"])
+@pytest.mark.parametrize("name", ["grpo", "dr-grpo", "rloo", "opo", "pass-at-k", "quantile"])
 def test_a_group_of_one_has_nothing_to_compare_with(name):
-    assert estimated(name, [[1.0], [3.0]], [[4], [2]]).tolist() == [[0], [0]]
+    settings = {"k": 1} if name == "pass-at-k" else {}
+    assert estimated(name, [[1.0], [3.0]], [[4], [2]], **settings).tolist() == [[0], [0]]
 
 
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_estimators_keep_precision_and_shape(name):
     for dtype in (torch.float32, torch.float64):
-        found = ADVANTAGES[name](torch.tensor([[1, 0, 3], [2, 2, 2]], dtype=dtype), torch.tensor([[1, 2, 3]] * 2))
+        rewards_PG, lengths_PG = torch.tensor([[1, 0, 3], [2, 2, 2]], dtype=dtype), torch.tensor([[1, 2, 3]] * 2)
+        found = ADVANTAGES[name](rewards_PG, lengths_PG, **OF_SMALL_GROUPS.get(name, {}))
         assert (found.dtype, found.shape) == (dtype, (2, 3))
 
 
@@ -157,6 +170,88 @@ def test_a_group_of_one_gets_zero_without_a_warning():
 def test_rewards_that_are_not_prompts_by_group_raise(name, shape):
     with pytest.raises(ValueError, match="prompts, group"):
         ADVANTAGES[name](torch.zeros(shape), torch.ones(shape))
+
+
+@st.composite
+def graded_groups(draw):
+    """(rewards of 0 and 1 of one group of 2 to 8, k within the group)."""
+    rewards = draw(st.lists(st.integers(0, 1), min_size=2, max_size=8))
+    return rewards, draw(st.integers(1, len(rewards)))
+
+
+@given(graded_groups())
+def test_pass_at_k_is_the_mean_of_the_whitened_rewards_of_all_subsets_that_a_response_is_in(graded):
+    rewards, k = graded
+    subsets = list(itertools.combinations(range(len(rewards)), k))
+    best = [max(rewards[i] for i in subset) for subset in subsets]
+    mean, deviation = statistics.fmean(best), statistics.pstdev(best)
+    found = pass_at_k_advantages(torch.tensor([rewards], dtype=torch.float64), k=k)[0].tolist()
+    if len(set(best)) == 1:
+        assert found == [0] * len(rewards)
+        return
+    for i, advantage in enumerate(found):
+        mine = [(reward - mean) / deviation for reward, subset in zip(best, subsets, strict=True) if i in subset]
+        assert advantage == pytest.approx(statistics.fmean(mine), abs=1e-12)
+
+
+@given(st.lists(st.integers(0, 1), min_size=2, max_size=12))
+def test_pass_at_1_is_the_reward_whitened_by_the_groups_own_deviation(rewards):
+    found = pass_at_k_advantages(torch.tensor([rewards], dtype=torch.float64), k=1)[0].tolist()
+    deviation = statistics.pstdev(rewards) or 1.0
+    assert found == pytest.approx([(r - statistics.fmean(rewards)) / deviation for r in rewards], abs=1e-12)
+
+
+def test_pass_at_k_of_groups_by_hand():
+    """One of four right, subsets of two: half of them succeed; two thirds of those that a wrong one is in fail."""
+    found = estimated("pass-at-k", [[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]], [[1] * 4] * 3, k=2)
+    torch.testing.assert_close(found[0], torch.tensor([1, -1 / 3, -1 / 3, -1 / 3], dtype=torch.float64))
+    assert found[1:].tolist() == [[0] * 4] * 2
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_a_k_that_a_group_does_not_hold_raises(k):
+    with pytest.raises(ValueError, match=rf"k: {k} is not within 1 and the 4 responses of a group"):
+        estimated("pass-at-k", [[1, 0, 0, 0]], [[1] * 4], k=k)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "quantile", "advantages"),
+    [
+        ([1, 0, 0, 0], 0.4, [2, 0, 0, 0]),  # hard: one success, deviation 1/2
+        ([1, 1, 1, 0], 0.4, [0, 0, 0, -2]),  # easy: one failure
+        ([1, 1, 1, 0], 0.25, [2, 2, 2, 0]),  # a share of 1 - K is right: still hard
+        ([1, 1, 1, 0], 0.2501, [0, 0, 0, -2]),
+        ([5, 1, 3], 0.5, [1, -1, 0]),  # the median
+        ([5, 1, 3], 0.01, [2, 0, 1]),
+        ([5, 1, 3], 0.99, [0, -2, -1]),
+    ],
+)
+def test_the_quantile_baseline_by_hand(rewards, quantile, advantages):
+    found = estimated("quantile", [rewards], [[1] * len(rewards)], quantile=quantile)
+    assert found[0].tolist() == pytest.approx(advantages, rel=1e-5)
+
+
+@given(st.lists(st.integers(0, 1), min_size=2, max_size=12), st.integers(1, 99))
+def test_the_quantile_rewards_rare_successes_or_punishes_rare_failures_never_both(rewards, percent):
+    found = quantile_advantages(torch.tensor([rewards], dtype=torch.float64), quantile=percent / 100)[0].tolist()
+    hard = 100 * sum(rewards) <= (100 - percent) * len(rewards)
+    for reward, advantage in zip(rewards, found, strict=True):
+        if len(set(rewards)) == 1 or reward != hard:
+            assert advantage == 0
+        else:
+            assert advantage * (2 * hard - 1) > 0
+
+
+def test_the_estimators_that_have_a_setting_are_given_it_and_no_other_is():
+    made = {name: build(AlgorithmConfig, {"advantage": name, "pass_k": 3, "quantile": 0.7}) for name in ADVANTAGES}
+    given_any = {name: one.advantage_settings for name, one in made.items() if one.advantage_settings}
+    assert given_any == {"pass-at-k": {"k": 3}, "quantile": {"quantile": 0.7}}
+
+
+@pytest.mark.parametrize(("key", "value"), [("pass_k", 0), ("quantile", 0), ("quantile", 1)])
+def test_settings_of_estimators_out_of_range_are_refused(key, value):
+    with pytest.raises(SteerError, match=rf"{key}: {value} is not allowed"):
+        build(AlgorithmConfig, {key: value}, "algorithm")
 
 
 def test_every_configurable_estimator_exists():

@@ -52,9 +52,9 @@ def test_entrocrafts_band_moves_with_the_target_in_force():
     [
         (1.0, 1.0, True),
         (1.04, 1.0, True),
-        (1.06, 1.0, False),
+        (1.21, 1.0, False),
         (0.96, 1.0, True),
-        (0.94, 1.0, False),
+        (0.79, 1.0, False),
         (0.0, 1.0, False),
         (0.0, 0.0, True),  # no entropy before nor now: no change
         (1e-6, 0.0, False),  # entropy where there was none

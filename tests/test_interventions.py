@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from hand import stats_of, tokens_of
+from methods import NEUTRAL, OF_A_ROLLOUT, OF_A_STEP, TOUCHES
 from outside_method import Halved
 from scenario import ACTING, equip, micro_batches, outcome, sampled, trainer_of
 from small import grade_by, small_config, small_trainer, trainer_in, without_time
@@ -16,51 +17,9 @@ from steer_core.common.errors import SteerError
 from steer_core.common.settings import build, to_dict
 from steer_core.config.config import Config
 from steer_core.interventions import METHODS, catalogue, intervention, method
-from steer_core.interventions.base import PARTS, Intervention
+from steer_core.interventions.base import PARTS, UNLOGGED, Intervention
 from steer_core.runs.folder import RunFolder
 from steer_core.training.update import Update
-
-TOUCHES = {
-    "none": (),
-    "steer": ("weights",),
-    "clip-higher": ("clip_range",),
-    "entropy-loss": ("extra_loss",),
-    "adaptive-entropy-loss": ("extra_loss",),
-    "fork-tokens": ("mask",),
-    "w-reinforce": ("weights",),
-    "entropy-advantage": ("advantages",),
-    "clip-cov": ("mask",),
-    "kl-cov": ("clip_range", "extra_loss"),
-    "quadrants": ("weights",),
-    "influence": ("weights",),
-    "stare": ("weights",),
-    "entropic": ("extra_loss",),
-    "entrocraft": ("mask",),
-    "erc": ("mask",),
-    "ce-gppo": ("extra_loss",),
-    "steer-control": ("weights",),
-}
-OF_A_STEP = {"steer", "fork-tokens", "clip-cov", "kl-cov", "influence", "stare", "entropic", "steer-control"}
-OF_A_ROLLOUT = {"entrocraft"}
-NEUTRAL = {
-    "steer": [{"lambda_min": 1}],
-    "clip-higher": [{"high": 0.28}],
-    "entropy-loss": [{"coefficient": 0}],
-    "adaptive-entropy-loss": [{"target": 0}, {"target": 9, "maximum": 0}],
-    "fork-tokens": [{"share": 1}],
-    "w-reinforce": [{"positive": 1}],
-    "entropy-advantage": [{"alpha": 0}],
-    "clip-cov": [{"share": 0}],
-    "quadrants": [{}],
-    "influence": [{"strength": 0}],
-    "stare": [{"target": 9, "positive": 1, "negative": 1}, {"target": 0, "positive": 3}],
-    "entropic": [{"kp": 0, "ki": 0}],
-    "entrocraft": [{"margin": 9}],
-    "erc": [{"low": 0, "high": 1e30}],
-    "ce-gppo": [{"low": 0, "high": 0}],
-    "steer-control": [{"lambda_min": 1}, {"lambda_min": 1, "control": "uniform"}],
-}
-"""Settings under which a method leaves GRPO's step as it is."""
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +251,9 @@ def test_equal_rewards_give_a_finite_step_and_no_push(trainer, data, name):
     silent = replace(data, advantages=torch.zeros_like(data.advantages))
     found = outcome(equip(trainer, name, **ACTING[name]), micro_batches(trainer, silent, 4))
     assert all(value.isfinite().all() for value in found.values())
-    assert (found["norm"] > 0) == (name in {"entropy-loss", "adaptive-entropy-loss", "kl-cov"})
+    assert (found["norm"] > 0) == (
+        name in {"entropy-loss", "adaptive-entropy-loss", "kl-cov", "differential-smoothing"}
+    )
 
 
 @pytest.mark.parametrize("size", [8, 4])
@@ -372,12 +333,14 @@ def test_a_loop_is_told_the_mean_entropy_of_the_steps_tokens_before_the_step(tra
         ("entropic", {"target": "0.5 to 0.1 over 4", "ki": 0.5, "threshold": 0.5}),
         ("entrocraft", {"target": "9 to 1 over 4"}),
         ("influence", {"target": "0.5 to 0.1 over 4"}),
+        ("repo-r", {"zeta": -0.001}),
+        ("boundary-gate", {}),
     ],
 )
 def test_a_run_that_is_killed_and_resumed_keeps_the_state_of_its_loop(tmp_path, name, settings):
     overrides = [f"intervention.name={name}", *(f"intervention.{key}={value}" for key, value in settings.items())]
     common = ("rollout.prompts=2", "optimizer.mini_batch_prompts=1", "evaluation.every=0", "train.probe_sequences=0")
-    whole = small_trainer(tmp_path / "whole", *overrides, *common)
+    whole = small_trainer(tmp_path / "whole", *overrides, *common, "task.train_problems=3")  # some come again
 
     def kill(step, metrics):
         if step == 3:  # checkpoints are taken after rollouts 2 and 4
@@ -388,7 +351,9 @@ def test_a_run_that_is_killed_and_resumed_keeps_the_state_of_its_loop(tmp_path, 
     resumed.resume()
     assert resumed.finished == 2
     kept = {key.removeprefix("intervention/"): value for key, value in whole.run.read()[1].items() if "vention" in key}
-    assert resumed.update.active.memory == kept
+    remembered = resumed.update.active.memory
+    assert {key: value for key, value in remembered.items() if not key.startswith(UNLOGGED)} == kept
+    assert any(key.startswith(UNLOGGED) for key in remembered) == (name == "boundary-gate")
     assert kept
     assert all(kept.values())
     assert resumed.fit()

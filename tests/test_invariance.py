@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from processes import run_two
-from scenario import ACTING, equip, micro_batches, outcome, sampled, trainer_of
+from scenario import ACTING, equip, lengths_by_problem, micro_batches, outcome, sampled, trainer_of
 from two_ranks import LEVELS, ROWS, VALUES, reduced, work
 
 from steer_core.common import ranks
@@ -115,6 +115,13 @@ def test_scope_micro_takes_its_maximum_over_a_micro_batch_of_one_rank(trainer, d
         alone.append(Steer().loss_terms(tokens).weights)
     torch.testing.assert_close(both[0]["micro"]["weights"], alone[0])
     torch.testing.assert_close(both[1]["micro"]["weights"], torch.cat(alone[1:]))
+
+
+def test_two_ranks_know_whose_responses_they_gathered(trainer, both):
+    alone = lengths_by_problem(trainer)
+    assert len(alone) == 4
+    assert all(found["sampled"] == alone for found in both)
+    assert list(both[0]["sampled"]) != list(alone)  # rank behind rank
 
 
 def test_what_two_ranks_tell_one_another(both):

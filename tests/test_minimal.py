@@ -23,6 +23,11 @@ CASES = {
     "ce-gppo": ("algorithm.clip_low=0.01", "algorithm.clip_high=0.01"),
     "adaptive-entropy-loss": ("intervention.target=9",),
     "influence": ("optimizer.micro_batch_sequences=3",),
+    "repo-r": ("intervention.zeta=0.3", "intervention.target=9"),
+    "differential-smoothing": ("optimizer.micro_batch_sequences=3",),
+    "boundary-gate": ("task.train_problems=5",),
+    "none, pass@k": ("algorithm.advantage=pass-at-k", "algorithm.pass_k=2"),
+    "none, quantile": ("algorithm.advantage=quantile",),
 }
 
 

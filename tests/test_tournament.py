@@ -43,6 +43,10 @@ def stages():
             for name, stage in PLAN.stages.items()}  # fmt: skip
 
 
+CAME_LATER = {"repo-r", "differential-smoothing", "boundary-gate", "entrocraft", "erc", "ce-gppo"}
+"""Methods that were not there when the tournament's plan was fixed."""
+
+
 def test_the_test_stage_holds_every_method_with_five_seeds_and_the_controls():
     plan = stages()["test"]
     assert set(PLAN.methods) <= set(plan.arms)
@@ -55,7 +59,7 @@ def test_the_test_stage_holds_every_method_with_five_seeds_and_the_controls():
     assert len(plan.seeds) >= 5
     # every intervention is there but plain GRPO and the one that only controls use
     named = {config.intervention.name for config in (plan.config(arm, 0) for arm in PLAN.methods)}
-    assert named == set(METHODS) - {"steer-control"}
+    assert named == set(METHODS) - {"steer-control"} - CAME_LATER
 
 
 def test_no_stage_sees_the_seed_or_the_problems_that_tuning_saw():

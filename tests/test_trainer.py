@@ -219,17 +219,20 @@ def test_methods_see_the_same_problems_at_one_seed(tmp_path):
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_a_rollouts_advantages_are_those_of_its_rewards_and_lengths(tmp_path, monkeypatch, name):
     seen, estimate = [], ADVANTAGES[name]
-    monkeypatch.setitem(ADVANTAGES, name, lambda *given: seen.append(given) or estimate(*given))
+    monkeypatch.setitem(
+        ADVANTAGES, name, lambda *given, **told: seen.append((*given, told)) or estimate(*given, **told)
+    )
     settings = ("rollout.prompts=2", "train.rollouts=1", "evaluation.every=0", "train.probe_sequences=0")
-    trainer = small_trainer(tmp_path / "a", *settings, f"algorithm.advantage={name}")
+    trainer = small_trainer(tmp_path / "a", *settings, f"algorithm.advantage={name}", "algorithm.pass_k=2")
     verdicts = itertools.cycle([True, False, False])
     grade_by(trainer, lambda response: next(verdicts))
     assert trainer.fit()
-    ((rewards_PG, lengths_PG),) = seen
+    ((rewards_PG, lengths_PG, told),) = seen
+    assert told == {"pass-at-k": {"k": 2}, "quantile": {"quantile": 0.4}}.get(name, {})
     assert rewards_PG.tolist() == [[1, 0, 0, 1], [0, 0, 1, 0]]
     rows = read(rollout_path(trainer.run.path, 1))
     assert [len(row.logprob) for row in rows] == lengths_PG[:, 0].tolist()
-    assert [row.advantage for row in rows] == estimate(rewards_PG, lengths_PG)[:, 0].tolist()
+    assert [row.advantage for row in rows] == estimate(rewards_PG, lengths_PG, **told)[:, 0].tolist()
 
 
 def test_a_requested_stop_ends_after_the_rollout_in_hand_with_a_checkpoint(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from scenario import equip, micro_batches, outcome, trainer_of
+from scenario import equip, lengths_by_problem, micro_batches, outcome, trainer_of
 
 from steer_core.common import ranks, reductions
 from steer_core.common.errors import SteerError
@@ -64,6 +64,7 @@ def work(rank: int, folder: Path, cases: list[tuple[str, str, dict, list[list[in
         }
     }
     trainer = trainer_of(folder / f"rank{rank}", "rollout.draws=prompt")
+    results["sampled"] = lengths_by_problem(trainer)
     data = torch.load(folder / "data.pt", weights_only=False)
     parts = micro_batches(trainer, data, 2)
     for key, name, settings, share in cases:

@@ -57,7 +57,7 @@ class Sections(Protocol):
 
 def check(config: Sections) -> None:
     """Raise SteerError for the first thing that does not go together."""
-    for rule in (_batches, _sizes, _attention, _engine, _sampler, _evaluation):
+    for rule in (_batches, _advantage, _sizes, _attention, _engine, _sampler, _evaluation):
         for message in rule(config):
             raise SteerError(message)
 
@@ -71,6 +71,12 @@ def _batches(config: Sections) -> Iterator[str]:
             f"rollout.prompts: {prompts} is more than task.train_problems ({problems}); "
             "lower the one or raise the other"
         )
+
+
+def _advantage(config: Sections) -> Iterator[str]:
+    k, group = config.algorithm.pass_k, config.rollout.responses
+    if config.algorithm.advantage == "pass-at-k" and k > group:
+        yield f"algorithm.pass_k: {k} is more than rollout.responses ({group}); lower the one or raise the other"
 
 
 def _sizes(config: Sections) -> Iterator[str]:

@@ -187,8 +187,15 @@ class RolloutConfig(SamplingConfig):
 class AlgorithmConfig:
     """From rewards to the loss: advantage, clip, reduction."""
 
-    advantage: Literal["grpo", "dr-grpo", "rloo", "opo", "reinforce++", "reinforce++-baseline"] = "grpo"
+    advantage: Literal[
+        "grpo", "dr-grpo", "rloo", "opo", "reinforce++", "reinforce++-baseline", "pass-at-k", "quantile"
+    ] = "grpo"
     """Advantage estimator."""
+    pass_k: int = Field(default=4, ge=1)
+    """With advantage=pass-at-k, the k of the pass@k that is trained; at most rollout.responses."""
+    quantile: float = Field(default=0.4, gt=0, lt=1)
+    """With advantage=quantile, which quantile of a group's rewards is the baseline. The higher, the more groups are
+    taught by their failures alone, and not by their successes."""
     clip_low: float = Field(default=0.2, ge=0, le=1)
     """With A < 0 the gradient stops where the ratio falls below 1 - clip_low."""
     clip_high: float = Field(default=0.28, ge=0)
@@ -202,6 +209,13 @@ class AlgorithmConfig:
         "token-mean"
     )
     """How per-token losses of a mini-batch become one number; -norm divides by rollout.max_new_tokens (Dr. GRPO)."""
+
+    @property
+    def advantage_settings(self) -> dict[str, float]:
+        """What the estimator is given by name, beside rewards and lengths."""
+        if self.advantage == "pass-at-k":
+            return {"k": self.pass_k}
+        return {"quantile": self.quantile} if self.advantage == "quantile" else {}
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)

@@ -153,7 +153,9 @@ def attributions(
     """
     algorithm, group, model = config.algorithm, config.rollout.responses, policy.model
     size, real = config.optimizer.mini_batch_prompts, torch.promote_types(model.dtype, torch.float32)
-    advantages_PG = ADVANTAGES[algorithm.advantage](drawn.rewards_PG.to(model.device, model.dtype))
+    rewards_PG = drawn.rewards_PG.to(model.device, model.dtype)
+    lengths_PG = drawn.rollout.response_mask_BT.sum(-1).view(rewards_PG.shape)
+    advantages_PG = ADVANTAGES[algorithm.advantage](rewards_PG, lengths_PG, **algorithm.advantage_settings)
 
     def measure(first: int) -> dict[str, Attribution]:
         sequences = drawn.rollout.rows(slice(first * group, (first + size) * group))

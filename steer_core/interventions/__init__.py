@@ -29,6 +29,9 @@ METHODS = {
     "erc": "erc:ERC",
     "ce-gppo": "ce_gppo:CEGPPO",
     "steer-control": "steer_control:SteerControl",
+    "repo-r": "repo:RepoR",
+    "differential-smoothing": "differential_smoothing:DifferentialSmoothing",
+    "boundary-gate": "boundary_gate:BoundaryGate",
 }
 """Name to `module:Class` in this package. Names of other packages are given as `module:Class` in full."""
 

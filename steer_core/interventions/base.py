@@ -17,21 +17,24 @@ from steer_core.common.schedules import may_be_scheduled, value_at
 from steer_core.common.settings import STRICT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
     from steer_core.formulas.loss import ClipRange
     from steer_core.formulas.token_stats import TokenStats
 
-PARTS = ("clip_range", "advantages", "weights", "mask", "extra_loss")
-"""The parts of a step that an intervention can touch."""
+PARTS = ("credit", "clip_range", "advantages", "weights", "mask", "extra_loss")
+"""The parts of a step that an intervention can touch; the first of them once a rollout."""
 STEP_NUMBERS, ROLLOUT_NUMBERS = 10, 6
 """Numbers that cross ranks for each token that a rule sees: two `TokenStats` of four, the advantage and the draw; of a
 rollout, which the policy that sampled sees, one `TokenStats` and these."""
 _RENAMED = {"next_state": "next_memory", "treat": "loss_terms"}
 Memory = dict[str, float]
-"""What a closed loop remembers from one optimiser step to the next; it is logged and part of every checkpoint."""
+"""What a closed loop remembers from one optimiser step to the next; it is part of every checkpoint, and logged but for
+the names that begin with `UNLOGGED`."""
+UNLOGGED = "_"
+"""Begins the names of what is remembered of single problems: too many to log."""
 
 
 class PlannedStep(Protocol):
@@ -73,6 +76,22 @@ class Tokens:
     draws: Tensor
     memory: Memory
     step: PlannedStep | None = None
+
+
+@dataclass(frozen=True)
+class Responses:
+    """The responses of a rollout, of all ranks, (prompts, group) each; nothing here carries gradient.
+
+    rewards_PG: the grader's. advantages_PG: what the estimator of `algorithm.advantage` made of them. logprobs_PG:
+    ln p of the whole response under the policy that sampled, in nats, the sum over its tokens. problems: the id of each
+    prompt's problem. memory: see `Intervention.remember`.
+    """
+
+    rewards_PG: Tensor
+    advantages_PG: Tensor
+    logprobs_PG: Tensor
+    problems: Sequence[str]
+    memory: Memory
 
 
 @dataclass(frozen=True)
@@ -133,6 +152,12 @@ class Intervention:
         return type(self).begin_rollout is not Intervention.begin_rollout
 
     @property
+    def sees_responses(self) -> bool:
+        """Whether the method looks at a rollout's responses: it overrides `credit` or `remember`."""
+        kind = type(self)
+        return kind.credit is not Intervention.credit or kind.remember is not Intervention.remember
+
+    @property
     def touches(self) -> tuple[str, ...]:
         """The parts of the step that this method changes: those it overrides."""
         return tuple(part for part in PARTS if getattr(type(self), part) is not getattr(Intervention, part))
@@ -154,6 +179,14 @@ class Intervention:
     def in_force(self, name: str, memory: Memory) -> float:
         """The value in force of a setting that may follow a schedule: the memory's, or where it has none, the first."""
         return memory[name] if name in memory else self.settings_at(1)[name]
+
+    def credit(self, responses: Responses) -> Tensor:
+        """The advantage (prompts, group) that all tokens of a response share, once a rollout, before its steps."""
+        return responses.advantages_PG
+
+    def remember(self, memory: Memory, responses: Responses) -> Memory:
+        """The memory after a rollout's responses were given their credit."""
+        return memory
 
     def clip_range(self, clip: ClipRange) -> ClipRange:
         """The clip range, given the configured one."""

@@ -85,7 +85,9 @@ class Countdown(Task):
         """
         share = self.config.needed_share if split == "train" else 1.0
         draws = _DRAWS_PER_PROBLEM * (1 if self.config.needed is None else _DRAWS_FOR_ONE_THAT_NEEDS)
-        stream, seen, found, waited = self._plays(random.Random(f"countdown-{split}")), set(), [], 0
+        stream, waited = self._plays(random.Random(f"countdown-{split}")), 0
+        found: list[Problem] = []
+        seen: set[str] = set()
         kept: dict[bool, deque[Problem]] = {True: deque(), False: deque()}
         for _ in range(_DRAWS + draws * count):
             play, waited = next(stream), waited + 1

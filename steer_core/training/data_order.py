@@ -37,9 +37,14 @@ def rollout_seed(config: Config, rollout_index: int) -> int:
     return derive_seed(config.train.seed, "rollout", rollout_index)
 
 
-def local_places(config: Config) -> list[int]:
-    """Which prompts of a rollout are this rank's, from 0: an equal share of every mini-batch."""
+def local_places(config: Config, rank: int | None = None) -> list[int]:
+    """Which prompts of a rollout are this rank's, or another's, from 0: an equal share of every mini-batch."""
     mini = config.optimizer.mini_batch_prompts
     share = mini // ranks.world_size()
-    first = ranks.rank() * share
+    first = (ranks.rank() if rank is None else rank) * share
     return [i for i in range(config.rollout.prompts) if first <= i % mini < first + share]
+
+
+def gathered_places(config: Config) -> list[int]:
+    """Which prompts of a rollout the rows are that ranks gather, rank behind rank."""
+    return [place for rank in range(ranks.world_size()) for place in local_places(config, rank)]

@@ -43,7 +43,10 @@ from steer_core.training.update import Update
 
 Watcher = Callable[[int, dict[str, float]], None]
 """Told the number of each rollout, from 1, and its metrics."""
-NO_SIGNAL = "within every group all rewards were equal: no gradient (AdamW's momentum, if any, still moves)"
+NO_SIGNAL = (
+    "no response had an advantage, because within every group all rewards were equal or the method gave none: no "
+    "gradient (AdamW's momentum, if any, still moves)"
+)
 
 
 class Trainer:
@@ -127,10 +130,13 @@ class Trainer:
         # 1. sample a group of responses to each prompt with the policy theta_old, and grade them
         sampled = self.sample(n)
         # 2. advantages from the groups' rewards
-        advantages_PG = ADVANTAGES[self.config.algorithm.advantage](sampled.rewards_PG, sampled.lengths_PG)
-        advantages_B = ranks.local_rows(advantages_PG.flatten(), sampled.rewards_B)
-        # 3. ln p and H at every token under theta_old
+        estimate, settings = ADVANTAGES[self.config.algorithm.advantage], self.config.algorithm.advantage_settings
+        advantages_PG = estimate(sampled.rewards_PG, sampled.lengths_PG, **settings)
+        # 3. ln p and H at every token under theta_old; a method may change what a response is credited with
         old = self.score_rollout(sampled.rollout)
+        mask_BT = sampled.rollout.response_mask_BT.bool()
+        advantages_PG = self.update.active.credit(advantages_PG, sampled.rewards_PG, old, mask_BT, sampled.ids_P, n)
+        advantages_B = ranks.local_rows(advantages_PG.flatten(), sampled.rewards_B)
         clock.tick()
         # every mini-batch (`Update.step`): 4. lambda from Omega; 5. lambda x clipped surrogate, its gradient; 6. a step
         batches = list(self.batches(sampled.rollout, old, advantages_B, n, sampled.places))

@@ -11,11 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from steer_core.common import ranks
+from steer_core.common.errors import SteerError
 from steer_core.config.config import Config
 from steer_core.engines.base import TrainingEngine
 from steer_core.formulas.loss import ClipRange, clipped_surrogate, denominator, token_coefficients
 from steer_core.formulas.token_stats import TokenStats, concatenate
-from steer_core.interventions.base import Intervention, LossTerms, Memory, PlannedStep, Tokens
+from steer_core.interventions.base import Intervention, LossTerms, Memory, PlannedStep, Responses, Tokens
 from steer_core.ladder.influence import entropy_influence, step_size
 from steer_core.ladder.passes import Lens
 from steer_core.policy.head import shared_out
@@ -40,11 +41,39 @@ class ActiveIntervention:
         self.memory: Memory = {}
         self.in_force: Memory = {}
 
-    def begin_rollout(self, batches: list[list[MicroBatch]], n: int = 1) -> None:
-        """Set what follows a schedule to rollout n, from 1, and let a closed loop look at the rollout.
+    def credit(
+        self,
+        advantages_PG: Tensor,
+        rewards_PG: Tensor,
+        old: TokenStats,
+        mask_BT: Tensor,
+        problems: Sequence[str],
+        n: int = 1,
+    ) -> Tensor:
+        """The advantages (prompts, group) of the responses of rollout n, of all ranks, as the method leaves them.
 
-        It sees the rollout as the policy that sampled saw it; other methods are shown nothing.
+        old, mask_BT: of this rank's responses, under the policy that sampled. problems: the id of each prompt's
+        problem. What follows a schedule is set to rollout n, from 1. Raises SteerError where the method makes other
+        shapes, NaN or infinity.
         """
+        self.in_force = self.method.settings_at(n)
+        self.memory = self.memory | self.in_force
+        if not self.method.sees_responses:
+            return advantages_PG
+        own_B = old.logprob.masked_fill(~mask_BT, 0).sum(-1, dtype=torch.float64)
+        logprobs_PG = ranks.all_gather_rows(own_B).view(rewards_PG.shape).to(rewards_PG)
+        responses = Responses(rewards_PG, advantages_PG, logprobs_PG, problems, self.memory)
+        credited_PG = self.method.credit(responses)
+        self.memory = self.method.remember(self.memory, responses) | self.in_force
+        if credited_PG.shape != advantages_PG.shape or not credited_PG.isfinite().all():
+            raise SteerError(
+                f"intervention.name: {self.method.name} makes advantages of responses that are not finite, or not one "
+                "a response; the log-probs of this rollout are not, or a setting is too extreme: make it smaller"
+            )
+        return credited_PG
+
+    def begin_rollout(self, batches: list[list[MicroBatch]], n: int = 1) -> None:
+        """Let a closed loop look at rollout n, from 1, as the policy that sampled saw it; others are shown nothing."""
         self.in_force = self.method.settings_at(n)
         self.memory = self.memory | self.in_force
         if not self.method.sees_rollouts:

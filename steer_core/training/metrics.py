@@ -16,7 +16,8 @@ lambda/...          the intervention's token weights: quantiles, mean, share wit
                     (under STEER, the one that set the maximum): probability, entropy, |A| (corrected, if
                     algorithm.importance_cap is set) and ratio,
                     means over the steps that damped any.
-intervention/...    what a closed loop remembers after the rollout: a coefficient, a gate, an integral.
+intervention/...    what a closed loop remembers after the rollout: a coefficient, a gate, an integral; not what it
+                    remembers of single problems.
 clip/..., ratio/... share of tokens the clip stops, by side; tails of p_theta / p_old.
 probe/...           one watched optimiser step a rollout, over the tokens of a few of its sequences; absent
                     with `train.probe_sequences=0`. `probe/change/measured` is the mean change of entropy
@@ -26,7 +27,8 @@ probe/...           one watched optimiser step a rollout, over the tokens of a f
                     entropy_change/ but per token of the probe. `probe/pearson/...` and `probe/sign/...`
                     are the agreement per token with the measured change (correlation; share of equal
                     signs), absent where undefined: a constant estimate, no token with an advantage.
-reward/..., response/..., grad_norm/...  mean reward, share of groups whose rewards are all equal and of responses that
+reward/..., response/..., grad_norm/...  mean reward, the grader's; share of groups without an advantage, because their
+                    rewards are all equal or the method leaves none, and of responses that
                     the grader did not judge (it timed out or crashed; their reward is 0);
                     length in tokens and share cut off, and, where there are several ends, the share that each
                     end token, or a text of rollout.stop, ended (`response/ended_by/<|im_end|>`);
@@ -61,6 +63,7 @@ from steer_core.formulas.entropy_change import (
 )
 from steer_core.formulas.loss import ClipRange, clipped_by, importance_ratio
 from steer_core.formulas.token_stats import TokenStats
+from steer_core.interventions.base import UNLOGGED
 from steer_core.training.batch import MicroBatch, flatten, padding
 
 if TYPE_CHECKING:
@@ -138,7 +141,7 @@ def metrics_of(
             steps.log, active.clip, [f for f in ENTROPY_CHANGE if f in steps.log], active.method.logged_form
         ),
         **steps.probed,
-        **{f"intervention/{name}": value for name, value in active.memory.items()},
+        **{f"intervention/{name}": value for name, value in active.memory.items() if not name.startswith(UNLOGGED)},
         **({"grad_norm/mean": sum(taken) / len(taken), "grad_norm/max": max(taken)} if taken else {}),
         "steps/skipped": len(steps.norms) - len(taken),
         "loss": reductions.total(steps.log["loss"]) / len(steps.norms),

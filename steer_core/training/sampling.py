@@ -17,7 +17,7 @@ from steer_core.problems.problem import Problem
 from steer_core.problems.task import Task
 from steer_core.rewards.base import UNJUDGED
 from steer_core.rollout.rollout import Rollout, Sampler
-from steer_core.training.data_order import local_places, rollout_seed
+from steer_core.training.data_order import gathered_places, local_places, rollout_seed
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,16 @@ class SampledRollout:
     """A rollout as the updates and the log take it.
 
     graded, problems, places, rewards_B: of this rank; places are those of its prompts among all ranks'.
-    rewards_PG, lengths_PG, truncated_PG, unjudged_PG: of all ranks, (prompts, group): the reward of each response,
-    its tokens, whether it was cut off, whether the grader came to no verdict.
+    ids_P: of all ranks, the id of each prompt's problem. rewards_PG, lengths_PG, truncated_PG, unjudged_PG: of all
+    ranks, (prompts, group), in the same order: the reward of each response, its tokens, whether it was cut off, whether
+    the grader came to no verdict.
     """
 
     graded: GradedRollout
     problems: list[Problem]
     places: list[int]
     rewards_B: Tensor
+    ids_P: list[str]
     rewards_PG: Tensor
     lengths_PG: Tensor
     truncated_PG: Tensor
@@ -71,7 +73,8 @@ def sample_rollout(
     )
     own_BK = torch.stack([torch.tensor(column, device=device, dtype=dtype) for column in columns], -1)
     groups = (column.view(-1, group) for column in ranks.all_gather_rows(own_BK).unbind(-1))
-    return SampledRollout(graded, own, places, own_BK[:, 0], *groups)
+    ids_P = [problems[place].id for place in gathered_places(config)]
+    return SampledRollout(graded, own, places, own_BK[:, 0], ids_P, *groups)
 
 
 @contextmanager
