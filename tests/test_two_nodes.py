@@ -46,7 +46,7 @@ def trained(folder: Path, nodes: int, arguments: list[str], data: Path) -> RunFo
             started = subprocess.Popen([*agent, *command], env=environment, stdout=file, stderr=subprocess.STDOUT)
             processes.append(started)
     try:
-        codes = [process.wait(timeout=400) for process in processes]
+        codes = [process.wait(timeout=900) for process in processes]
     finally:
         for process in processes:
             process.kill()
