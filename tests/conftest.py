@@ -23,7 +23,7 @@ settings.load_profile("repeatable")
 jaxtyping.install_import_hook("steer_core.formulas", "beartype.beartype")
 
 
-SLOW = """fuzz engines architectures kill kill_ranks smoke_runs vllm_engine vllm_training problem_sets readme
+SLOW = """two_nodes fuzz engines architectures kill kill_ranks smoke_runs vllm_engine vllm_training problem_sets readme
 run_killed run cli cli_compare runner recorded_runs launcher accidents ending
 integration_trl integration_verl everyday_answers grade
 code_rewards workers sandbox_limits own_problem_sets invariance reproduce_estimators estimate

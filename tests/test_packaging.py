@@ -77,9 +77,11 @@ def test_every_extra_that_a_page_or_a_message_names_exists_and_stands_in_quotes_
 def test_every_pip_install_goes_through_the_constraints():
     installs = [line for name in ("Makefile", "Dockerfile") for line in commands(name) if "pip install" in line]
     installs += [line for line in commands("Makefile") if "$(PIP) install" in line]
-    assert [" -c constraints.txt -e " in line for line in installs] == [True]  # the one install there is
+    ours = [line for line in installs if "--no-deps" not in line]  # the wheel is tried without what it needs
+    assert [" -c constraints.txt -e " in line for line in ours] == [True]  # the one install there is
     assert "$(call quietly,[dev])" in text("Makefile")
     assert "make .venv/dev.stamp" in text("Dockerfile")
+    assert "make .venv/extras.stamp" in text("Dockerfile")
     sections = [
         item["pip"] for item in yaml.safe_load(text("environment.yml"))["dependencies"] if isinstance(item, dict)
     ]
@@ -93,15 +95,13 @@ def test_installers_hold_no_pins_and_name_no_index():
 
 
 def test_installers_name_only_extras_that_exist():
-    named = [re.findall(r"(?:-e \.|`\.|quietly,)\[([\w,-]+)\]", text(name)) for name in INSTALLERS]
+    named = [re.findall(r"(?:-e \.|`\.|quietly,)\[([\w,-]+)\]", text(name)) for name in ("Makefile", "environment.yml")]
     assert all(named)
     assert {extra for found in named for group in found for extra in group.split(",")} <= EXTRAS.keys()
 
 
-def test_python_versions_agree():
+def test_the_python_of_each_installer_is_accepted():
     accepted = SpecifierSet(PROJECT["requires-python"])
-    assert [minor for minor in range(8, 16) if accepted.contains(f"3.{minor}.0")] == [11, 12]
-    assert "(3, 11) <= sys.version_info[:2] <= (3, 12)" in text("Makefile")
     assert accepted.contains(re.search(r"python:(3\.\d+)-slim", text("Dockerfile"))[1])
     assert accepted.contains(re.search(r"python=(3\.\d+)", text("environment.yml"))[1])
 
