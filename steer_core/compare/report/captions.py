@@ -36,6 +36,17 @@ def training_numbers(comparison: Comparison) -> str:
     return f"From the first rollout to the mean of the last five: {'; '.join(parts)}."
 
 
+def collapse_numbers(comparison: Comparison) -> str:
+    """Held-out entropy, pass@1 and pass@<largest k> at the first and the last evaluation, mean over seeds."""
+    columns = {"entropy": "policy_entropy"} | {f"pass@{k}": f"pass@{k}" for k in sorted({1, comparison.largest_k})}
+    parts = []
+    for arm, rows in _by_arm(comparison, comparison.curves()):
+        first, last = rows[rows.step == rows.step.min()], rows[rows.step == rows.step.max()]
+        moves = [f"{name} {_arrow(first, last, column)}" for name, column in columns.items()]
+        parts.append(f"{comparison.label(arm)}: {', '.join(moves)}")
+    return f"From the first evaluation to the last: {'; '.join(parts)}."
+
+
 def heldout_numbers(comparison: Comparison) -> str:
     """Each pass@k at the first and the last evaluation, mean over seeds."""
     parts = []
@@ -166,6 +177,15 @@ def _points(comparison: Comparison) -> str:
 
 _LINES = "Thin lines are seeds, thick lines their mean."
 CAPTIONS = {
+    "collapse": Caption(
+        "Entropy collapse",
+        lambda c: (
+            "Entropy of the policy, pass@1 and pass@k for the largest k, on held-out problems over training"
+            f"{'; dotted: the base model, which is step 0' if c.base else ''}. Collapse is entropy and pass@k falling "
+            f"while pass@1 rises. {_LINES}"
+        ),
+        collapse_numbers,
+    ),
     "training": Caption(
         "Training",
         lambda c: (

@@ -52,6 +52,27 @@ _QUADRANT_LOOKS = {
 
 
 @styled
+def collapse_figure(comparison: Comparison) -> Figure:
+    """Entropy collapse at one glance: held-out entropy (nats a token), pass@1 and pass@<largest k> over rollouts.
+
+    The base model is step 0, and its level the dotted line. Raises SteerError where nothing has been evaluated.
+    """
+    curves, largest = _curves(comparison), comparison.largest_k
+    quantities = [("policy_entropy", "Entropy", "nats / token"), ("pass@1", "pass@1", "share of held-out problems")]
+    if largest > 1:
+        quantities.append((f"pass@{largest}", f"pass@{largest}", ""))
+    figure, axes = panels(1, len(quantities), height=2.5)
+    for axis, (column, title, unit) in zip(axes.flat, quantities, strict=True):
+        _draw_arms(axis, comparison, curves, column, markers=True)
+        base = curves[curves.step == 0][column]
+        if len(base):
+            axis.axhline(base.iloc[0], color=MUTED, lw=0.8, ls=(0, (1, 1.5)), zorder=1, label="_base")
+        label(axis, title, "rollout", unit)
+    _legend(figure, comparison, curves, markers=True)
+    return figure
+
+
+@styled
 def training_figure(comparison: Comparison) -> Figure:
     """Policy entropy while sampling (nats a token) and mean reward, over rollouts.
 
@@ -203,6 +224,7 @@ def weights_figure(comparison: Comparison) -> Figure:
 
 
 FIGURES: dict[str, Callable[[Comparison], Figure]] = {
+    "collapse": collapse_figure,
     "training": training_figure,
     "heldout": heldout_figure,
     "trade": trade_figure,
