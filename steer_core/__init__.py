@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from steer_core.formulas.token_stats import TokenStats, token_stats
     from steer_core.formulas.weights import normaliser, steer_weights
     from steer_core.interventions import INTERVENTIONS
-    from steer_core.interventions.base import Intervention, LossTerms, Tokens
+    from steer_core.interventions.base import Intervention, LossTerms, Responses, Tokens
     from steer_core.interventions.steer import Steer
     from steer_core.ladder.attribution import attribute
     from steer_core.ladder.passes import Lens
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from steer_core.rollout.samplers import make_sampler
     from steer_core.runs.folder import RunFolder
     from steer_core.stats.agreement import agreement
+    from steer_core.stats.improvement import performance_profile, probability_of_improvement
     from steer_core.stats.pass_at_k import pass_at_k
     from steer_core.training.batch import mini_batches, score_rollout
     from steer_core.training.data_order import rollout_problems, rollout_seed
@@ -91,10 +92,13 @@ _PLACES = {
     "INTERVENTIONS": "interventions:INTERVENTIONS",
     "Tokens": "interventions.base:Tokens",
     "LossTerms": "interventions.base:LossTerms",
+    "Responses": "interventions.base:Responses",
     "STRICT": "common.settings:STRICT",
     "Lens": "ladder.passes:Lens",
     "attribute": "ladder.attribution:attribute",
     "agreement": "stats.agreement:agreement",
+    "probability_of_improvement": "stats.improvement:probability_of_improvement",
+    "performance_profile": "stats.improvement:performance_profile",
     "pass_at_k": "stats.pass_at_k:pass_at_k",
     "SteerError": "common.errors:SteerError",
 }
@@ -112,6 +116,7 @@ __all__ = [
     "Lens",
     "LossTerms",
     "Policy",
+    "Responses",
     "RolloutConfig",
     "RunFolder",
     "Steer",
@@ -137,6 +142,8 @@ __all__ = [
     "mini_batches",
     "normaliser",
     "pass_at_k",
+    "performance_profile",
+    "probability_of_improvement",
     "quadrants",
     "reduce_loss",
     "rollout_problems",
