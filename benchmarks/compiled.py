@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/compiled.py --out benchmarks/results/compiled.json
 
 The layers are compiled with dynamic shapes, for every micro-batch has its own; attention, which is ours and changes
-with the micro-batch, stays outside. The first pass of the compiled layers is their compilation, and is told apart. About 2
-minutes; it needs a C++ compiler.
+with the micro-batch, stays outside. The first pass of the compiled layers is their compilation, and is told apart.
+About 2 minutes; it needs a C++ compiler.
 """
 
 from __future__ import annotations
