@@ -21,7 +21,7 @@ SHIPPED = [
     *(f"models/countdown/{name}" for name in ("generation_config.json", "tokenizer_config.json")),
     *(f"configs/{name}.yaml" for name in ("grpo", "steer")),
     *(f"show/viewer.{name}" for name in ("html.j2", "css", "js")),
-    *(f"plans/{name}.yaml" for name in ("compare", "quick", "quadrants")),
+    *(f"plans/{name}.yaml" for name in ("compare", "quick", "quadrants", "short")),
     "problems/manifest.yaml",
     "rewards/inside.py",
 ]

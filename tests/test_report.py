@@ -99,7 +99,7 @@ def test_html_needs_nothing_from_another_place(page):
     assert "@import" not in page
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
     assert re.findall(r"url\((?!data:)", page) == []
-    assert page.count("data:image/svg+xml;base64,") == 6
+    assert page.count("data:image/svg+xml;base64,") == 7
 
 
 def test_html_states_numbers_setting_and_limits(page):
@@ -142,6 +142,17 @@ def test_the_mean_is_over_the_seeds_that_came_furthest():
     drawn = lines(figures.training_figure(early).axes[0])
     assert drawn["grpo"].get_ydata() == pytest.approx([0.385, 0.365, 0.345, 0.325])
     assert len(drawn["_grpo 2"].get_ydata()) == 2
+
+
+def test_collapse_figure_shows_entropy_and_both_pass_at_k_from_the_base_model_on():
+    entropy, first, last = figures.collapse_figure(comparison()).axes
+    assert lines(entropy)["grpo"].get_ydata() == pytest.approx([0.4, 0.31, 0.21])
+    assert lines(entropy)["_base"].get_ydata() == pytest.approx([0.4, 0.4])
+    assert lines(first)["grpo"].get_ydata() == pytest.approx([0.05, 0.2, 0.4])
+    assert lines(last)["steer"].get_ydata() == pytest.approx([0.1, 0.3, 0.5])
+    assert [axis.get_title(loc="left") for axis in (entropy, first, last)] == ["Entropy", "pass@1", "pass@2"]
+    with pytest.raises(SteerError, match="nothing has been evaluated"):
+        figures.collapse_figure(comparison(evaluated=False))
 
 
 def test_heldout_figure_starts_at_the_base_model():

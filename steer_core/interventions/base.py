@@ -167,6 +167,16 @@ class Intervention:
         """Whether a token of advantage 0 may have a gradient: the method makes other advantages, or adds a loss."""
         return not {"advantages", "extra_loss"}.isdisjoint(self.touches)
 
+    @property
+    def sees_without_advantage(self) -> bool:
+        """Whether anything that steps depend on looks at tokens of advantage 0 as the policy being updated has them.
+
+        Where not, a response without an advantage is not scored again in its step: it keeps the statistics of the
+        policy that sampled it, in the log too.
+        """
+        closed_loop = type(self).next_memory is not Intervention.next_memory
+        return self.learns_without_advantage or closed_loop or self.scope in ("step", "micro")
+
     def settings_at(self, rollout: int) -> Memory:
         """By name the values in force at a rollout, from 1, of the settings that may follow a schedule.
 

@@ -64,6 +64,11 @@ class Steer(Intervention):
         """With scope `rollout` alone."""
         return self.scope == "rollout"
 
+    @property
+    def sees_without_advantage(self) -> bool:
+        """Omega is 0 there, which moves no maximum and no quantile; but the means of `covariance` are over all."""
+        return self.form == "covariance"
+
     def weights(self, tokens: Tokens) -> Tensor:
         """lambda of every token."""
         change = self.change(tokens.new, tokens.old, tokens.advantages, tokens.clip)

@@ -96,25 +96,33 @@ class ActiveIntervention:
         return self.scoring.head is None or self.scoring.head.sums
 
     def learnt_rows(self, part: MicroBatch) -> list[int]:
-        """Rows of a micro-batch that can have a gradient, all of them where none or all can.
+        """Rows of a micro-batch that can have a gradient, or the first alone where none can.
 
         The loss of a token of advantage 0 is 0 whatever its weight, so a response without an advantage teaches nothing
         but by a method that says so (`learns_without_advantage`).
         """
         live_B = (part.advantages_BT != 0).any(-1)
-        if self.method.learns_without_advantage or shared_out(self.model) or not live_B.any():
+        if self.method.learns_without_advantage or shared_out(self.model):
             live_B = torch.ones_like(live_B)  # ranks that share out weights must make the same passes
-        return live_B.nonzero()[:, 0].tolist()
+        return live_B.nonzero()[:, 0].tolist() or [0]  # there is a backward pass, if of zeros
 
     def score(self, part: MicroBatch) -> TokenStats:
-        """Statistics (B, T) of the policy at a micro-batch's response tokens, with gradient in `learnt_rows`."""
-        rows, count = self.learnt_rows(part), len(part.mask_BT)
+        """Statistics (B, T) of the policy at a micro-batch's response tokens, with gradient in `learnt_rows`.
+
+        The other rows are scored without gradient, or where the method does not look at them, not at all: they keep the
+        statistics of the policy that sampled (`Intervention.sees_without_advantage`).
+        """
+        rows, (count, width) = self.learnt_rows(part), part.mask_BT.shape
         others = sorted(set(range(count)) - set(rows))
-        if not torch.is_grad_enabled() or not others:
-            return self._score(part.sequences, part.mask_BT.shape[1])
-        with torch.no_grad():
-            still = self._score(part.sequences.rows(others), part.mask_BT.shape[1])
-        learnt = self._score(part.sequences.rows(rows), part.mask_BT.shape[1])
+        seen = self.method.sees_without_advantage
+        if not others or (seen and not torch.is_grad_enabled()):
+            return self._score(part.sequences, width)
+        if seen:
+            with torch.no_grad():
+                still = self._score(part.sequences.rows(others), width)
+        else:
+            still = part.old[others]
+        learnt = self._score(part.sequences.rows(rows), width)
         places = torch.tensor([*rows, *others], device=part.mask_BT.device).argsort()
         return concatenate([learnt, still])[places]
 

@@ -18,7 +18,9 @@ lambda/...          the intervention's token weights: quantiles, mean, share wit
                     means over the steps that damped any.
 intervention/...    what a closed loop remembers after the rollout: a coefficient, a gate, an integral; not what it
                     remembers of single problems.
-clip/..., ratio/... share of tokens the clip stops, by side; tails of p_theta / p_old.
+clip/..., ratio/... share of tokens the clip stops, by side; tails of p_theta / p_old. Both, and all else of the
+                    updates, take a response without an advantage as it was sampled (ratio 1), unless the method
+                    looks at it (`Intervention.sees_without_advantage`).
 probe/...           one watched optimiser step a rollout, over the tokens of a few of its sequences; absent
                     with `train.probe_sequences=0`. `probe/change/measured` is the mean change of entropy
                     in nats by the step really taken, `probe/update_norm` that step's length in all
@@ -39,7 +41,7 @@ steps/skipped       optimiser steps whose gradients were not finite and that wer
 batch/padding       share of padding in what the forward passes of the updates read.
 rollout/logprob_gap/... |log-prob of the sampler - log-prob of the trainer| over the sampled tokens, in nats: mean,
                     99.9th percentile, largest; with rollout.engine=vllm, and with rollout.old=sampler, there
-                    over the first optimiser step's tokens.
+                    over the first optimiser step's tokens that have an advantage.
 time/...            seconds and tokens per second: the only readings that differ between two runs.
                     `time/update_seconds` includes `time/probe_seconds`.
 """
@@ -136,7 +138,7 @@ def metrics_of(
         **rollout_metrics(entropy_N, logprob_N, *responses, zero_variance_P),
         "reward/unjudged": float(sampled.unjudged_PG.mean()),
         **({} if sampler_BT is None else gap_metrics((sampler_BT[mask_BT] - logprob_N).abs())),
-        **({} if sampled.rollout.stats is None else gap_metrics(first_step(steps.log["ratio"], batches).log().abs())),
+        **({} if sampled.rollout.stats is None else gap_metrics(first_gap(steps.log, batches))),
         **update_metrics(
             steps.log, active.clip, [f for f in ENTROPY_CHANGE if f in steps.log], active.method.logged_form
         ),
@@ -238,9 +240,14 @@ def end_metrics(rollout: Rollout, policy: Policy, stop: Sequence[str]) -> dict[s
     }
 
 
-def first_step(values_N: Tensor, batches: list[list[MicroBatch]]) -> Tensor:
-    """Of values at every token of the optimiser steps, those of the first step: of the policy that sampled."""
-    return values_N[: sum(int(part.mask_BT.sum()) for part in batches[0])]
+def first_gap(log: dict[str, Tensor], batches: list[list[MicroBatch]]) -> Tensor:
+    """|ln ratio| at the tokens of the first optimiser step that have an advantage; 0 where none has one.
+
+    The policy is then still the one that sampled, so it is the gap between its sampler and its scoring pass.
+    """
+    count = sum(int(part.mask_BT.sum()) for part in batches[0])
+    gap, scored = log["ratio"][:count].log().abs(), log["advantage"][:count] != 0
+    return gap[scored] if scored.any() else torch.zeros_like(gap)
 
 
 def gap_metrics(gap: Tensor) -> dict[str, float]:
