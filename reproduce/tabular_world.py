@@ -150,7 +150,8 @@ def _p(p: float) -> str:
 
 
 def _arm(arm: Arm) -> str:
-    return f"{arm[0]:g} at {arm[1]:g}" if arm[0] else f"{arm[1]:g}"
+    edge = " (the largest tried)" if arm[1] == RATES[-1] else ""
+    return (f"{arm[0]:g} at {arm[1]:g}" if arm[0] else f"{arm[1]:g}") + edge
 
 
 def answer(found: list[dict[str, Any]]) -> str:
@@ -218,17 +219,18 @@ def page(found: list[dict[str, Any]], about: dict[str, Any]) -> str:
 
 
 READING = (
-    "How to read it. A start ends solved or lost: pass@32 is hardly above pass@1. Sampling is what loses it: a response "
-    "that fails at its last step pushes down the right actions before it too, and once all 8 responses of a start fail, "
-    "their advantage is 0 and only a bonus still moves the policy. So with sampled gradients, where 2 or 4 of 32 actions "
-    "are right, a bonus ends above every learning rate; where 8 or 16 are, nothing is lost and there is nothing to gain; "
-    "where 1 is, most starts are never solved, with a bonus or without. The exact gradient loses nothing but time: what a "
-    "bonus seems to give there at one rate, a higher rate without one gives too. And sampled at the fixed high rate a "
-    "bonus seems to help where 8 of 32 are right as well: a better rate without one does the same. AEnt reports that the "
-    "advantage of a bonus goes away as optimal actions get fewer; here it is largest between the extremes. The two worlds "
-    "are not the same (the settings of theirs were not at hand). What a bonus costs for good, the bias that AEnt bounds, "
-    "is the last table: at the bonuses chosen here it is small. A learning rate is the factor on the ascent of a mean "
-    "over all tokens, of which a state has about 1 in 24, hence its size."
+    "How to read it. A start ends solved or lost: pass@32 is hardly above pass@1. Sampling is what loses it: a "
+    "response that fails at its last step pushes down the right actions before it too, and once all 8 responses of a "
+    "start fail, their advantage is 0 and only a bonus still moves the policy. So with sampled gradients, where 2 or 4 "
+    "of 32 actions are right, a bonus ends above every learning rate; where 8 or 16 are, nothing is lost and there is "
+    "nothing to gain; where 1 is, most starts are never solved, with a bonus or without. The exact gradient loses "
+    "nothing but time: what a bonus seems to give there at one rate, a higher rate without one gives too. And sampled "
+    "at the fixed high rate a bonus seems to help where 8 of 32 are right as well: a better rate without one does the "
+    "same. AEnt reports that the advantage of a bonus goes away as optimal actions get fewer; here it is largest "
+    "between the extremes. The two worlds are not the same (the settings of theirs were not at hand). What a bonus "
+    "costs for good, the bias that AEnt bounds, is the last table: small, for the bonuses that were chosen where one "
+    "helps. A learning rate is the factor on the ascent of a mean over all tokens, of which a state has about 1 in 24, "
+    "hence its size."
 )
 
 
