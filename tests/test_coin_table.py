@@ -68,3 +68,28 @@ def test_a_slice_writes_its_rows_and_a_page_that_names_the_command(tmp_path, mon
     gaps = rows.change_mean - rows.groupby(["spread", "optimizer"])["change_mean"].transform("first")
     assert rows.difference_mean.tolist() == pytest.approx(gaps.tolist(), abs=3e-6)
     assert f"`python reproduce/coin_table.py --states 50 --out {tmp_path}`" in (tmp_path / "coin_table.md").read_text()
+
+
+def test_what_the_kept_page_says_in_words_is_in_its_rows():
+    rows = pd.read_csv(script.RESULTS / "coin_table.csv")
+    assert script.READING in (script.RESULTS / "coin_table.md").read_text()
+    signs = {
+        ("sgd", 0.1): {"tight low": 1, "tight high": -1, "high,": 1, "no clip": 1},
+        ("sgd", 1.0): {"tight low": -1, "tight high": 1, "no clip": -1},
+        ("adamw", 0.01): {"tight low": 1},
+        ("adamw", 0.03): {"tight low": 1, "tight high": 1, "no clip": -1},
+        ("adamw", 0.1): {"no clip": -1},
+    }
+    for (optimizer, rate), expected in signs.items():
+        for start, sign in expected.items():
+            part = rows[(rows.optimizer == optimizer) & (rows.rate == rate) & rows["clip"].str.startswith(start)]
+            assert len(part) == len(script.SPREADS)
+            assert (part.difference_low * sign > 0).all()
+            assert (part.difference_high * sign > 0).all()
+    symmetric = rows[rows["clip"].str.startswith("symmetric")]
+    for case in (("sgd", 0.1), ("adamw", 0.003)):
+        assert (symmetric[(symmetric.optimizer == case[0]) & (symmetric.rate == case[1])].change_high < 0).all()
+    tight_high = rows[(rows.optimizer == "adamw") & (rows.rate == 0.01) & rows["clip"].str.startswith("tight high")]
+    assert (tight_high.difference_mean > 0).all()
+    unmoved = rows[(rows.optimizer == "adamw") & (rows.rate == 0.003)]
+    assert (unmoved.difference_mean == 0).all()
