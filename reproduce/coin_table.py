@@ -127,15 +127,16 @@ def page(rows: pd.DataFrame, states: int, about: dict) -> str:
 
 
 READING = (
-    "What to expect of small steps, and why: [coin_table.py](../../coin_table.py). Plain steps at rate 0.1 have all the "
-    "signs that the paper reports, at both bases: a tighter low side ends above the symmetric clip, a tighter high side "
-    "below it, a wider high side and no clip above it, so that of its two sides the high one weighs more; and the "
-    "symmetric clip itself lowers entropy. In large plain steps, rate 1, the order turns round: a tighter high side "
-    "ends above the symmetric clip, a tighter low side below it, and no clip far below. There noise itself moves "
-    "entropy, to second order, and a clip is what stops noise. AdamW makes large steps of small gradients: entropy "
-    "falls before any clip acts (rate 0.003), a tighter low side still ends above at rates 0.01 and 0.03, but so does a "
-    "tighter high one, and no clip ends below the symmetric clip at 0.03 and 0.1. So the signs are those of small plain "
-    "steps, and not of the clip in general. A table's states do not share weights; a network's do: coin.md."
+    "What to expect of small steps, and why: [coin_table.py](../../coin_table.py). Plain steps at rate 0.1 have "
+    "all the signs that the paper reports, at both bases: a tighter low side ends above the symmetric clip, a "
+    "tighter high side below it, a wider high side and no clip above it, so that of its two sides the high one "
+    "weighs more; and the symmetric clip itself lowers entropy. In large plain steps, rate 1, the order turns "
+    "round: a tighter high side ends above the symmetric clip, a tighter low side below it, and no clip far "
+    "below. There noise itself moves entropy, to second order, and a clip is what stops noise. AdamW makes large "
+    "steps of small gradients: entropy falls before any clip acts (rate 0.003), a tighter low side still ends "
+    "above at rates 0.01 and 0.03, but at 0.03 so does a tighter high one, and no clip ends below the symmetric "
+    "clip at 0.03 and 0.1. So the signs are those of small plain steps, and not of the clip in general. A table's "
+    "states do not share weights; a network's do: coin.md."
 )
 
 

@@ -89,7 +89,5 @@ def test_what_the_kept_page_says_in_words_is_in_its_rows():
     symmetric = rows[rows["clip"].str.startswith("symmetric")]
     for case in (("sgd", 0.1), ("adamw", 0.003)):
         assert (symmetric[(symmetric.optimizer == case[0]) & (symmetric.rate == case[1])].change_high < 0).all()
-    tight_high = rows[(rows.optimizer == "adamw") & (rows.rate == 0.01) & rows["clip"].str.startswith("tight high")]
-    assert (tight_high.difference_mean > 0).all()
     unmoved = rows[(rows.optimizer == "adamw") & (rows.rate == 0.003)]
     assert (unmoved.difference_mean == 0).all()
