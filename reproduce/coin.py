@@ -33,6 +33,7 @@ from steer_core.compare.comparison import Comparison, load_comparison
 from steer_core.compare.plan import Plan, load_plan
 from steer_core.compare.runner import run_comparison, start_comparison
 from steer_core.stats.intervals import Interval, holm, interval_over_seeds, paired_p_value
+from steer_core.stats.pass_at_k import pass_at_k
 
 ROOT = Path(__file__).parent.parent
 PLAN = Path(__file__).with_suffix(".yaml")
@@ -49,8 +50,11 @@ CLAIMS = (
 
 
 def rows_of(comparison: Comparison) -> pd.DataFrame:
-    """What is kept of the runs that came to their end: a row a rollout, and the verifier's pass@1 where it is known."""
+    """What is kept of the seeds whose runs all came to their end: a row a rollout, with the verifier's pass@1 where it
+    is known.
+    """
     done = comparison.final()[["arm", "seed"]]
+    done = done[done.groupby("seed")["arm"].transform("size") == len(comparison.plan.arms)]
     rows = comparison.metrics.merge(done, on=["arm", "seed"])[["arm", "seed", "step", *KEPT]].round(6)
     solved = comparison.curves()[["arm", "seed", "step", "pass@1"]]
     return rows.merge(solved.round(6), on=["arm", "seed", "step"], how="left")
@@ -91,7 +95,13 @@ def results(rows: pd.DataFrame, plan: Plan) -> dict[str, Any]:
         for text, arm, against, sign in CLAIMS
         if arm in arms and against in arms
     ]
-    return {"arms": arms, "claims": claims, "seeds": sorted(set(rows.seed)), "rollouts": int(rows.step.max())}
+    return {
+        "arms": arms,
+        "claims": claims,
+        "seeds": sorted(set(rows.seed)),
+        "planned": list(plan.seeds),
+        "rollouts": int(rows.step.max()),
+    }
 
 
 def held(gap: Interval, sign: int) -> str:
@@ -108,6 +118,11 @@ def word(change: Interval) -> str:
 
 def _text(interval: Interval) -> str:
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def _seeds(found: dict[str, Any]) -> str:
+    own, planned = (", ".join(map(str, found[name])) for name in ("seeds", "planned"))
+    return own if own == planned else f"{own} (planned: {planned}; the others had not come to their end)"
 
 
 def answer(found: dict[str, Any]) -> str:
@@ -133,6 +148,7 @@ def page(found: dict[str, Any], about: dict[str, Any]) -> str:
         "clipped high",
         "pass@1",
     ]
+    base = f" (before: {about['base pass@1']:.3f})" if "base pass@1" in about else ""
     table = []
     for row in found["arms"].values():
         against = [_text(row["difference"]), f"{row['p_holm']:.2g}"] if "difference" in row else ["", ""]
@@ -145,20 +161,25 @@ def page(found: dict[str, Any], about: dict[str, Any]) -> str:
             "# Noise as reward: which way does entropy go?",
             "",
             f"`{about['command']}`, {about['cores']} cores of an {about['processor']} (one run, of one thread, at a "
-            f"time), {about['date'][:10]}, seeds {', '.join(map(str, found['seeds']))}. "
+            f"time), {about['date'][:10]}, seeds {_seeds(found)}. "
             "The plan, and how its settings were chosen: [coin.yaml](../../coin.yaml); every rollout: rows.csv.gz.",
             "",
             answer(found),
+            "",
+            READING,
             "",
             "![entropy by rollout; change by arm; differences from the symmetric clip](coin.png)",
             "",
             markdown_table(head, table),
             "",
             "Intervals: Student t over seeds, 95%; differences paired by seed, p by Holm over the arms. pass@1 by the "
-            "verifier, at the end, on 100 held-out problems x 8 samples: what noise destroys.",
+            f"verifier, at the end, on 100 held-out problems x 8 samples{base}: what noise destroys.",
             "",
         ]
     )
+
+
+READING = ""
 
 
 @styled
@@ -221,17 +242,25 @@ def main() -> int:
     folder = args.out or ROOT / "runs" / ("coin-quick" if args.quick else "coin")
     out = args.results or (folder if args.quick else RESULTS)
     plan = load_plan(PLAN, QUICK, seeds=[0, 1]) if args.quick else load_plan(PLAN)
+    complete = True
     if args.report:
         rows, about = read_rows(out)
     else:
         start_comparison(plan, folder, resume=True)
-        if not run_comparison(plan, folder, args.jobs, Console()):
-            print("stopped; the same command goes on", file=sys.stderr)
-            return INTERRUPTED
+        complete = run_comparison(plan, folder, args.jobs, Console())
         comparison = load_comparison(folder)
         rows = rows_of(comparison)
         about = comparison.environment | {"command": shlex.join(["python", "reproduce/coin.py", *sys.argv[1:]])}
+        if comparison.base is not None:
+            base = comparison.base
+            about["base pass@1"] = float(pass_at_k(base["correct"], base["samples"], 1).mean())
+        if rows["seed"].nunique() < 2:
+            print("stopped with fewer than two whole seeds; the same command goes on", file=sys.stderr)
+            return INTERRUPTED
     print(write_results(rows, about, plan, out))
+    if not complete:
+        print("stopped; that is of the seeds that are whole, and the same command goes on", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

@@ -1,5 +1,6 @@
 """reproduce/coin.py: its plan, what it makes of rows whose truth is known, and a slice through the real trainer."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "reproduce"))
 import coin as script
 
 from steer_core import SteerError, train
+from steer_core.common.errors import INTERRUPTED
+from steer_core.compare.comparison import load_comparison
 from steer_core.compare.plan import load_plan, run_path
 from steer_core.stats.intervals import Interval
 
@@ -127,12 +130,29 @@ def test_a_slice_trains_reports_and_draws_the_report_again(tmp_path, monkeypatch
     first = rows[rows.step == 1].set_index(["arm", "seed"])["entropy/policy"].unstack("arm")
     assert (first["symmetric"] == first["none"]).all()  # the same policy, problems and numbers to draw from
     assert (rows["clip/low"][rows.arm == "none"] == 0).all()
+    monkeypatch.setattr(script, "run_comparison", lambda *_: False)
+    assert script.main() == INTERRUPTED  # a report of what is whole, and word that the rest is to come
+    assert "the same command goes on" in capsys.readouterr().err
+    whole = load_comparison(out)
+    lost = (whole.evaluations.arm == "none") & (whole.evaluations.seed == 1)
+    partial = script.rows_of(dataclasses.replace(whole, evaluations=whole.evaluations[~lost]))
+    assert set(partial.seed) == {0}  # a seed counts where every arm came to its end
+    assert set(partial.arm) == {"symmetric", "none"}
     page, drawn = (out / "coin.md").read_bytes(), (out / "coin.png").stat().st_size
     (out / "coin.png").unlink()
     monkeypatch.setattr(sys, "argv", ["reproduce/coin.py", "--quick", "--report", "--out", str(out)])
     assert script.main() == 0
     assert (out / "coin.md").read_bytes() == page
     assert (out / "coin.png").stat().st_size == drawn
+
+
+def test_a_run_that_was_stopped_reports_its_whole_seeds_and_says_so():
+    found = script.results(rows_with({"symmetric": 0.1, "none": 0.2}), PLAN)
+    assert found["planned"] == PLAN.seeds
+    about = {"command": "c", "cores": 2, "processor": "p", "date": "2026-11-30"}
+    assert "seeds 0, 1, 2 (planned: 0, 1, 2, 3; the others had not come to their end)" in script.page(found, about)
+    found["planned"] = [0, 1, 2]
+    assert "seeds 0, 1, 2. " in script.page(found, about)
 
 
 def test_a_report_of_nothing_says_what_to_do(tmp_path, monkeypatch):
