@@ -155,6 +155,18 @@ def test_a_run_that_was_stopped_reports_its_whole_seeds_and_says_so():
     assert "seeds 0, 1, 2. " in script.page(found, about)
 
 
+def test_the_kept_page_is_what_the_kept_rows_give_and_they_bear_its_words():
+    rows, about = script.read_rows(script.RESULTS)
+    found = script.results(rows, PLAN)
+    assert (script.RESULTS / "coin.md").read_text() == script.page(found, about)
+    assert len(found["seeds"]) >= 3
+    arms = found["arms"]
+    assert script.word(arms["symmetric"]["change"]) == "rises"
+    assert max(row["pass@1"] for row in arms.values()) < about["base pass@1"] / 4
+    assert min(arms["none"]["by_seed"].values()) < 0 < max(arms["none"]["by_seed"].values())
+    assert all(0.01 < row["low"] + row["high"] < 0.07 for arm, row in arms.items() if arm != "none")
+
+
 def test_a_report_of_nothing_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["reproduce/coin.py", "--report", "--results", str(tmp_path)])
     with pytest.raises(SteerError, match=r"holds no results\.json; run without --report"):
