@@ -184,12 +184,12 @@ READING = (
     "what a clip leaves is a bias of first order in the steps, from the few percent of tokens that it stops; "
     "noise itself acts to second order, and AdamW makes steps of about the learning rate in every weight out of "
     "gradients of any size. So the shared weights of a trained policy take a random walk, its sharp predictions "
-    "blur, and hardly a problem is solved any more. Against this a clip is first of all a brake, on whichever "
-    "side it is tight; without one a run went up or down by its seed. On a table that shares no weights, with "
-    "small plain steps, all of the paper's signs are there, and with large steps or AdamW they are not "
-    "(coin_table.md). So the sign belongs to the clip together with step size and optimiser. What this does not "
-    "say: one learning rate, twice the usual, one model of 0.36M weights, 20 rollouts; at the usual rate the "
-    "pilot's one seed moved by less than 0.02 in 10 rollouts, of either sign."
+    "blur, and hardly a problem is solved any more. The means have the order that a brake would give, lowest "
+    "under the tighter clip, then symmetric, wider and none, where a run went up or down by its seed. On a table "
+    "that shares no weights, with small plain steps, all of the paper's signs are there, and with large steps or "
+    "AdamW they are not (coin_table.md). So the sign belongs to the clip together with step size and optimiser. "
+    "What this does not say: one learning rate, twice the usual, one model of 0.36M weights, 20 rollouts; at the "
+    "usual rate the pilot's one seed moved by less than 0.02 in 10 rollouts, of either sign."
 )
 
 

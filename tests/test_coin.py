@@ -162,6 +162,8 @@ def test_the_kept_page_is_what_the_kept_rows_give_and_they_bear_its_words():
     assert len(found["seeds"]) >= 3
     arms = found["arms"]
     assert script.word(arms["symmetric"]["change"]) == "rises"
+    means = [arms[arm]["change"].mean for arm in ("tight-low", "symmetric", "high", "none")]
+    assert means == sorted(means)
     assert max(row["pass@1"] for row in arms.values()) < about["base pass@1"] / 4
     assert min(arms["none"]["by_seed"].values()) < 0 < max(arms["none"]["by_seed"].values())
     assert all(0.01 < row["low"] + row["high"] < 0.07 for arm, row in arms.items() if arm != "none")
