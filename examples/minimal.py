@@ -46,8 +46,8 @@ def train(config: Config) -> Policy:
 
     for n in range(1, config.train.rollouts + 1):
         # 1. Sample a group of responses to each prompt with the policy theta_old, and grade them.
-        chosen = rollout_problems(problems, n, config)
-        answers = sample_and_grade(sampler, chosen, group, config.rollout, rollout_seed(config, n), [task.grader])
+        chosen, seed = rollout_problems(problems, n, config), rollout_seed(config, n)
+        answers = sample_and_grade(sampler, chosen, group, config.rollout, seed, [task.rollout_grader(seed)])
         rewards_PG = torch.tensor(answers.correct, dtype=real, device=model.device).view(-1, group)
         mask_BT = answers.rollout.response_mask_BT.bool()
 

@@ -11,6 +11,7 @@ from steer_core import Trainer
 
 MINIMAL = Path(__file__).parents[1] / "examples" / "minimal.py"
 CASES = {
+    "none, on a coin": ("task.reward=coin",),
     "steer": (),
     "steer, several micro-batches": ("intervention.name=steer", "optimizer.micro_batch_sequences=3"),
     "steer, scope rollout": ("intervention.name=steer", "intervention.scope=rollout"),

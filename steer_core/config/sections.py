@@ -47,6 +47,9 @@ class CountdownConfig:
     """Largest target of a problem."""
     train_problems: int = Field(default=4096, ge=1, le=1_000_000)
     """How many distinct training problems there are; an epoch visits each once."""
+    reward: Literal["verifier", "coin"] = "verifier"
+    """What rewards training: whether the trace is right, or a fair coin, which teaches nothing. Evaluations go by the
+    verifier with both."""
     needed: Literal["+", "-", "*", "/"] | None = None
     """An operation that held-out problems need: no valid trace does without it; `null`: they are as they come."""
     needed_share: float = Field(default=1.0, ge=0, le=1)

@@ -93,7 +93,7 @@ def sample(
     for start in progress(starts, "sampling"):
         chosen = [problems[i] for i in order[start : start + wanted]]
         seed = derive_seed(config.train.seed, "estimate", start)
-        answers = sample_and_grade(sampler, chosen, group, config.rollout, seed, [task.grader])
+        answers = sample_and_grade(sampler, chosen, group, config.rollout, seed, [task.rollout_grader(seed)])
         scores_PG = torch.tensor([float(right) for right in answers.correct]).view(-1, group)
         sampled += len(chosen)
         for p, row in enumerate(scores_PG):

@@ -19,6 +19,8 @@ from steer_core.common.errors import SteerError
 from steer_core.config.sections import CountdownConfig
 from steer_core.problems.problem import Problem
 from steer_core.problems.task import Split, Task, split_of
+from steer_core.rewards.base import Grader
+from steer_core.rewards.coin import CoinGrader
 from steer_core.rewards.countdown import LARGEST_WRITTEN, CountdownGrader, apply
 
 OPERATIONS = "+-*/"
@@ -38,6 +40,10 @@ class Countdown(Task):
 
     def __init__(self, config: CountdownConfig | None = None) -> None:
         self.config = config or CountdownConfig()
+
+    def rollout_grader(self, seed: int, places: Sequence[int] | None = None) -> Grader:
+        """See `Task.rollout_grader`; with `task.reward=coin` a coin, thrown once a response."""
+        return CoinGrader(seed, places) if self.config.reward == "coin" else self.grader
 
     def solved(self, rng: random.Random, weights: Sequence[float] | None = None) -> Iterator[tuple[Problem, str]]:
         """Endless stream of (problem, one valid trace), from random play; problems can repeat.

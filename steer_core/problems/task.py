@@ -27,6 +27,13 @@ class Task(ABC):
     def problems(self, split: Split, count: int) -> list[Problem]:
         """The first `count` distinct problems of a split, always the same ones in the same order."""
 
+    def rollout_grader(self, seed: int, places: Sequence[int] | None = None) -> Grader:
+        """Who grades a rollout that is trained on: the task's own grader, where it has no other for training.
+
+        seed: the rollout's (`rollout_seed`). places: of its prompts among those of all ranks, as in `Sampler.generate`.
+        """
+        return self.grader
+
     def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
         """The verdict on each pair of problem and response, in order; never raises on any text.
 

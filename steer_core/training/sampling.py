@@ -55,9 +55,9 @@ def sample_rollout(
     """
     group, places = config.rollout.responses, local_places(config)
     own = [problems[place] for place in places]
-    graded = sample_and_grade(
-        sampler, own, group, config.rollout, rollout_seed(config, rollout_index), [task.grader], places
-    )
+    seed = rollout_seed(config, rollout_index)
+    grader = task.rollout_grader(seed, places)
+    graded = sample_and_grade(sampler, own, group, config.rollout, seed, [grader], places)
     mask_BT = graded.rollout.response_mask_BT.bool()
     if not mask_BT.any(-1).all():
         raise SteerError(
