@@ -39,7 +39,8 @@ def row_of(text: str, first_cell: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-MAIN_JOB = read("reproduce/results/compare/summary.json")
+MAIN_JOB = read("reproduce/results/collapse/summary.json")
+SHORT = read("reproduce/results/compare/summary.json")
 TOURNAMENT = read("reproduce/results/tournament/results.json")
 AT_EQUAL = "equal_pass@1"
 
@@ -53,26 +54,54 @@ AT_EQUAL = "equal_pass@1"
         ("GRPO, half the learning rate", "grpo-half-lr"),
     ],
 )
-def test_the_levels_of_the_main_job_are_those_of_its_summary(label, arm):
+def test_the_levels_of_three_seeds_are_those_of_its_summary(label, arm):
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     measures = ("entropy", "pass@1", "pass@16", "pass@32")
-    assert row_of(text, label)[1:] == [interval(MAIN_JOB["levels"][arm][name]) for name in measures]
+    assert row_of(text, label)[1:] == [interval(SHORT["levels"][arm][name]) for name in measures]
     base = row_of(text, "base model")[2:]
-    assert base == [interval({**MAIN_JOB["base"][name]}) for name in measures[1:]]
-    assert row_of(text, "base model")[1] == f"{MAIN_JOB['base']['entropy']['mean']:.3f}"
+    assert base == [interval({**SHORT["base"][name]}) for name in measures[1:]]
+    assert row_of(text, "base model")[1] == f"{SHORT['base']['entropy']['mean']:.3f}"
 
 
-def test_the_differences_told_of_the_main_job_are_those_of_its_summary():
-    text, change = page("results.md"), MAIN_JOB["changes_from_base"]["grpo"]
+def test_the_differences_told_of_three_seeds_are_those_of_its_summary():
+    text, change = page("results.md"), SHORT["changes_from_base"]["grpo"]
     for name in ("pass@1", "pass@16", "pass@32"):
         assert interval(change[name], sign="+") in text, name
-    equal = MAIN_JOB["differences_at_equal_pass1"]
+    equal = SHORT["differences_at_equal_pass1"]
     assert interval(equal["steer-strong"]["entropy"], sign="+") in text
     assert interval(equal["grpo-half-lr"]["pass@16"], sign="+") in text
-    assert f"{MAIN_JOB['estimates']['watched_steps']} watched steps" in text
-    by_estimate = MAIN_JOB["estimates"]["by_estimate"]
+    assert f"{SHORT['estimates']['watched_steps']} watched steps" in text
+    by_estimate = SHORT["estimates"]["by_estimate"]
     for form in ("first_order", "paper"):
         assert f"| {interval(by_estimate[form]['pearson'])} | {interval(by_estimate[form]['sign'])} |" in text
+
+
+@pytest.mark.parametrize(
+    ("label", "arm"),
+    [
+        ("GRPO, 200 rollouts", "grpo"),
+        ("STEER, lambda_min 0.7 (paper), 200 rollouts", "steer"),
+        ("GRPO, half the learning rate, 200 rollouts", "grpo-half-lr"),
+    ],
+)
+def test_the_levels_of_the_main_job_are_those_of_its_summary(label, arm):
+    text, found = (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), MAIN_JOB["levels"][arm]
+    told = [f"{found['entropy']['mean']:.3f}", *(interval(found[name]) for name in ("pass@1", "pass@32"))]
+    assert row_of(text, label)[1:] == told
+
+
+def test_collapse_is_told_with_the_numbers_of_the_main_job_and_is_there():
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    way = sorted((row for row in MAIN_JOB["evaluations"] if row["arm"] == "grpo"), key=lambda row: row["step"])
+    assert row_of(text, "rollouts")[1:] == [str(row["step"]) for row in way]
+    names = {"entropy, nats a token": "policy_entropy", "pass@1": "pass@1", "pass@32": "pass@32"}
+    for label, name in names.items():
+        assert row_of(text, label)[1:] == [f"{row[name]:.3f}" for row in way]
+        assert f"from {way[0][name]:.2f} to {way[-1][name]:.2f}" in README
+    change = MAIN_JOB["changes_from_base"]["grpo"]
+    assert change["pass@1"]["low"] > 0
+    assert change["pass@32"]["high"] < 0
+    assert all(interval(change[name], sign="+") in page("results.md") for name in ("pass@1", "pass@32"))
 
 
 def test_what_is_told_of_the_quadrants_is_in_their_results():
@@ -241,7 +270,7 @@ def test_the_costs_told_are_those_of_the_benchmarks():
 
 def test_the_readmes_table_of_findings_is_that_of_the_results():
     rows = [line for line in README.splitlines() if line.startswith("| Does ") or line.startswith("| Is ")]
-    assert len(rows) == 4
+    assert len(rows) == 6
     change = MAIN_JOB["changes_from_base"]["grpo"]
     assert f"{interval(change['pass@32'], sign='+')} ({interval(change['pass@1'], sign='+')})" in rows[0]
     arms = TOURNAMENT["stages"]["test"]["arms"]
@@ -253,12 +282,20 @@ def test_the_readmes_table_of_findings_is_that_of_the_results():
     assert f"p {arms['grpo-lr-half']['against']['grpo'][AT_EQUAL]['pass@32']['p_holm']:.3f} after Holm" in rows[2]
     own = read("reproduce/results/estimators/smollm2-gsm8k.json")["updates"]["sgd:0.001"]
     mean, low, high = own["target"]["paper"]["pearson"]
-    assert interval({"mean": mean, "low": low, "high": high}, digits=2) in rows[3]
+    assert interval({"mean": mean, "low": low, "high": high}, digits=2) in rows[5]
+    world = (RESULTS / "tabular_world" / "tabular_world.md").read_text(encoding="utf-8")
+    for place in (rows[3], page("when.md")):
+        assert world.split("share of right actions is 2/32 (")[1].split(")")[0] in place
+        assert "no difference above 0.01" in place
+    coin = read("reproduce/results/coin/results.json")
+    assert coin["seeds"] == coin["planned"]
+    for place in (rows[4], page("when.md")):
+        assert interval(coin["arms"]["symmetric"]["change"], sign="+") in place
     mean, low, high = own["source"]["paper"]["sign"]
     assert f"right for {interval({'mean': mean, 'low': low, 'high': high}, digits=2)} of" in README
     assert f"alone has {own['source']['baseline']['sign'][0]:.2f}" in README
-    days = {MAIN_JOB["environment"]["date"][:10], TOURNAMENT["stages"]["test"]["environment"]["date"][:10]}
-    assert days == {"2026-11-23"}
+    assert MAIN_JOB["environment"]["date"][:10] == "2026-11-30"
+    assert TOURNAMENT["stages"]["test"]["environment"]["date"][:10] == "2026-11-23"
 
 
 def test_what_is_told_of_the_strict_grader_on_everyday_forms_is_in_its_results():
