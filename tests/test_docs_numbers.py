@@ -243,6 +243,10 @@ def test_the_loops_and_the_statistics_figures_of_speed_are_those_of_the_benchmar
         faster = row.get("times_as_fast_as_trl")
         told = "1" if faster is None else interval({**faster, "mean": faster["median"]}, digits=2)
         assert f"| {row['seconds_a_rollout']['median']:.2f} | {told} |" in text, arm
+    compiled = read("benchmarks/results/compiled.json")
+    for what, ratio in compiled["compiled_over_plain"].items():
+        assert interval({**ratio, "mean": ratio["median"]}, digits=2) in text, what
+    assert f"a first pass of {compiled['first_pass_seconds']:.0f} seconds" in text
     for name, shape in (("token_statistics_qwen2.5-0.5b", "qwen2.5-0.5b"), ("token_statistics", "embedded")):
         for arm, row in read(f"benchmarks/results/{name}.json")["shapes"][shape]["float32"].items():
             if "not_run" not in row and arm != "product":
