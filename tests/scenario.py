@@ -16,7 +16,7 @@ from steer_core.formulas.token_stats import TokenStats, concatenate
 from steer_core.interventions import METHODS, intervention
 from steer_core.interventions.base import UNLOGGED
 from steer_core.rollout.rollout import Rollout
-from steer_core.training.batch import MicroBatch
+from steer_core.training.batch import MicroBatch, score_rollout
 from steer_core.training.loop import Trainer
 from steer_core.training.update import Update
 
@@ -72,7 +72,7 @@ def sampled(trainer: Trainer, noise: float = 0.3) -> Sampled:
     """
     rollout = trainer.sampler.generate([p.prompt for p in trainer.problems_of(1)], 4, trainer.config.rollout, 3)
     old, source = (
-        trainer.score_rollout(rollout),
+        score_rollout(trainer.model, rollout, trainer.config),  # with the p^2 sums, as `equip` scores
         torch.Generator().manual_seed(5),
     )
     drift = noise * torch.randn(old.logprob.shape, generator=source, dtype=torch.float64)

@@ -152,7 +152,9 @@ def test_a_micro_batch_without_any_advantage_still_makes_its_step(tmp_path):
     trainer = small_trainer(tmp_path, "intervention.name=steer")
     part = batches(trainer, dead=range(4))[0][0]
     assert trainer.update.active.learnt_rows(part) == [0]
-    assert trainer.optimizer_steps([[part]], 1).norms == [0.0]
+    made = trainer.optimizer_steps([[part]], 1)
+    assert made.norms == [0.0]
+    assert set(made.log["ratio"].tolist()) == {1.0}  # the row that was scored too, or the split would show
 
 
 @pytest.mark.parametrize(

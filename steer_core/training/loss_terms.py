@@ -95,34 +95,41 @@ class ActiveIntervention:
         """Whether the p^2 sums are computed, and with them the exact form."""
         return self.scoring.head is None or self.scoring.head.sums
 
-    def learnt_rows(self, part: MicroBatch) -> list[int]:
-        """Rows of a micro-batch that can have a gradient, or the first alone where none can.
+    def taught(self, part: MicroBatch) -> Tensor:
+        """True (B,) at rows of a micro-batch that have an advantage, or all where the method teaches without one.
 
         The loss of a token of advantage 0 is 0 whatever its weight, so a response without an advantage teaches nothing
         but by a method that says so (`learns_without_advantage`).
         """
-        live_B = (part.advantages_BT != 0).any(-1)
-        if self.method.learns_without_advantage or shared_out(self.model):
-            live_B = torch.ones_like(live_B)  # ranks that share out weights must make the same passes
-        return live_B.nonzero()[:, 0].tolist() or [0]  # there is a backward pass, if of zeros
+        taught_B = (part.advantages_BT != 0).any(-1)
+        return torch.ones_like(taught_B) if self.method.learns_without_advantage else taught_B
+
+    def learnt_rows(self, part: MicroBatch) -> list[int]:
+        """Rows of a micro-batch that are part of the backward pass: those that are taught; the first, if none is."""
+        if shared_out(self.model):  # ranks that share out weights must make the same passes
+            return list(range(len(part.mask_BT)))
+        return self.taught(part).nonzero()[:, 0].tolist() or [0]
 
     def score(self, part: MicroBatch) -> TokenStats:
         """Statistics (B, T) of the policy at a micro-batch's response tokens, with gradient in `learnt_rows`.
 
-        The other rows are scored without gradient, or where the method does not look at them, not at all: they keep the
-        statistics of the policy that sampled (`Intervention.sees_without_advantage`).
+        The other rows are scored without gradient, or not at all where the method does not look at them
+        (`Intervention.sees_without_advantage`). Then every row that is not taught has the statistics of the policy that
+        sampled, so that neither the micro-batches nor the engine change what is seen or logged.
         """
         rows, (count, width) = self.learnt_rows(part), part.mask_BT.shape
         others = sorted(set(range(count)) - set(rows))
         seen = self.method.sees_without_advantage
-        if not others or (seen and not torch.is_grad_enabled()):
+        if seen and not (others and torch.is_grad_enabled()):
             return self._score(part.sequences, width)
+        learnt = self._score(part.sequences.rows(rows), width)
         if seen:
             with torch.no_grad():
                 still = self._score(part.sequences.rows(others), width)
         else:
-            still = part.old[others]
-        learnt = self._score(part.sequences.rows(rows), width)
+            still, sampled, taught_B1 = part.old[others], part.old[rows], self.taught(part)[rows, None]
+            pairs = zip(vars(learnt).values(), vars(sampled).values(), strict=True)
+            learnt = TokenStats(*(torch.where(taught_B1, new, old) for new, old in pairs))
         places = torch.tensor([*rows, *others], device=part.mask_BT.device).argsort()
         return concatenate([learnt, still])[places]
 
