@@ -12,7 +12,7 @@ from steer_core.compare.runner import start_comparison
 from steer_core.config.config import Config
 from steer_core.runs.folder import RunFolder
 
-COMPARE = PLANS / "compare.yaml"
+COMPARE = PLANS / "short.yaml"
 
 
 def plan_of(overrides=(), **changes) -> Plan:

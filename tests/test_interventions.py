@@ -67,7 +67,13 @@ def test_neutral_settings_are_plain_grpo_bit_for_bit(trainer, data, grpo, name, 
     trainer.update.active.memory = {}
     found = outcome(trainer, micro_batches(trainer, data, 4))
     for key in set(grpo) - {"state"}:
-        assert torch.equal(found[key], grpo[key]), key
+        assert alike(found, grpo, key), key
+
+
+def alike(found: dict, expected: dict, key: str) -> bool:
+    """Whether two steps agree bit for bit; in ratios at tokens with an advantage: not every method looks at others."""
+    seen = expected["advantages"] != 0 if key == "ratio" else ...
+    return torch.equal(found[key][seen], expected[key][seen])
 
 
 @pytest.mark.parametrize("settings", [{"share": 0}, {"coefficient": 0}])
@@ -76,7 +82,7 @@ def test_kl_cov_without_its_penalty_is_grpo_without_a_clip_bit_for_bit(tmp_path,
     expected = outcome(equip(trainer_of(tmp_path / "wide", *wide), "none"), micro_batches(trainer, data, 4))
     found = outcome(equip(trainer, "kl-cov", **settings), micro_batches(trainer, data, 4))
     assert not torch.equal(found["parameters"], grpo["parameters"])
-    assert all(torch.equal(found[key], expected[key]) for key in found)
+    assert all(alike(found, expected, key) for key in found)
 
 
 def test_a_steps_loss_is_the_weighted_surrogate_and_the_extra_term(trainer, data):
