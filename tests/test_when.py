@@ -53,7 +53,7 @@ def screening(order, reference=0.5):
     """Rows in which methods lie in this order, each best in its last cell."""
     arms = plans.screened(EXPERIMENT, reference)
     place = {name: len(order) - i for i, name in enumerate(order)}
-    return [row(arm, 1000, flat(4 * place[arm.partition(".")[0]] + arm.endswith(".1.1"))) for arm in arms]
+    return [row(arm, 1000, flat(2 * place[arm.partition(".")[0]] + arm.endswith(".1.1"))) for arm in arms]
 
 
 def test_no_seed_serves_two_purposes():
