@@ -35,7 +35,7 @@ from steer_core.cli.shared import at_least
 from steer_core.common.environment import cores
 from steer_core.common.errors import INTERRUPTED
 from steer_core.common.files import write_atomically
-from steer_core.common.settings import build, read_yaml
+from steer_core.common.settings import build, merged, read_yaml
 from steer_core.compare.comparison import Comparison, load_comparison
 from steer_core.compare.plan import Arm, Plan
 from steer_core.compare.runner import run_comparison, start_comparison
@@ -132,15 +132,6 @@ def quick(plan: Tournament) -> Tournament:
         methods={name: plan.methods[name] for name in kept},
         stages={"test": dataclasses.replace(test, seeds=[0, 1], settings=settings, arms=arms)},
     )
-
-
-def merged(*parts: dict[str, Any]) -> dict[str, Any]:
-    """Settings by section, later ones on top."""
-    result: dict[str, Any] = {}
-    for part in parts:
-        for section, values in part.items():
-            result[section] = {**result.get(section, {}), **values}
-    return result
 
 
 def settings_of(method: Method, strength: float | None, rate: float) -> list[str]:

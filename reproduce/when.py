@@ -61,7 +61,7 @@ def run_stage(
     earlier = {name: whole_stage(out, setting, name) for name in STAGES[: STAGES.index(stage)]}
     plan, place = stage_plan(experiment, setting, stage, earlier), folder / f"{setting}-{stage}"
     console.print(f"{setting}, {stage}: {len(plan.arms)} arms x {len(plan.seeds)} seeds", highlight=False)
-    start_comparison(plan, place, resume=True)
+    start_comparison(plan, place, resume=True, add_arms=stage == "screening")
     try:
         finished = run_comparison(plan, place, jobs, console)
         if finished and stage in ("test", "again"):

@@ -9,36 +9,19 @@ from typing import Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from tournament import RATE, Method, settings_of
 from when_rows import plateau_pass1
 
 from steer_core import STRICT, SteerError
+from steer_core.common.settings import merged
 from steer_core.compare.plan import Arm, Plan, run_path
 from steer_core.compare.runner import Job
 
 PLAN = Path(__file__).with_name("when.yaml")
 STAGES = ("envelope", "screening", "tuning", "test", "again")
-RATE = "optimizer.learning_rate_factor"
 REFERENCE = "grpo"
 Stage = list[dict[str, Any]]
 """The rows of a stage's runs, as `when_rows` keeps them."""
-
-
-@dataclass(config=STRICT, kw_only=True, frozen=True)
-class Strength:
-    """The one setting that a method may choose, and what it may choose from."""
-
-    setting: str
-    values: list[float] = Field(min_length=1)
-
-
-@dataclass(config=STRICT, kw_only=True, frozen=True)
-class Method:
-    """A competitor: an intervention, or an estimator of advantages."""
-
-    label: str
-    source: str
-    overrides: list[str]
-    strength: Strength
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -79,15 +62,6 @@ class Experiment:
                 raise SteerError(f"settings.{name}: a seed is used by two of tuning, test and again; give each its own")
 
 
-def merged(*parts: dict[str, Any]) -> dict[str, Any]:
-    """Settings by section, later ones on top."""
-    result: dict[str, Any] = {}
-    for part in parts:
-        for section, values in part.items():
-            result[section] = {**result.get(section, {}), **values}
-    return result
-
-
 def stage_plan(experiment: Experiment, setting: str, stage: str, earlier: dict[str, Stage]) -> Plan:
     """The comparison of a stage, given the rows of the stages before it. Raises SteerError where one has not run."""
     found = experiment.settings[setting]
@@ -121,11 +95,11 @@ def screened(experiment: Experiment, reference: float) -> dict[str, Arm]:
     """Every method at every strength and learning rate that it may choose from, by arm `method.strength.rate`."""
     return {
         f"{name}.{i}.{j}": Arm(
-            label=f"{method.label}, {strength:g}, x {rate * reference:g}",
-            overrides=[*method.overrides, f"{method.strength.setting}={strength:g}", f"{RATE}={rate * reference:g}"],
+            label=f"{method.label}, {'' if strength is None else f'{strength:g}, '}x {rate * reference:g}",
+            overrides=settings_of(method, strength, rate * reference),
         )
         for name, method in experiment.methods.items()
-        for i, strength in enumerate(method.strength.values)
+        for i, strength in enumerate(method.strength.values if method.strength else [None])
         for j, rate in enumerate(experiment.screened_rates)
     }
 
@@ -173,7 +147,9 @@ def quick(experiment: Experiment) -> Experiment:
     settings = {
         name: dataclasses.replace(
             setting,
-            settings=merged(setting.settings, sizes, {} if setting.base is None else {"model": {"path": "embedded"}}),
+            settings=merged(
+                merged(setting.settings, sizes), {} if setting.base is None else {"model": {"path": "embedded"}}
+            ),
             base=None,
             screening_rollouts=2,
             test_seeds=setting.test_seeds[:2],

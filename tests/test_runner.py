@@ -3,14 +3,17 @@
 import io
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 from small import SMALL
 
 from steer_core.common.errors import SteerError
-from steer_core.compare.plan import load_plan, run_path
-from steer_core.compare.runner import Job, planned_jobs, run_comparison, start_comparison
+from steer_core.compare import runner
+from steer_core.compare.comparison import load_comparison
+from steer_core.compare.plan import Arm, Plan, load_plan, run_path
+from steer_core.compare.runner import Job, planned_jobs, run_comparison, run_jobs, start_comparison
 
 
 def plan_of_one_run(tmp_path):
@@ -104,3 +107,43 @@ def test_a_plan_of_another_shape_is_told_by_its_field(tmp_path, text, message):
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(SteerError, match=message):
         load_plan(tmp_path / "plan.yaml")
+
+
+def test_a_comparison_gains_arms_only_where_that_is_asked_for_and_all_else_is_the_same(tmp_path):
+    small = Plan(arms={"a": Arm(label="A")}, baseline="a", seeds=[0], common={"train": {"rollouts": 2}})
+    more = replace(small, arms={"a": Arm(label="A"), "b": Arm(label="B", overrides=["optimizer.learning_rate=5e-5"])})
+    start_comparison(small, tmp_path / "out", resume=False)
+    for other, asked in ((more, False), (replace(more, seeds=[1]), True), (replace(more, note="other"), True)):
+        with pytest.raises(SteerError, match="another plan"):
+            start_comparison(other, tmp_path / "out", resume=True, add_arms=asked)
+    start_comparison(more, tmp_path / "out", resume=True, add_arms=True)
+    assert load_comparison(tmp_path / "out").plan == more
+    assert (tmp_path / "out" / "configs" / "b.yaml").exists()
+    with pytest.raises(SteerError, match="another plan"):  # none is taken away
+        start_comparison(small, tmp_path / "out", resume=True, add_arms=True)
+
+
+@pytest.mark.parametrize(("jobs", "most"), [(1, [1, 1, 1]), (2, [1, 2, 3]), (3, [1, 2, 3, 4]), (2, [1, 2, 1, 2])])
+def test_the_last_job_starts_beside_the_others_where_there_are_several(tmp_path, jobs, most, monkeypatch):
+    monkeypatch.setattr(runner, "_POLL_SECONDS", 0)
+    running, beside = [], []
+
+    class Process:
+        polls, returncode = 0, 0
+
+        def poll(self):
+            self.polls += 1
+            if self.polls < 3:
+                return None
+            running.remove(self)
+            return 0
+
+    class Made(Job):
+        def start(self, launcher):
+            self.process = Process()
+            running.append(self.process)
+            beside.append(len(running))
+
+    made = [Made(str(i), [], tmp_path / "log", tmp_path / "result") for i in range(len(most))]
+    assert run_jobs(made, tmp_path, jobs, Console(file=io.StringIO())) == []
+    assert beside == most

@@ -40,7 +40,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on with the comparison in --out if there is one")
     parser.add_argument(
-        "--jobs", type=int, default=cores(), help="runs at a time, one core each (default: %(default)s)"
+        "--jobs",
+        type=int,
+        default=cores(),
+        help="runs at a time, one core each (default: %(default)s); the last one starts beside them",
     )
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -69,10 +69,11 @@ class Job:
         return row["step"], f"entropy {row['entropy/policy']:.3f}  reward {row['reward/mean']:.2f}"
 
 
-def start_comparison(plan: Plan, folder: Path, resume: bool) -> None:
+def start_comparison(plan: Plan, folder: Path, resume: bool, add_arms: bool = False) -> None:
     """Make the folder of a comparison, or check that it is this plan's own.
 
-    Raises SteerError where the folder holds one and `resume` is off, or holds another plan's.
+    add_arms: take the folder of a plan that has some of this one's arms and is the same otherwise; the others are
+    added. Raises SteerError where the folder holds a comparison and `resume` is off, or holds another plan's.
     """
     for arm in plan.arms:
         plan.config(arm, plan.seeds[0]).with_method()
@@ -81,11 +82,15 @@ def start_comparison(plan: Plan, folder: Path, resume: bool) -> None:
         if path.exists():
             if not resume:
                 raise SteerError(f"--out: {folder} holds a comparison already; add --resume to go on, or name another")
-            if build(Plan, read_yaml(path)) != plan:
+            held = build(Plan, read_yaml(path))
+            arms = {name: arm for name, arm in plan.arms.items() if name in held.arms or not add_arms}
+            if replace(plan, arms=arms) != held:
                 raise SteerError(f"--out: {folder} holds a comparison with another plan; name another folder")
             began_from = read_json(folder / "environment.json", "environment", "put it back, or name another folder")
             if began_from.get("base_model_sha256") != base:
                 raise SteerError(f"--out: {folder} began from other weights than model.path has; name another folder")
+            if held != plan:
+                _write_plan(plan, folder)
             return
         refuse_others(folder, COMPARISON)
         if any((folder / "runs").glob("*/*")):
@@ -93,13 +98,18 @@ def start_comparison(plan: Plan, folder: Path, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         about = environment() | {"base_model_sha256": base}
         write_atomically(folder / "environment.json", json.dumps(about, indent=2) + "\n")
-        (folder / "configs").mkdir(exist_ok=True)
-        for arm in plan.arms:
-            settings = to_dict(plan.config(arm, plan.seeds[0]))
-            write_atomically(_config_path(folder, arm), yaml.safe_dump(settings, sort_keys=False))
-        write_atomically(path, yaml.safe_dump(to_dict(plan), sort_keys=False, allow_unicode=True))
+        _write_plan(plan, folder)
     except OSError as error:
         raise SteerError(f"--out: {folder} cannot be written ({error.strerror}); name another folder") from error
+
+
+def _write_plan(plan: Plan, folder: Path) -> None:
+    """The settings of every arm, then the plan: without it the folder is no comparison's."""
+    (folder / "configs").mkdir(exist_ok=True)
+    for arm in plan.arms:
+        settings = to_dict(plan.config(arm, plan.seeds[0]))
+        write_atomically(_config_path(folder, arm), yaml.safe_dump(settings, sort_keys=False))
+    write_atomically(folder / COMPARISON, yaml.safe_dump(to_dict(plan), sort_keys=False, allow_unicode=True))
 
 
 def run_comparison(plan: Plan, folder: Path, jobs: int, console: Console) -> bool:

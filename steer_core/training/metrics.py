@@ -41,7 +41,7 @@ steps/skipped       optimiser steps whose gradients were not finite and that wer
 batch/padding       share of padding in what the forward passes of the updates read.
 rollout/logprob_gap/... |log-prob of the sampler - log-prob of the trainer| over the sampled tokens, in nats: mean,
                     99.9th percentile, largest; with rollout.engine=vllm, and with rollout.old=sampler, there
-                    over the first optimiser step's tokens that have an advantage.
+                    over the first optimiser step's tokens that have an advantage, absent where none has.
 time/...            seconds and tokens per second: the only readings that differ between two runs.
                     `time/update_seconds` includes `time/probe_seconds`.
 """
@@ -134,11 +134,12 @@ def metrics_of(
     zero_variance_P = (advantages_PG == 0).all(-1)
     responses = (sampled.lengths_PG, sampled.truncated_PG, sampled.rewards_PG)
     taken = [norm for norm in steps.norms if norm is not None]
+    first = None if sampled.rollout.stats is None else first_gap(steps.log, batches)
     return {
         **rollout_metrics(entropy_N, logprob_N, *responses, zero_variance_P),
         "reward/unjudged": float(sampled.unjudged_PG.mean()),
         **({} if sampler_BT is None else gap_metrics((sampler_BT[mask_BT] - logprob_N).abs())),
-        **({} if sampled.rollout.stats is None else gap_metrics(first_gap(steps.log, batches))),
+        **({} if first is None or not ranks.all_reduce_sum(len(first), first.device) else gap_metrics(first)),
         **update_metrics(
             steps.log, active.clip, [f for f in ENTROPY_CHANGE if f in steps.log], active.method.logged_form
         ),
@@ -241,13 +242,12 @@ def end_metrics(rollout: Rollout, policy: Policy, stop: Sequence[str]) -> dict[s
 
 
 def first_gap(log: dict[str, Tensor], batches: list[list[MicroBatch]]) -> Tensor:
-    """|ln ratio| at the tokens of the first optimiser step that have an advantage; 0 where none has one.
+    """|ln ratio| at this rank's tokens of the first optimiser step that have an advantage; there may be none.
 
     The policy is then still the one that sampled, so it is the gap between its sampler and its scoring pass.
     """
     count = sum(int(part.mask_BT.sum()) for part in batches[0])
-    gap, scored = log["ratio"][:count].log().abs(), log["advantage"][:count] != 0
-    return gap[scored] if scored.any() else torch.zeros_like(gap)
+    return log["ratio"][:count].log().abs()[log["advantage"][:count] != 0]
 
 
 def gap_metrics(gap: Tensor) -> dict[str, float]:
