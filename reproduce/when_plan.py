@@ -162,7 +162,7 @@ def quick(experiment: Experiment) -> Experiment:
         common=merged(experiment.common, small),
         final=experiment.final | {"problems": 20, "samples": 32, "pass_at": [1, 32]},
         rates=experiment.rates[-2:],
-        tuning_seeds=experiment.tuning_seeds[:2],
+        tuning_seeds=experiment.tuning_seeds[:1],
         finalists=2,
         contrasts=1,
         methods=dict(list(experiment.methods.items())[:2]),
