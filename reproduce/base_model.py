@@ -103,8 +103,8 @@ def main() -> None:
     parser.add_argument("--seed", type=at_least(0), default=0, help="(default %(default)s)")
     parser.add_argument("--threads", type=at_least(1), default=2, help="torch's threads (default %(default)s)")
     args = parser.parse_args()
-    if args.operations is not None and (len(args.operations) != len(OPERATIONS) or not any(args.operations)):
-        raise SteerError(f"--operations: {args.operations} are no four weights of which one is above 0; give four")
+    if args.operations is not None and (len(args.operations) != len(OPERATIONS) or not any(args.operations[::2])):
+        raise SteerError(f"--operations: {args.operations} are no four weights with that of + or * above 0; give such")
     tasks = [Countdown(build(CountdownConfig, {"numbers": numbers})) for numbers in args.numbers]
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)

@@ -140,7 +140,7 @@ def test_a_plan_that_makes_no_sense_is_refused_with_the_field(changes, message):
 
 @pytest.mark.parametrize("override", ["intervention.lambda_min=0.5", "intervention={lambda_min: 0.5}"])
 def test_a_setting_that_an_arm_makes_itself_is_refused_for_all_arms(override):
-    with pytest.raises(SteerError, match=r"intervention\.\w+: arm 'steer' of .*compare\.yaml sets it itself"):
+    with pytest.raises(SteerError, match=r"intervention\.\w+: arm 'steer' of .*short\.yaml sets it itself"):
         load_plan(COMPARE, [override])
 
 

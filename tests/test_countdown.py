@@ -331,3 +331,8 @@ def test_operations_are_played_as_often_as_they_weigh():
     text = "".join(trace for _, trace in plays)
     assert not {"-", "/"} & set(text)
     assert all(solves(problem.prompt, trace) for problem, trace in plays)
+
+
+def test_a_play_that_is_stuck_is_given_up():
+    plays = list(islice(TASK.solved(random.Random(0), [0, 0, 1, 0]), 20))  # beyond 999 nothing can be multiplied
+    assert {operator for _, trace in plays for operator in "+-*/" if operator in trace} == {"*"}

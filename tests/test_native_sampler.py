@@ -168,7 +168,7 @@ def test_old_statistics_of_the_sampler_are_those_of_the_scoring_pass(tmp_path):
         torch.testing.assert_close(values[mask], vars(scored)[name][mask], atol=1e-5, rtol=1e-4)
     for run in runs.values():
         assert run.fit()
-    ours, theirs = (runs[old].run.read()[-1] for old in ("sampler", "score"))
+    ours, theirs = (runs[old].run.read()[0] for old in ("sampler", "score"))
     assert ours["reward/mean"] == theirs["reward/mean"]
     assert ours["entropy/policy"] == pytest.approx(theirs["entropy/policy"], abs=1e-4)
     assert 0 < ours["rollout/logprob_gap/max"] < 1e-4

@@ -93,6 +93,7 @@ def test_every_steer_command_of_the_docs_runs_in_order(tmp_path):
     }  # fmt: skip
     if data_folder() is None:  # an audit needs the files
         told = [words for words in told if words[1:3] != ["data", "audit"]]
+    (tmp_path / "curve.csv").write_text("rollout,entropy\n1,0.3\n60,0.2\n", encoding="utf-8")
     for words in told:
         done = steer(*shortened(words)[1:], cwd=tmp_path)
         assert done.returncode == 0, f"{' '.join(words)}: {done.stdout[-500:]}{done.stderr[-500:]}"

@@ -61,6 +61,7 @@ def test_a_script_refuses_every_number_that_makes_no_sense_by_its_option(path, m
         ("base_model", ["--out", "taken/model"], "taken"),
         ("base_model", ["--operations", "1", "2"], "--operations: [1.0, 2.0]"),
         ("base_model", ["--operations", "0", "0", "0", "0"], "--operations"),
+        ("base_model", ["--operations", "0", "1", "0", "1"], "--operations"),  # no target can be reached
         ("smoke", ["qwen"], "names: qwen is no shipped configuration"),
     ],
 )

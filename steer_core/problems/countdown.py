@@ -29,6 +29,7 @@ LARGEST_VALUE = 999
 _DRAWS = 1000
 _DRAWS_PER_PROBLEM = 100
 _DRAWS_FOR_ONE_THAT_NEEDS = 10  # about so many times as rare
+_TRIES = 10_000  # operations tried in a play; where few are played at all, some plays are stuck
 _LONGEST_WAIT = 20_000  # draws without a new problem before there is held to be none
 
 
@@ -55,12 +56,13 @@ class Countdown(Task):
     def _plays(
         self, rng: random.Random, weights: Sequence[float] | None = None
     ) -> Iterator[tuple[Problem, str] | None]:
-        """Endless stream of plays, with None for each whose target is out of range."""
+        """Endless stream of plays, with None for each whose target is out of range, or that came to no end."""
         config = self.config
         while True:
             numbers = sorted(rng.randint(1, config.largest_number) for _ in range(config.numbers))
-            values, steps = list(numbers), []
-            while len(values) > 1:
+            values, steps, tries = list(numbers), [], 0
+            while len(values) > 1 and tries < _TRIES:
+                tries += 1
                 left, right = rng.sample(range(len(values)), 2)
                 operator = rng.choice(OPERATIONS) if weights is None else rng.choices(OPERATIONS, weights)[0]
                 result = apply(values[left], operator, values[right])
@@ -69,7 +71,7 @@ class Countdown(Task):
                 steps.append(f"{values[left]}{operator}{values[right]}={result}")
                 values = [v for i, v in enumerate(values) if i not in (left, right)] + [result]
             target = values[0]
-            if config.smallest_target <= target <= config.largest_target:
+            if len(values) == 1 and config.smallest_target <= target <= config.largest_target:
                 prompt = f"{','.join(map(str, numbers))}={target}:"
                 yield Problem(id=prompt, prompt=prompt, reference=prompt), ",".join(steps)
             else:
