@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from rich.console import Console
-from when_rows import curve, keep_rows, read_rows
+from when_rows import rows_path
 
 from steer_core import STRICT
 from steer_core.cli.ending import end
@@ -148,7 +148,7 @@ def figure_of(chosen: SetPoint, rows: list[dict[str, Any]]) -> Figure:
 
 def write_report(chosen: SetPoint, out: Path) -> None:
     """set_point.md, its figure and numbers.json, from the rows that are kept."""
-    about, kept = read_rows(out, SETTING, STAGE)
+    about, kept = read_rows(rows_path(out, SETTING, STAGE))
     rows = [row for row in kept if row["finished"]]
     if not rows:
         return
@@ -201,7 +201,7 @@ def main() -> int:
         try:
             finished = run_comparison(plan, folder, args.jobs, Console())
         finally:
-            keep_rows(folder, out, SETTING, STAGE)
+            keep_rows(folder, rows_path(out, SETTING, STAGE))
         if not finished:
             print("stopped; the same command goes on", file=sys.stderr)
             return INTERRUPTED

@@ -23,10 +23,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipeline.rows import keep_rows
 from rich.console import Console
 from when_plan import PLAN, STAGES, Experiment, final_jobs, quick, stage_plan
 from when_report import write_report
-from when_rows import keep_rows, whole_stage
+from when_rows import rows_path, whole_stage
 
 from steer_core import SteerError
 from steer_core.cli.ending import end
@@ -69,7 +70,7 @@ def run_stage(
             refuse_failed(run_jobs(planned, place, jobs, console), planned)
             finished = all(job.result.exists() for job in planned)
     finally:
-        keep_rows(place, out, setting, stage)
+        keep_rows(place, rows_path(out, setting, stage))
     if not finished:
         raise Stopped
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from when_figures import Arms, contrasts_of, curves, forest, paths, profiles
 from when_plan import REFERENCE, STAGES, Experiment
-from when_rows import plateau_pass1, read_rows
+from when_rows import plateau_pass1, rows_path
 from when_statistics import PRIMARY, levels, with_holm
 
 from steer_core.common.files import json_text, write_atomically
@@ -33,7 +33,7 @@ def write_report(experiment: Experiment, out: Path, console: Console) -> None:
 
 def _stage(experiment: Experiment, setting: str, stage: str, out: Path, numbers: dict[str, Any]) -> str | None:
     """A stage's part of its setting's page; None where no run of it came to its end."""
-    about, rows = read_rows(out, setting, stage)
+    about, rows = read_rows(rows_path(out, setting, stage))
     arms: Arms = {
         arm: [r for r in rows if r["arm"] == arm and r["finished"]] for arm in about.get("plan", {}).get("arms", ())
     }
