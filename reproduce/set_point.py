@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from pipeline.rows import curve, keep_rows, read_rows
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from rich.console import Console

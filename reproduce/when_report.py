@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline.rows import read_rows
 from rich.console import Console
 from when_figures import Arms, contrasts_of, curves, forest, paths, profiles
 from when_plan import REFERENCE, STAGES, Experiment

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.rows import keep_rows, read_rows
 from rich.console import Console
 
+from pipeline.rows import keep_rows, read_rows
 from steer_core import SteerError
 from steer_core.common.errors import nearest
 from steer_core.compare.plan import Plan, load_plan
@@ -40,9 +40,7 @@ def run_arms(
     start_comparison(plan, folder, resume=True, add_arms=True)
     for seed in seeds:
         if seed not in plan.seeds:
-            raise SteerError(
-                f"--seeds: {seed} is none of the pool's ({', '.join(map(str, plan.seeds))}); choose of those"
-            )
+            raise SteerError(f"--seeds: {seed} is none of {plan.seeds}, the seeds of {PLAN.name}; choose from those")
         part = replace(plan, arms=chosen, baseline=next(iter(chosen)), seeds=[seed])
         planned = planned_jobs(part, folder)
         try:
