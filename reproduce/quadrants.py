@@ -1,6 +1,7 @@
 """Weakens and strengthens one quadrant's loss at a time: does entropy move as the theory says?
 
     python reproduce/quadrants.py           # trains in runs/quadrants, then reports
+    python reproduce/quadrants.py --report  # trains nothing: table and figure from results.json
     python reproduce/quadrants.py --quick   # 2 seeds x 6 rollouts in runs/quadrants-quick: shows the machinery
 
 GRPO, and GRPO with the loss of one of the four quadrants times 0.5 or times 2: 9 arms x 3 seeds x 32 rollouts
@@ -36,7 +37,7 @@ from steer_core.cli.ending import end
 from steer_core.cli.shared import at_least
 from steer_core.common.environment import cores
 from steer_core.common.errors import INTERRUPTED
-from steer_core.common.files import write_atomically
+from steer_core.common.files import read_json, write_atomically
 from steer_core.common.plot_style import STYLE, label
 from steer_core.compare.comparison import Comparison, load_comparison
 from steer_core.compare.plan import Plan, load_plan
@@ -252,6 +253,7 @@ def main() -> int:
         "--results", type=Path, help="folder of the results (default: reproduce/results/quadrants; with --quick: OUT)"
     )
     parser.add_argument("--quick", action="store_true", help="2 seeds x 6 rollouts in place of 3 x 32; decides nothing")
+    parser.add_argument("--report", action="store_true", help="train nothing; table and figure from results.json")
     parser.add_argument(
         "--jobs", type=at_least(1), default=cores(), help="runs at a time (default: the cores, %(default)s)"
     )
@@ -259,6 +261,11 @@ def main() -> int:
     folder = args.out or Path("runs/quadrants-quick" if args.quick else "runs/quadrants")
     out = args.results or (folder if args.quick else ROOT / "reproduce" / "results" / "quadrants")
     console = Console()
+    if args.report:
+        found = read_json(out / "results.json", "results", "run without --report")
+        figure(found).savefig(out / "entropy.png", dpi=200)
+        console.print(table(found))
+        return 0
     plan = load_plan(PLAN, QUICK, seeds=[0, 1]) if args.quick else load_plan(PLAN)
     start_comparison(plan, folder, resume=True)
     if not run_comparison(plan, folder, args.jobs, console):

@@ -23,9 +23,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipeline.pool import final_jobs
 from pipeline.rows import keep_rows
 from rich.console import Console
-from when_plan import PLAN, STAGES, Experiment, final_jobs, quick, stage_plan
+from when_plan import PLAN, STAGES, Experiment, quick, stage_plan
 from when_report import write_report
 from when_rows import rows_path, whole_stage
 
@@ -66,7 +67,7 @@ def run_stage(
     try:
         finished = run_comparison(plan, place, jobs, console)
         if finished and stage in ("test", "again"):
-            planned = final_jobs(experiment, plan, place)
+            planned = final_jobs(experiment.final, plan, place)
             refuse_failed(run_jobs(planned, place, jobs, console), planned)
             finished = all(job.result.exists() for job in planned)
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from when_rows import plateau_pass1
 
 from steer_core import STRICT, SteerError
 from steer_core.common.settings import merged
-from steer_core.compare.plan import Arm, Plan, run_path
-from steer_core.compare.runner import Job
+from steer_core.compare.plan import Arm, Plan
 
 PLAN = Path(__file__).with_name("when.yaml")
 STAGES = ("envelope", "screening", "tuning", "test", "again")
@@ -125,46 +123,3 @@ def _require(arms: dict[str, Any], scores: dict[str, float], setting: str, stage
     lacking = [arm for arm in arms if math.isnan(scores.get(arm, math.nan))]
     if lacking:
         raise SteerError(f"--stages: {setting} lacks {lacking[0]} of {stage}; run that stage to its end first")
-
-
-def final_jobs(experiment: Experiment, plan: Plan, folder: Path) -> list[Job]:
-    """The evaluations of a stage's last checkpoints on the problems that no choice saw."""
-    settings = [f"evaluation.{key}={value}".replace(" ", "") for key, value in experiment.final.items()]
-    jobs = []
-    for seed in plan.seeds:
-        for arm in plan.arms:
-            result = folder / "final" / f"{arm}-{seed}.json"
-            arguments = ["evaluate", str(run_path(folder, arm, seed)), *settings, "--out", str(result)]
-            log = folder / "logs" / f"final-{arm}-{seed}.log"
-            jobs.append(Job(f"final evaluation of {arm}, seed {seed}", arguments, log, result, done=result.exists()))
-    return jobs
-
-
-def quick(experiment: Experiment) -> Experiment:
-    """A slice of every setting: two rates, two methods, runs of a few rollouts, small evaluations; decides nothing."""
-    small = {"evaluation": {"every": 2, "problems": 8, "samples": 32, "pass_at": [1, 32]}}
-    sizes = {"rollout": {"prompts": 16}, "train": {"rollouts": 4}}
-    settings = {
-        name: dataclasses.replace(
-            setting,
-            settings=merged(
-                merged(setting.settings, sizes), {} if setting.base is None else {"model": {"path": "embedded"}}
-            ),
-            base=None,
-            screening_rollouts=2,
-            test_seeds=setting.test_seeds[:2],
-            again_seeds=setting.again_seeds[:2],
-        )
-        for name, setting in experiment.settings.items()
-    }
-    return dataclasses.replace(
-        experiment,
-        common=merged(experiment.common, small),
-        final=experiment.final | {"problems": 20, "samples": 32, "pass_at": [1, 32]},
-        rates=experiment.rates[-2:],
-        tuning_seeds=experiment.tuning_seeds[:1],
-        finalists=2,
-        contrasts=1,
-        methods=dict(list(experiment.methods.items())[:2]),
-        settings=settings,
-    )

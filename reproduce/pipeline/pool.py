@@ -2,54 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from pipeline.rows import keep_rows, read_rows
+from pipeline.rows import keep_rows, read_rows, write_rows
 from steer_core import SteerError
 from steer_core.common.errors import nearest
-from steer_core.compare.plan import Plan, load_plan
-from steer_core.compare.runner import planned_jobs, refuse_failed, run_jobs, start_comparison
+from steer_core.common.settings import apply_overrides
+from steer_core.compare.plan import Plan, load_plan, run_path
+from steer_core.compare.runner import Job, planned_jobs, refuse_failed, run_jobs, start_comparison
 
 HERE = Path(__file__).parent.parent
 PLAN = HERE / "laptop.yaml"
-ROWS = HERE / "results" / "laptop" / "runs.jsonl.xz"
+RESULTS = HERE / "results" / "laptop"
+ROWS = "runs.jsonl.xz"
+QUICK = ("train.rollouts=2", "train.checkpoint_every=2", "evaluation.every=1", "evaluation.problems=20",
+         "rollout.prompts=8")  # fmt: skip
 
 
 class Stopped(Exception):
     """The runs were asked to stop; the same command goes on."""
 
 
-def pool() -> Plan:
-    """Every arm and seed of the scale."""
-    return load_plan(PLAN, [])
+@cache
+def pool(quick: bool = False) -> Plan:
+    """Every arm and seed of the scale; quick: two seeds of two small rollouts, which decide nothing."""
+    plan = load_plan(PLAN, [])
+    if not quick:
+        return plan
+    return replace(plan, seeds=plan.seeds[:2], common=apply_overrides(plan.common, QUICK))
 
 
 def run_arms(
-    plan: Plan, arms: Iterable[str], seeds: Iterable[int], folder: Path, rows: Path, jobs: int, console: Console
+    plan: Plan,
+    arms: Iterable[str],
+    seeds: Iterable[int],
+    folder: Path,
+    results: Path,
+    jobs: int,
+    console: Console,
+    final: dict[str, Any] | None = None,
 ) -> None:
-    """Train what is not trained yet, a seed after another, and keep the raw rows of the whole pool in `rows`.
+    """Train what `results` does not hold yet, a seed after another, and add its raw rows to those that are kept there.
 
-    Raises SteerError where an arm or a seed is not the pool's, or a run failed; Stopped after Ctrl-C.
+    final: settings of an evaluation of every run's last policy. Raises SteerError where an arm is not the pool's, a run
+    failed, or the kept rows are of other settings; Stopped after Ctrl-C.
     """
-    chosen = {name: plan.arms[known(name, plan)] for name in arms}
+    rows, names = results / ROWS, [known(arm, plan) for arm in arms]
     start_comparison(plan, folder, resume=True, add_arms=True)
     for seed in seeds:
-        if seed not in plan.seeds:
-            raise SteerError(f"--seeds: {seed} is none of {plan.seeds}, the seeds of {PLAN.name}; choose from those")
-        part = replace(plan, arms=chosen, baseline=next(iter(chosen)), seeds=[seed])
-        planned = planned_jobs(part, folder)
+        lacking = [arm for arm in names if not is_kept(rows, arm, seed, final)]
+        if not lacking:
+            continue
+        chosen = {arm: plan.arms[arm] for arm in lacking}
+        part = replace(plan, arms=chosen, baseline=lacking[0], seeds=[seed])
         try:
-            failed = run_jobs(planned, folder, jobs, console)
+            whole = done_by(lambda part=part: planned_jobs(part, folder), folder, jobs, console)
+            if whole and final:
+                whole = done_by(lambda part=part: final_jobs(final, part, folder), folder, jobs, console)
         finally:
-            keep_rows(folder, rows)
-        refuse_failed(failed, planned)
-        if not all(job.done for job in planned_jobs(part, folder)):
+            keep_rows(folder, folder / ROWS)
+            merge_rows(folder / ROWS, rows)
+        if not whole:
             raise Stopped
+
+
+def done_by(planned: Callable[[], list[Job]], folder: Path, jobs: int, console: Console) -> bool:
+    """Run jobs; whether all came to their end. Raises SteerError where one failed."""
+    refuse_failed(run_jobs(planned(), folder, jobs, console), planned())
+    return all(job.done for job in planned())
+
+
+def final_jobs(final: dict[str, Any], plan: Plan, folder: Path) -> list[Job]:
+    """The evaluations of the last checkpoints of a plan's runs by other settings than those they trained with."""
+    settings = [f"evaluation.{key}={value}".replace(" ", "") for key, value in final.items()]
+    jobs = []
+    for seed in plan.seeds:
+        for arm in plan.arms:
+            result = folder / "final" / f"{arm}-{seed}.json"
+            arguments = ["evaluate", str(run_path(folder, arm, seed)), *settings, "--out", str(result)]
+            log = folder / "logs" / f"final-{arm}-{seed}.log"
+            jobs.append(Job(f"final evaluation of {arm}, seed {seed}", arguments, log, result, done=result.exists()))
+    return jobs
 
 
 def known(name: str, plan: Plan) -> str:
@@ -59,7 +98,33 @@ def known(name: str, plan: Plan) -> str:
     return name
 
 
-def finished_runs(rows: Path = ROWS) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(about the pool, its finished runs), from the raw rows."""
+def is_kept(rows: Path, arm: str, seed: int, final: dict[str, Any] | None = None) -> bool:
+    """Whether the raw rows hold a finished run, with its final evaluation where one is asked for."""
+    return any(
+        row["arm"] == arm and row["seed"] == seed and (final is None or row["final"]) for row in finished_runs(rows)[1]
+    )
+
+
+def finished_runs(rows: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(about the pool, its finished runs in order of their seeds), from the raw rows."""
     about, found = read_rows(rows)
-    return about, [row for row in found if row["finished"]]
+    return about, sorted((row for row in found if row["finished"]), key=lambda row: row["seed"])
+
+
+def merge_rows(new: Path, kept: Path) -> None:
+    """Add the runs of one file to another's; of a run in both, the one that is finished, else the new one.
+
+    Raises SteerError where the two trained with other common settings, or from another base model.
+    """
+    about, rows = read_rows(new)
+    before, held = read_rows(kept)
+    settings = [(one["environment"]["base_model_sha256"], one["plan"]["common"]) for one in (before, about) if one]
+    if held and settings[0] != settings[1]:
+        raise SteerError(f"{kept}: holds runs by other settings than {PLAN.name} has now; use --fresh, or --results")
+    merged = {(row["arm"], row["seed"]): row for row in held}
+    for row in rows:
+        key = (row["arm"], row["seed"])
+        if not merged.get(key, {}).get("finished") or (row["finished"] and row["final"]):
+            merged[key] = row
+    about["environment"] = before.get("environment", about["environment"])
+    write_rows(kept, about, list(merged.values()))

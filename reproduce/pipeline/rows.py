@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from steer_core.common.environment import read_environment
 from steer_core.common.files import read_json, written_whole
 from steer_core.common.settings import to_dict
 from steer_core.compare.comparison import load_comparison
+from steer_core.compare.plan import run_path
 from steer_core.stats.pass_at_k import pass_at_k
 
 LOGGED = (
@@ -37,7 +39,7 @@ def keep_rows(folder: Path, path: Path) -> None:
         "environment": comparison.environment,
         "base": comparison.base,
     }
-    lines = [json.dumps(about)]
+    kept = []
     for (arm, seed), rows in metrics.items():
         evaluations = comparison.evaluations
         own = evaluations[(evaluations.arm == arm) & (evaluations.seed == seed) & (evaluations.step > 0)]
@@ -45,6 +47,7 @@ def keep_rows(folder: Path, path: Path) -> None:
         row = {
             "arm": arm,
             "seed": int(seed),
+            "environment": _began(run_path(folder, str(arm), int(seed)) / "environment.json"),
             "finished": len(rows) == comparison.plan.config(arm, int(seed)).train.rollouts,
             "metrics": {name: [_short(x) for x in rows[name]] for name in LOGGED if name in rows},
             "evaluations": [
@@ -53,10 +56,22 @@ def keep_rows(folder: Path, path: Path) -> None:
             ],
             "final": read_json(final, "final evaluation", "delete it and run again") if final.exists() else None,
         }
-        lines.append(json.dumps(row, separators=(",", ":")))
+        kept.append(row)
+    write_rows(path, about, kept)
+
+
+def write_rows(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write what `read_rows` reads."""
+    lines = [json.dumps(about), *(json.dumps(row, separators=(",", ":")) for row in rows)]
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as aside:
         aside.write_bytes(lzma.compress("\n".join(lines).encode() + b"\n"))
+
+
+def _began(path: Path) -> dict[str, Any]:
+    """When and from which commit a run began."""
+    found = read_environment(path)
+    return {name: found.get(name) for name in ("date", "git_commit")}
 
 
 def _short(value: float) -> float:

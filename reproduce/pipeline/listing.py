@@ -1,0 +1,72 @@
+"""The list of all tables and figures: for the terminal, for docs/reproduce.md, and for the README."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline import needs
+from pipeline.catalogue import Item, catalogue
+from pipeline.make import read_scores
+from pipeline.measures import judge
+from pipeline.pool import HERE, RESULTS, ROWS, finished_runs
+from steer_core.common.tables import markdown_table
+
+COLUMNS = (
+    "name",
+    "what",
+    "laptop",
+    "the paper's claims, at laptop scale",
+    "smoke",
+    "paper",
+    "what the paper's runs need",
+)
+
+
+def listing() -> str:
+    """As Markdown: every item, the scales that have run with dates, verdicts, and what the paper's runs need."""
+    return markdown_table(COLUMNS, [line(name, item) for name, item in catalogue().items()])
+
+
+def line(name: str, item: Item) -> list[str]:
+    """One item's cells."""
+    laptop, verdicts = laptop_state(name, item)
+    scores = {scale: scores_state(name, scale) if item.paper else "-" for scale in ("smoke", "paper")}
+    need = needs.total(item, "paper") if item.paper else "-"
+    return [name, item.title, laptop, verdicts, scores["smoke"], scores["paper"], need]
+
+
+def laptop_state(name: str, item: Item) -> tuple[str, str]:
+    """(what has run of it at scale laptop, its verdicts)."""
+    if item.not_here:
+        return f"not possible: {item.not_here}", "-"
+    if item.kind in ("script", "data"):
+        page = item.page or (f"laptop/{name}.md" if item.kind == "data" else None)
+        return (f"[made](../reproduce/results/{page})" if page else "made; every cell checked by code"), "-"
+    about, rows = finished_runs(RESULTS / ROWS)
+    own = [row for row in rows if row["arm"] in item.arms]
+    if not own:
+        return "not run", "not run"
+    dates = sorted({(row.get("environment") or {}).get("date", "")[:10] for row in own} - {""})
+    state = (
+        f"[{len(own)} of {len(item.arms) * len(about['plan']['seeds'])} runs](../reproduce/results/laptop/{name}.md)"
+    )
+    runs = {arm: [row for row in own if row["arm"] == arm] for arm in item.arms}
+    words = [judge(claim, runs, about["base"]).word for claim in item.claims]
+    told = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) or "none"
+    return f"{state}, {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}" if dates else state, told
+
+
+def scores_state(name: str, scale: str) -> str:
+    """What has run at a scale of the paper."""
+    rows = read_scores(HERE / "results" / scale / f"{name}.json.xz")
+    if not rows:
+        return "not run"
+    dates = sorted({row["environment"]["date"][:10] for row in rows})
+    return f"[{len(rows)} runs](../reproduce/results/{scale}/{name}.md), {dates[-1]}"
+
+
+def write_docs(path: Path) -> None:
+    """Put the list into a page, between its markers."""
+    text = path.read_text(encoding="utf-8")
+    before, rest = text.split("<!-- list -->\n")[0], text.split("<!-- end of list -->\n")[1]
+    path.write_text(f"{before}<!-- list -->\n{listing()}\n<!-- end of list -->\n{rest}", encoding="utf-8")
