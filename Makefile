@@ -48,10 +48,10 @@ timed = echo "bench: $(1)" && $(BIN)/python benchmarks/$(firstword $(1)).py $(wo
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-fast lint docs wheel notebooks bench gpu locks clean
+.PHONY: help run test test-fast lint docs wheel notebooks reproduce bench gpu locks clean
 
 # Models and data are shipped or made here: nothing is fetched from a hub.
-run test test-fast docs wheel notebooks bench gpu: export HF_HUB_OFFLINE := 1
+run test test-fast docs wheel notebooks reproduce bench gpu: export HF_HUB_OFFLINE := 1
 # Where it is set, each of the many processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -91,6 +91,9 @@ wheel: .venv/dev.stamp ## build the wheel into dist/, and train a few rollouts f
 
 notebooks: .venv/dev.stamp ## open the notebooks in JupyterLab (LAB="--no-browser --port 9999": options of its own)
 	@$(BIN)/jupyter lab notebooks $(LAB)
+
+reproduce: .venv/dev.stamp ## every table and figure at laptop scale from its kept runs; FRESH=1: train them all anew (about 6 hours)
+	@$(BIN)/python -m reproduce all $(if $(FRESH),--fresh,--kept)
 
 bench: export OMP_NUM_THREADS := 1
 bench: .venv/engines.stamp ## time all of it on one core, against TRL too, with a page of tables: about 10 minutes (BENCH=another folder than benchmarks/results)

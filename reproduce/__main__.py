@@ -77,6 +77,10 @@ def main() -> int:
     except Stopped:
         print("stopped; the same command goes on", file=sys.stderr)
         return INTERRUPTED
+    if args.name == "all" and args.kept and args.results is None:
+        from pipeline.listing import write_pages
+
+        write_pages()
     return 0
 
 

@@ -9,8 +9,10 @@ from pipeline.catalogue import Item, catalogue
 from pipeline.make import read_scores
 from pipeline.measures import judge
 from pipeline.pool import HERE, RESULTS, ROWS, finished_runs
+from steer_core.common.files import write_atomically
 from steer_core.common.tables import markdown_table
 
+_BEGIN, _END = "<!-- list -->\n", "<!-- end of list -->\n"
 COLUMNS = (
     "name",
     "what",
@@ -65,8 +67,35 @@ def scores_state(name: str, scale: str) -> str:
     return f"[{len(rows)} runs](../reproduce/results/{scale}/{name}.md), {dates[-1]}"
 
 
-def write_docs(path: Path) -> None:
-    """Put the list into a page, between its markers."""
-    text = path.read_text(encoding="utf-8")
-    before, rest = text.split("<!-- list -->\n")[0], text.split("<!-- end of list -->\n")[1]
-    path.write_text(f"{before}<!-- list -->\n{listing()}\n<!-- end of list -->\n{rest}", encoding="utf-8")
+def summary() -> str:
+    """The README's table: names by what has come of them at scale laptop."""
+    about, rows = finished_runs(RESULTS / ROWS)
+    groups: dict[str, list[str]] = {"made": [], "runs so far": [], "not run yet": [], "needs GPUs": []}
+    for name, item in catalogue().items():
+        done = sum(row["arm"] in item.arms for row in rows)
+        planned = len(item.arms) * len(about["plan"]["seeds"]) if about else 0
+        state = "runs so far" if done else "not run yet"
+        if item.not_here:
+            state = "needs GPUs"
+        elif item.kind in ("script", "data") or (done and done == planned):
+            state = "made"
+        groups[state].append(f"{name} ({done} of {planned})" if state == "runs so far" else name)
+    lines = [[state, ", ".join(names)] for state, names in groups.items() if names]
+    return markdown_table(("at scale `laptop`", "tables and figures"), lines)
+
+
+def with_list(text: str, table: str) -> str:
+    """A page with the table between its markers."""
+    return f"{text.split(_BEGIN)[0]}{_BEGIN}{table}\n{_END}{text.split(_END)[1]}"
+
+
+def pages() -> dict[Path, str]:
+    """docs/reproduce.md and the README as the list makes them."""
+    made = {HERE.parent / "docs" / "reproduce.md": listing(), HERE.parent / "README.md": summary()}
+    return {path: with_list(path.read_text(encoding="utf-8"), table) for path, table in made.items()}
+
+
+def write_pages() -> None:
+    """Write both."""
+    for path, text in pages().items():
+        write_atomically(path, text)
