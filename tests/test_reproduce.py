@@ -74,6 +74,13 @@ def test_steers_arm_at_the_papers_scale_is_the_shipped_configuration():
         assert own == load_config(CONFIGS / "paper" / f"{shipped}.yaml", [])
 
 
+def test_the_released_arm_is_the_preset_of_that_name():
+    arm = pool.pool().config("steer-release", 0)
+    preset = load_config(CONFIGS / "release.yaml", [])
+    assert arm.intervention == preset.intervention
+    assert arm.optimizer.micro_batch_sequences == preset.optimizer.micro_batch_sequences == 8
+
+
 def test_published_names_of_arms_stand_in_the_published_scores_unless_they_are_said_to_lack():
     for name, item in catalogue().items():
         if item.published:
