@@ -272,13 +272,14 @@ def logged_mean(dump: Dump, verdict: Verdict) -> tuple[str, ...]:
     steps = dump.steps
     parts = [dump.of_step(step) for step in steps]
     logged_S = np.array([float(part.responses.logged_entropy.iloc[0]) for part in parts])
-    agreeing = []
+    plain, divided = [], []
     for what, mean in _means(dump).items():
         own_S = np.array([mean(part) for part in parts])
         for name, divisor in divisors(dump).items():
             by = divisor if isinstance(divisor, float) else np.array([part.responses.length.mean() for part in parts])
             if (np.abs(logged_S * by - own_S) <= rules.LOGGED_WITHIN * np.maximum(own_S, 1e-12)).all():
-                agreeing.append(f"{what}{', ' if name else ''}{name.replace('its response', 'a mean response')}")
+                (divided if name else plain).append(f"{what}, {name.replace('its response', 'a mean response')}")
+    agreeing = [name.removesuffix(", ") for name in plain or divided]  # a sum over the mean length is the plain mean
     told = f"The logged entropy ({logged_S[0]:.4g} at step {steps[0]})"
     if not agreeing:
         return (f"{told} is no mean of this dump that is known here: of other tokens, or of another number.",)

@@ -4,9 +4,9 @@
     dump_tokens(trainer, "runs/dump")
 
 How: the trainer's own scoring pass and loss are listened to. TRL computes ln p and the entropy of every token anyway,
-so no further pass is taken, and no number of the training changes. A trainer of this package works too: its advantages are
-written as TRL made them, before any weight. A file an optimiser step; of several processes each writes its own, without
-rewards. With one micro-batch a step the entropy that TRL logs is written too.
+so no further pass is taken, and no number of the training changes. A trainer of this package works too: its advantages
+are written as TRL made them, before any weight. A file an optimiser step; of several processes each writes its own,
+without rewards. With one micro-batch a step the entropy that TRL logs is written too.
 """
 
 from __future__ import annotations

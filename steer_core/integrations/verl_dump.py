@@ -7,7 +7,7 @@ with `actor_rollout_ref.actor.calculate_entropy=True` for entropies. STEER_DUMP 
 workers are to write; without it nothing is written. (`external_lib` takes a list of modules, to use STEER too.)
 
 How: `BaseEngine.train_batch`, which every engine inherits, is wrapped: the loss of each micro-batch is listened to,
-with the log-probs and entropies that the actor hands it. Nothing of the training changes, and no further pass is taken. A
+with the log-probs and entropies that the actor hands it. Nothing of the training changes, no further pass is taken. A
 file an optimiser step of each worker, whose number counts that worker's steps. What verl does not hand the actor, such
 as rewards and the sampler's log-probs in some settings, is left out.
 """
