@@ -1,4 +1,4 @@
-"""The format of a dump: what is written is read, under anyone's names, and whatever does not fit is told in one line."""
+"""The format of a dump: what is written is read, under anyone's names; whatever does not fit is told in one line."""
 
 import json
 import re
@@ -57,9 +57,10 @@ def test_an_advantage_is_one_number_a_response_or_one_a_token():
 
 def test_names_of_trl_and_verl_are_read(tmp_path):
     verl = {"log_probs": [-1.0], "old_log_probs": [-1.1], "entropys": [0.4], "advantages": [0.5], "response_mask": [1],
-            "rollout_log_probs": [-1.2], "uid": "u", "token_level_scores": [0.0], "global_steps": 2, "score": 1.0}  # fmt: skip
+            "rollout_log_probs": [-1.2], "uid": "u", "global_steps": 2, "score": 1.0}  # fmt: skip
     trl = {"per_token_logps": [-1.0], "old_per_token_logps": [-1.1], "entropies": [0.4], "advantages": 0.5,
-           "sampling_per_token_logps": [-1.2], "completion_mask": [1], "completion_ids": [7], "epsilon_low": 0.2}  # fmt: skip
+           "sampling_per_token_logps": [-1.2], "completion_mask": [1],
+           "completion_ids": [7], "epsilon_low": 0.2}  # fmt: skip
     read = dumps.read(lines(tmp_path / "verl.jsonl", [verl]))
     assert {name: read.tokens[name].tolist() for name in ("logprob", "old_logprob", "sampler_logprob", "entropy")} == {
         "logprob": [-1.0], "old_logprob": [-1.1], "sampler_logprob": [-1.2], "entropy": [0.4]

@@ -1,14 +1,13 @@
 """Any table of (problem, correct): pass@k, pairs by problem, improvement over seeds; verdicts of anyone's files."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import steer_core
+from steer_core.cli.main import main
 from steer_core.common.errors import SteerError
 from steer_core.evaluation import tables
 from steer_core.evaluation.verdicts import read_verdicts
@@ -107,7 +106,11 @@ def test_two_files_are_paired_as_the_function_on_counts_pairs_them(tmp_path):
     ("text", "options", "told"),
     [
         ('{"id": "a", "correct": 3}\n', (), "row 1, correct: '3' is neither right nor wrong; write 1 or 0"),
-        ('{"id": "a", "answer": "x"}\n', (), "none of the usual columns .correct, .*--correct COLUMN; responses without"),
+        (
+            '{"id": "a", "answer": "x"}\n',
+            (),
+            "none of the usual columns .correct, .*--correct COLUMN; responses without",
+        ),
         ('{"correct": 1}\n', (), "none of the usual columns .problem, .*--problem COLUMN"),
         ('{"id": "", "correct": 1}\n', (), "row 1, id: '' names no problem"),
         ('{"id": "a", "correct": 1}\n', ("name", None), "has no column 'name'; it has id, correct"),
@@ -123,16 +126,18 @@ def test_bad_files_of_verdicts_are_told_in_one_line_by_row_and_column(tmp_path, 
     assert "\n" not in str(error.value)
 
 
-def test_the_command_pairs_files_and_refuses_those_of_different_problems_in_one_line(tmp_path):
+def test_the_command_pairs_files_and_refuses_those_of_different_problems_in_one_line(tmp_path, capsys):
     jsonl, csv, *_ = files(tmp_path)
-    command = [sys.executable, "-m", "steer_core", "paired"]
-    told = subprocess.run([*command, str(jsonl), str(csv), "--problem", "doc_id"], capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
-    assert "12 x 1" in told.stdout
+    with pytest.raises(SystemExit) as end:
+        main(["paired", str(jsonl), str(csv), "--problem", "doc_id"])
+    assert end.value.code == 0
+    assert "12 x 1" in capsys.readouterr().out
     other = tmp_path / "other.csv"
     other.write_text("doc_id,passed\n1,1\n")
-    told = subprocess.run([*command, str(jsonl), str(other)], capture_output=True, text=True)
-    assert told.returncode == 2
-    assert told.stderr.startswith("error: ")
-    assert "was given other problems of all" in told.stderr
-    assert len(told.stderr.splitlines()) == 1
+    with pytest.raises(SystemExit) as end:
+        main(["paired", str(jsonl), str(other)])
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert "was given other problems of all" in told
+    assert len(told.splitlines()) == 1

@@ -34,9 +34,9 @@ def test_shannons_entropy_in_nats_is_recognised():
 @pytest.mark.parametrize(
     ("function", "divisor", "factor"),
     [
-        (lambda h, l, row: h / math.log(2), "in bits, that is divided by ln 2", math.log(2)),
-        (lambda h, l, row: h / math.log(VOCABULARY), f"divided by ln V, V = {VOCABULARY}", math.log(VOCABULARY)),
-        (lambda h, l, row: h / 40, "divided by the most tokens that a response may have", 40.0),
+        (lambda h, x, row: h / math.log(2), "in bits, that is divided by ln 2", math.log(2)),
+        (lambda h, x, row: h / math.log(VOCABULARY), f"divided by ln V, V = {VOCABULARY}", math.log(VOCABULARY)),
+        (lambda h, x, row: h / 40, "divided by the most tokens that a response may have", 40.0),
     ],
 )
 def test_a_shannon_entropy_that_is_divided_is_told_with_what_undoes_it(function, divisor, factor):
@@ -46,7 +46,7 @@ def test_a_shannon_entropy_that_is_divided_is_told_with_what_undoes_it(function,
 
 
 def test_an_entropy_divided_by_its_responses_length_is_told_and_undone_token_by_token():
-    verdict = verdict_of(entropies(lambda h, l, row: h / len(h)))
+    verdict = verdict_of(entropies(lambda h, x, row: h / len(h)))
     assert verdict.kind == "shannon"
     assert "divides twice" in verdict.divisor
     lengths = np.concatenate([np.full(len(row["logprob"]), len(row["logprob"])) for row in ROWS])
@@ -56,11 +56,14 @@ def test_an_entropy_divided_by_its_responses_length_is_told_and_undone_token_by_
 @pytest.mark.parametrize(
     ("function", "divisor"),
     [
-        (lambda h, l, row: -l, ""),
-        (lambda h, l, row: -l / math.log(2), "in bits, that is divided by ln 2"),
-        (lambda h, l, row: -l / math.log(VOCABULARY), f"divided by ln V, V = {VOCABULARY}"),
-        (lambda h, l, row: -l / 7.5, "divided by 7.5"),
-        (lambda h, l, row: -l / len(h), "divided by the length of its response, so that a mean over tokens divides twice"),
+        (lambda h, x, row: -x, ""),
+        (lambda h, x, row: -x / math.log(2), "in bits, that is divided by ln 2"),
+        (lambda h, x, row: -x / math.log(VOCABULARY), f"divided by ln V, V = {VOCABULARY}"),
+        (lambda h, x, row: -x / 7.5, "divided by 7.5"),
+        (
+            lambda h, x, row: -x / len(h),
+            "divided by the length of its response, so that a mean over tokens divides twice",
+        ),
     ],
 )
 def test_the_sampled_negative_log_prob_is_recognised_token_by_token_divided_or_not(function, divisor):
@@ -70,31 +73,33 @@ def test_the_sampled_negative_log_prob_is_recognised_token_by_token_divided_or_n
 
 def test_the_log_prob_that_the_number_repeats_is_named():
     rows = drawn(drift=0.4)
-    assert "the policy being updated" in verdict_of(changed(rows, "entropy", lambda r: [-x for x in r["logprob"]])).says[0]
+    assert (
+        "the policy being updated" in verdict_of(changed(rows, "entropy", lambda r: [-x for x in r["logprob"]])).says[0]
+    )
     verdict = verdict_of(changed(rows, "entropy", lambda r: [-x for x in r["old_logprob"]]))
     assert "the policy that sampled" in verdict.says[0]
 
 
 def test_half_precision_does_not_hide_what_it_is():
-    assert verdict_of(entropies(lambda h, l, row: (-l).astype(np.float16).astype(float))).kind == "sampled"
-    assert verdict_of(entropies(lambda h, l, row: h.astype(np.float16).astype(float))).right
+    assert verdict_of(entropies(lambda h, x, row: (-x).astype(np.float16).astype(float))).kind == "sampled"
+    assert verdict_of(entropies(lambda h, x, row: h.astype(np.float16).astype(float))).right
 
 
 def test_one_number_a_response_is_no_entropy_of_states_and_the_mean_is_recognised():
-    verdict = verdict_of(entropies(lambda h, l, row: np.full(len(h), -l.mean())))
+    verdict = verdict_of(entropies(lambda h, x, row: np.full(len(h), -x.mean())))
     assert (verdict.kind, verdict.factor) == ("one number a response", None)
     assert "it is the mean of -ln p" in verdict.says[1]
-    assert "no mean of -ln p" in verdict_of(entropies(lambda h, l, row: np.full(len(h), h.mean() + 1))).says[1]
+    assert "no mean of -ln p" in verdict_of(entropies(lambda h, x, row: np.full(len(h), h.mean() + 1))).says[1]
 
 
 def test_what_is_below_0_is_no_entropy_and_a_log_prob_with_its_own_sign_is_named():
-    verdict = verdict_of(entropies(lambda h, l, row: l))
+    verdict = verdict_of(entropies(lambda h, x, row: x))
     assert verdict.kind == "negative"
     assert "Its negative is the negative log-prob of the sampled token" in verdict.says[2]
 
 
 def test_the_entropy_at_another_temperature_is_not_taken_for_shannons():
-    def colder(h, l, row):
+    def colder(h, x, row):
         return 0.6 * h
 
     verdict = verdict_of(entropies(colder))
@@ -134,7 +139,10 @@ def test_no_shannon_entropy_lies_below_the_binary_entropy_of_any_of_its_outcomes
 @pytest.mark.parametrize(
     ("logged", "told"),
     [
-        (lambda rows: np.mean([x for r in rows for x in r["entropy"]]), "the mean over tokens of the column `entropy`."),
+        (
+            lambda rows: np.mean([x for r in rows for x in r["entropy"]]),
+            "the mean over tokens of the column `entropy`.",
+        ),
         (
             lambda rows: np.mean([np.mean(r["entropy"]) for r in rows]),
             "the mean over responses of the mean of the column `entropy`.",

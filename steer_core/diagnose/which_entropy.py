@@ -272,20 +272,31 @@ def logged_mean(dump: Dump, verdict: Verdict) -> tuple[str, ...]:
     steps = dump.steps
     parts = [dump.of_step(step) for step in steps]
     logged_S = np.array([float(part.responses.logged_entropy.iloc[0]) for part in parts])
-    plain, divided = [], []
-    for what, mean in _means(dump).items():
-        own_S = np.array([mean(part) for part in parts])
-        for name, divisor in divisors(dump).items():
-            by = divisor if isinstance(divisor, float) else np.array([part.responses.length.mean() for part in parts])
-            if (np.abs(logged_S * by - own_S) <= rules.LOGGED_WITHIN * np.maximum(own_S, 1e-12)).all():
-                (divided if name else plain).append(f"{what}, {name.replace('its response', 'a mean response')}")
-    agreeing = [name.removesuffix(", ") for name in plain or divided]  # a sum over the mean length is the plain mean
+    agreeing: list[str] = []
+    for within in (rules.LOGGED_EXACT, rules.LOGGED_WITHIN):
+        agreeing = agreeing or _agreeing(dump, parts, logged_S, within)
     told = f"The logged entropy ({logged_S[0]:.4g} at step {steps[0]})"
     if not agreeing:
         return (f"{told} is no mean of this dump that is known here: of other tokens, or of another number.",)
     if len(agreeing) > 1:
         return (f"{told} is undecided between: {'; '.join(agreeing)}.",)
     return (f"{told} is {agreeing[0]}.",)
+
+
+def _agreeing(dump: Dump, parts: list[Dump], logged_S: np.ndarray, within: float) -> list[str]:
+    """The means, in words, that logged numbers agree with at every step; divided ones where no plain one does.
+
+    (A mean over responses of sums, divided by the mean length, is the plain mean over tokens.)
+    """
+    plain, divided = [], []
+    for what, mean in _means(dump).items():
+        own_S = np.array([mean(part) for part in parts])
+        for name, divisor in divisors(dump).items():
+            by = divisor if isinstance(divisor, float) else np.array([part.responses.length.mean() for part in parts])
+            if (np.abs(logged_S * by - own_S) <= within * np.maximum(own_S, 1e-12)).all():
+                told = f"{what}, {name.replace('its response', 'a mean response')}" if name else what
+                (divided if name else plain).append(told)
+    return plain or divided
 
 
 def _means(dump: Dump) -> dict[str, Callable[[Dump], float]]:
