@@ -14,18 +14,18 @@ from steer_core.evaluation.verdicts import read_verdicts
 from steer_core.stats.outcomes import Outcomes, improvement
 from steer_core.stats.pass_at_k import paired, pass_interval
 
-TABLE = Outcomes.of(["a", "b", "a", "b", "a", "b"], [1, 0, True, "false", 0.0, "Right"])
+given = Outcomes.of(["a", "b", "a", "b", "a", "b"], [1, 0, True, "false", 0.0, "Right"])
 
 
 def test_a_table_is_counted_by_problem_in_order_of_first_appearance():
-    assert TABLE == Outcomes(("a", "b"), (2, 1), (3, 3))
-    assert TABLE.samples == 3
+    assert given == Outcomes(("a", "b"), (2, 1), (3, 3))
+    assert given.samples == 3
     assert Outcomes.of(np.array([7, 7]), np.array([True, False])) == Outcomes(("7",), (1,), (2,))
 
 
 def test_pass_at_k_of_a_table_is_that_of_its_counts_and_problems_may_have_different_numbers_of_samples():
-    assert TABLE.pass_at(2) == pass_interval([2, 1], 3, 2)
-    assert TABLE.pass_at(2).mean == pytest.approx((1 + 2 / 3) / 2)
+    assert given.pass_at(2) == pass_interval([2, 1], 3, 2)
+    assert given.pass_at(2).mean == pytest.approx((1 + 2 / 3) / 2)
     uneven = Outcomes.of(["a", "a", "b", "b", "b"], [1, 0, 1, 0, 0])
     assert uneven.pass_at(2).mean == pytest.approx((1 + 2 / 3) / 2)
     with pytest.raises(SteerError, match="pass@3: k is not within 1 and the 2 samples"):
