@@ -10,9 +10,10 @@ import torch
 from dumped import changed, drawn, without
 
 from steer_core.common.errors import SteerError
-from steer_core.diagnose import methods, rules, words
+from steer_core.diagnose import methods, words
 from steer_core.diagnose.change import measured
 from steer_core.diagnose.diagnosis import diagnose
+from steer_core.diagnose.findings import QUADRANT_WORDS
 from steer_core.diagnose.page import render, write_page
 from steer_core.diagnose.states import States
 from steer_core.formulas.entropy_change import ENTROPY_CHANGE, QUADRANTS
@@ -101,7 +102,7 @@ def test_a_quadrant_that_carries_most_is_named():
     rows = changed(ROWS, "advantage", lambda row: 1.0 if row["reward"] else -0.05)
     finding = seen_of(rows).findings["quadrant"]
     assert finding.status == "found"
-    assert finding.says.startswith(rules.QUADRANT_WORDS["positive_likely"])
+    assert finding.says.startswith(QUADRANT_WORDS["positive_likely"])
 
 
 def test_an_outlier_is_found_with_its_row_place_and_number():

@@ -4,6 +4,6 @@
 2. `measures`: entropy over the run, quadrants, clip, positions, the tokens that move most, truncation, groups, the gap.
 3. `methods`: what each method would make of every token's push.
 4. `change`: estimates against measured changes, where states come twice.
-5. `rules`: every threshold with its reason, and what is found by it; `advice`: what to try, with the evidence.
-6. `diagnosis`: all of it for one dump; `words`, `figures`, `page`: how it is told.
+5. `rules`: thresholds with their reasons; `findings`: what is found by them; `advice`: what to try, with the evidence.
+6. `seen`, `diagnosis`: all of it for one dump; `words`, `figures`, `page`: how it is told.
 """

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from steer_core.diagnose.rules import EXPLODED, Finding
-
-if TYPE_CHECKING:
-    from steer_core.diagnose.diagnosis import Diagnosis
+from steer_core.diagnose.findings import Finding
+from steer_core.diagnose.rules import EXPLODED
+from steer_core.diagnose.seen import Seen
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Advice:
     evidence: str
 
 
-def advice(seen: Diagnosis, found: dict[str, Finding]) -> list[Advice]:
+def advice(seen: Seen, found: dict[str, Finding]) -> list[Advice]:
     """What to try, in the order in which to try it: first what makes the numbers right, then what ends the trouble."""
     told = []
     for key, tips in (
@@ -47,7 +45,7 @@ def advice(seen: Diagnosis, found: dict[str, Finding]) -> list[Advice]:
 Tips = list[tuple[str, str]]
 
 
-def _wrong_entropy(seen: Diagnosis) -> Tips:
+def _wrong_entropy(seen: Seen) -> Tips:
     kind, divisor = seen.entropy.kind, seen.entropy.divisor
     if kind == "sampled":
         what = (
@@ -70,7 +68,7 @@ def _wrong_entropy(seen: Diagnosis) -> Tips:
     return [(what, why)]
 
 
-def _collapse(seen: Diagnosis) -> Tips:
+def _collapse(seen: Seen) -> Tips:
     tips = [
         (
             "Halve the learning rate, and compare at equal reward, not at equal steps.",
@@ -105,7 +103,7 @@ def _collapse(seen: Diagnosis) -> Tips:
     return tips
 
 
-def _explosion(seen: Diagnosis) -> Tips:
+def _explosion(seen: Seen) -> Tips:
     tips = [
         (
             "Set the entropy bonus to 0 first, if there is one.",
@@ -142,7 +140,7 @@ def _explosion(seen: Diagnosis) -> Tips:
     return tips
 
 
-def _clipping(seen: Diagnosis) -> Tips:
+def _clipping(seen: Seen) -> Tips:
     clip, side = seen.clip, "above" if seen.clip.high >= seen.clip.low else "below"
     which = "clip_high" if side == "above" else "clip_low"
     return [
@@ -156,7 +154,7 @@ def _clipping(seen: Diagnosis) -> Tips:
     ]
 
 
-def _far(seen: Diagnosis) -> Tips:
+def _far(seen: Seen) -> Tips:
     return [
         (
             "Take fewer optimiser steps between two rollouts, or a lower learning rate.",
@@ -166,7 +164,7 @@ def _far(seen: Diagnosis) -> Tips:
     ]
 
 
-def _truncation(seen: Diagnosis) -> Tips:
+def _truncation(seen: Seen) -> Tips:
     cut = seen.truncation
     worse = cut.reward_cut < cut.reward_ended if not math.isnan(cut.reward_cut) else False
     return [
@@ -178,7 +176,7 @@ def _truncation(seen: Diagnosis) -> Tips:
     ]
 
 
-def _silence(seen: Diagnosis) -> Tips:
+def _silence(seen: Seen) -> Tips:
     groups = seen.groups
     hard = groups.all_wrong > groups.all_right if not math.isnan(groups.all_right) else None
     which = {True: "easier", False: "harder", None: "other"}[hard]
@@ -192,7 +190,7 @@ def _silence(seen: Diagnosis) -> Tips:
     ]
 
 
-def _gap(seen: Diagnosis) -> Tips:
+def _gap(seen: Seen) -> Tips:
     return [
         (
             "Make the two agree first: the same temperature and top-p 1 on both sides, weights synchronised, the "
@@ -205,7 +203,7 @@ def _gap(seen: Diagnosis) -> Tips:
     ]
 
 
-def _outliers(seen: Diagnosis) -> Tips:
+def _outliers(seen: Seen) -> Tips:
     return [
         (
             "With STEER, take a quantile for its normaliser (`intervention.normaliser=quantile`), or a lower "
@@ -216,7 +214,7 @@ def _outliers(seen: Diagnosis) -> Tips:
     ]
 
 
-def to_decide(seen: Diagnosis, found: dict[str, Finding]) -> list[str]:
+def to_decide(seen: Seen, found: dict[str, Finding]) -> list[str]:
     """What to write into the next dump, for every finding that is undecided."""
     lacking = {
         "wrong_entropy": "`entropy`, and more tokens",

@@ -6,40 +6,24 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from steer_core.common.files import json_ready
-from steer_core.diagnose import advice, measures, methods, rules
-from steer_core.diagnose.change import Measured, measured
+from steer_core.diagnose import advice, findings, measures, methods
+from steer_core.diagnose.change import measured
+from steer_core.diagnose.seen import Seen
 from steer_core.diagnose.states import States
-from steer_core.diagnose.which_entropy import Verdict, identify, logged_mean
+from steer_core.diagnose.which_entropy import identify, logged_mean
 from steer_core.runs.dumps import Dump
 
 
 @dataclass(frozen=True)
-class Diagnosis:
-    """All that is seen of a dump; see the classes of each part. drift: see `measures.drift_of`."""
-
-    dump: Dump
-    states: States
-    entropy: Verdict
-    logged: tuple[str, ...]
-    course: measures.Course
-    quadrants: dict[str, measures.Quadrant]
-    clip: measures.Clip
-    positions: pd.DataFrame
-    movers: measures.Movers | None
-    truncation: measures.Truncation
-    groups: measures.Groups
-    gap: measures.Gap | None
-    drift: float
-    measured: Measured
-    effects: list[methods.Effect]
+class Diagnosis(Seen):
+    """All that is seen of a dump, what the rules find by it, and what to try."""
 
     @property
-    def findings(self) -> dict[str, rules.Finding]:
+    def findings(self) -> dict[str, findings.Finding]:
         """What the rules find."""
-        return rules.findings(self)
+        return findings.findings(self)
 
     @property
     def advice(self) -> list[advice.Advice]:

@@ -288,7 +288,8 @@ def _agreeing(dump: Dump, parts: list[Dump], logged_S: np.ndarray, within: float
 
     (A mean over responses of sums, divided by the mean length, is the plain mean over tokens.)
     """
-    plain, divided = [], []
+    plain: list[str] = []
+    divided: list[str] = []
     for what, mean in _means(dump).items():
         own_S = np.array([mean(part) for part in parts])
         for name, divisor in divisors(dump).items():
