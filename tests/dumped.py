@@ -35,8 +35,8 @@ def drawn(
                     {
                         "step": step,
                         "group": f"{step}.{group}",
-                        "logprob": np.log(softmax(new))[np.arange(length), ids].tolist(),
-                        "old_logprob": np.log(softmax(old))[np.arange(length), ids].tolist(),
+                        "logprob": log_softmax(new)[np.arange(length), ids].tolist(),
+                        "old_logprob": log_softmax(old)[np.arange(length), ids].tolist(),
                         "entropy": shannon(new).tolist(),
                         "advantage": 2 * right - 1,
                         "reward": right,
@@ -53,13 +53,16 @@ def drawn(
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    p = np.exp(logits - logits.max(-1, keepdims=True))
-    return p / p.sum(-1, keepdims=True)
+    return np.exp(log_softmax(logits))
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    below = logits - logits.max(-1, keepdims=True)
+    return below - np.log(np.exp(below).sum(-1, keepdims=True))
 
 
 def shannon(logits: np.ndarray) -> np.ndarray:
-    p = softmax(logits)
-    return -(p * np.log(p)).sum(-1)
+    return -(softmax(logits) * log_softmax(logits)).sum(-1)
 
 
 def changed(rows: list[dict], name: str, function: Callable[[dict], object]) -> list[dict]:

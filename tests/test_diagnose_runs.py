@@ -43,9 +43,10 @@ def steered(tmp_path_factory):
     return run_of(tmp_path_factory.mktemp("steered") / "run", "train.rollouts=2", "intervention.name=steer")
 
 
+@pytest.mark.long
 def test_a_bonus_of_the_wrong_sign_is_seen_as_collapse(tmp_path):
     extreme = ("intervention.name=wrong_sign:WrongSign", "intervention.coefficient=20", "train.rollouts=6")
-    folder = run_of(tmp_path / "run", *extreme)
+    folder = run_of(tmp_path / "run", *extreme, "optimizer.learning_rate=2e-3")
     seen = diagnose(read_any(folder))
     assert seen.findings["collapse"].status == "found", seen.course.entropy
     assert seen.findings["explosion"].status == "not found"
@@ -53,6 +54,7 @@ def test_a_bonus_of_the_wrong_sign_is_seen_as_collapse(tmp_path):
     assert any("learning rate" in one.what for one in seen.advice if one.because == "collapse")
 
 
+@pytest.mark.long
 def test_a_bonus_far_too_large_is_seen_as_explosion(tmp_path):
     extreme = ("intervention.name=entropy-loss", "intervention.coefficient=1", "train.rollouts=6")
     seen = diagnose(read_any(run_of(tmp_path / "run", *extreme, "optimizer.learning_rate=2e-3")))
