@@ -52,7 +52,7 @@ def test_collapse_and_explosion_are_found_by_the_entropys_course_and_few_steps_d
     assert [status(falling, key) for key in ("collapse", "explosion")] == ["found", "not found"]
     assert [status(rising, key) for key in ("collapse", "explosion")] == ["not found", "found"]
     assert [status(falling[:16], key) for key in ("collapse", "explosion")] == ["undecided", "undecided"]
-    assert status(drawn(steps=1, sharpness=lambda step: 60.0), "collapse") == "found"  # next to nothing is left
+    assert status(drawn(steps=1, sharpness=lambda step: 600.0), "collapse") == "found"  # next to nothing is left
 
 
 def test_collapse_is_found_by_sampled_log_probs_alone():
