@@ -6,11 +6,12 @@ import torch
 pytest.importorskip("verl")
 
 import torch.distributed as dist
-from verl_engine import PROMPT, Engine, actor_config, batch, on_cpu
+from verl.workers.engine.base import BaseEngine
+from verl_engine import PROMPT, SWITCHES, Engine, actor_config, batch, on_cpu
 
 from steer_core.diagnose.diagnosis import diagnose
 from steer_core.formulas.token_stats import token_stats
-from steer_core.integrations import verl_dump
+from steer_core.integrations import verl, verl_dump
 from steer_core.runs import dumps
 
 
@@ -68,3 +69,18 @@ def test_an_actor_without_entropies_and_old_log_probs_far_away_are_told(monkeypa
     assert seen.entropy.kind == "absent"
     assert seen.findings["far"].status == "found"
     assert seen.findings["clipping"].status == "found"
+
+
+@pytest.mark.parametrize("dump_first", [True, False])
+def test_with_steer_every_token_is_written_once_whichever_module_came_first(monkeypatch, tmp_path, dump_first):
+    plain = BaseEngine.train_batch
+    while hasattr(plain, "__wrapped__"):
+        plain = plain.__wrapped__
+    wrappers = [verl_dump._listening, verl._with_entropy]
+    for wrap in wrappers if dump_first else wrappers[::-1]:
+        plain = wrap(plain)
+    monkeypatch.setattr(BaseEngine, "train_batch", plain)
+    monkeypatch.setenv(verl_dump.FOLDER, str(tmp_path / "dump"))
+    data = batch(seed=0)
+    Engine().train(data, actor_config(*SWITCHES))
+    assert len(dumps.read(tmp_path / "dump").responses) == len(data)

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from steer_core.common.errors import SteerError
@@ -50,12 +51,20 @@ class _Listener:
     @property
     def keywords(self) -> dict[str, Any]:
         """Those of the loss within, by which others know it."""
-        return getattr(self.loss, "keywords", {})
+        return _keywords(self.loss)
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """What the loss gives."""
-        self.rows += _rows(kwargs["model_output"], kwargs["data"], self.keywords.get("config"), self.step)
+        if torch.is_grad_enabled():  # not in a values pass, which STEER may take before
+            self.rows += _rows(kwargs["model_output"], kwargs["data"], self.keywords.get("config"), self.step)
         return self.loss(*args, **kwargs)
+
+
+def _keywords(loss: Any) -> dict[str, Any]:
+    """The keywords of verl's loss, within what other modules put around it."""
+    while not hasattr(loss, "keywords") and hasattr(loss, "loss"):
+        loss = loss.loss
+    return getattr(loss, "keywords", {})
 
 
 def _rows(output: Any, data: Any, config: Any, step: int) -> list[dict[str, Any]]:
@@ -96,7 +105,7 @@ def _listening(train_batch: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(train_batch)
     def wrapped(engine: BaseEngine, data: Any, loss_function: Loss) -> Any:
-        folder, config = os.environ.get(FOLDER), getattr(loss_function, "keywords", {}).get("config")
+        folder, config = os.environ.get(FOLDER), _keywords(loss_function).get("config")
         if not folder or not hasattr(config, "policy_loss"):
             return train_batch(engine, data, loss_function)
         step = getattr(engine, "_steer_dump_steps", 0) + 1
