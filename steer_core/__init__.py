@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from steer_core.runs.folder import RunFolder
     from steer_core.stats.agreement import agreement
     from steer_core.stats.improvement import performance_profile, probability_of_improvement
-    from steer_core.stats.pass_at_k import pass_at_k
+    from steer_core.stats.outcomes import Outcomes, improvement
+    from steer_core.stats.pass_at_k import paired, pass_at_k
     from steer_core.training.batch import mini_batches, score_rollout
     from steer_core.training.data_order import rollout_problems, rollout_seed
     from steer_core.training.loop import Trainer, train
@@ -100,6 +101,9 @@ _PLACES = {
     "probability_of_improvement": "stats.improvement:probability_of_improvement",
     "performance_profile": "stats.improvement:performance_profile",
     "pass_at_k": "stats.pass_at_k:pass_at_k",
+    "paired": "stats.pass_at_k:paired",
+    "Outcomes": "stats.outcomes:Outcomes",
+    "improvement": "stats.outcomes:improvement",
     "SteerError": "common.errors:SteerError",
 }
 """Public name to `module:name` in this package; type checkers read the imports above instead."""
@@ -115,6 +119,7 @@ __all__ = [
     "Intervention",
     "Lens",
     "LossTerms",
+    "Outcomes",
     "Policy",
     "Responses",
     "RolloutConfig",
@@ -132,6 +137,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "importance_ratio",
+    "improvement",
     "linear_token_stats",
     "load_config",
     "load_policy",
@@ -141,6 +147,7 @@ __all__ = [
     "make_task",
     "mini_batches",
     "normaliser",
+    "paired",
     "pass_at_k",
     "performance_profile",
     "probability_of_improvement",

@@ -89,7 +89,8 @@ def test_the_readme_has_at_most_130_lines():
 def test_every_steer_command_of_the_docs_runs_in_order(tmp_path):
     told = commands("steer", "bash", pages=("docs/commands.md", "docs/evaluation.md"))
     assert {words[1] for words in told} == {
-        "compare", "train", "evaluate", "paired", "estimate", "report", "data", "doctor", "show", "plan", "grade"
+        "compare", "train", "evaluate", "paired", "estimate", "report", "data", "doctor", "show", "plan", "grade",
+        "diagnose",
     }  # fmt: skip
     if data_folder() is None:  # an audit needs the files
         told = [words for words in told if words[1:3] != ["data", "audit"]]

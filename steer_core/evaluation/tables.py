@@ -13,6 +13,7 @@ from steer_core.common.errors import SteerError, nearest, one_line
 from steer_core.common.files import json_text, read_json, write_atomically
 from steer_core.common.places import CHECKOUT, EVALUATION
 from steer_core.common.tables import markdown_table
+from steer_core.evaluation.verdicts import read_verdicts
 from steer_core.rewards.base import UNJUDGED
 from steer_core.stats.intervals import bootstrap_over_problems
 from steer_core.stats.pass_at_k import Decision, average, maj_at_k, paired, pass_at_k
@@ -270,14 +271,21 @@ def write_summary(folder: Path, title: str, scores: pd.DataFrame) -> dict[str, A
     return summary
 
 
-def paired_evaluations(first: Path, second: Path, grader: str | None = None) -> dict[str, dict[str, Any]]:
+def paired_evaluations(
+    first: Path, second: Path, grader: str | None = None, problem: str | None = None, correct: str | None = None
+) -> dict[str, dict[str, Any]]:
     """By benchmark both were given: the first evaluation minus the second in avg@n, paired by problem.
+
+    Each is the folder of an evaluation or anyone's file; problem, correct: the columns of files (see `read_verdicts`).
 
     Raises SteerError where they share no benchmark, where the problems or answers of a shared one differ, and for a
     grader that did not judge it.
     """
     data = [read_record(folder).get("data", {}) if (folder / RECORD).exists() else {} for folder in (first, second)]
-    frames = [dict(list(read_responses(folder).groupby("benchmark", sort=False))) for folder in (first, second)]
+    read = (
+        read_responses(path) if path.is_dir() else read_verdicts(path, problem, correct) for path in (first, second)
+    )
+    frames = [dict(list(frame.groupby("benchmark", sort=False))) for frame in read]
     shared = [name for name in frames[0] if name in frames[1]]
     if not shared:
         raise SteerError(
@@ -295,6 +303,11 @@ def paired_evaluations(first: Path, second: Path, grader: str | None = None) -> 
                 f"{second}: judges {name} by other answers than {first}; grade both by the same (--benchmark)"
             )
         known = [one for one in graders_in(pair[0]) if one in graders_in(pair[1])]
+        if not known:
+            both = " and ".join(", ".join(graders_in(rows)) or "nobody" for rows in pair)
+            raise SteerError(
+                f"--grader: {name} was judged by {both}, none of them in both; grade both by `steer grade`"
+            )
         chosen = grader or known[0]
         if chosen not in known:
             raise SteerError(f"--grader: {grader!r} did not judge {name} in both; {nearest(str(grader), known)}")
@@ -302,7 +315,8 @@ def paired_evaluations(first: Path, second: Path, grader: str | None = None) -> 
         samples = [samples_of(rows, name) for rows in pair]
         decision = paired(counts[0], counts[1].loc[counts[0].index], *samples)
         means = [float((c / n).mean()) for c, n in zip(counts, samples, strict=True)]
-        alike = bool((prompts[0] == prompts[1].loc[prompts[0].index]).all())
+        told_of = all((one != "").all() for one in prompts)
+        alike = bool((prompts[0] == prompts[1].loc[prompts[0].index]).all()) if told_of else None
         told = next((one[name] for one in data if one.get(name, {}).get("state") == "changed"), data[0].get(name, {}))
         found[name] = {"grader": chosen, "problems": len(counts[0]), "samples": samples, "means": means,
                        "decision": decision, "same_prompts": alike, "data": told}  # fmt: skip
@@ -315,7 +329,7 @@ def paired_lines(found: dict[str, dict[str, Any]]) -> list[list[str]]:
         [noted(name, one["problems"], one["data"]), one["grader"],
          f"{one['problems']} x {' and '.join(map(str, dict.fromkeys(one['samples'])))}",
          *(f"{100 * mean:.1f}" for mean in one["means"]), percent(asdict(one["decision"].difference)),
-         verdict(one["decision"]), "yes" if one["same_prompts"] else "NO"]
+         verdict(one["decision"]), {True: "yes", False: "NO", None: "not told"}[one["same_prompts"]]]
         for name, one in found.items()
     ]  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The run folder: configuration, environment, metrics, sampled responses, checkpoints.
 
     config.yaml  environment.json  metrics.jsonl  evaluations.jsonl  notes.jsonl
-    tensorboard/  rollouts/  checkpoints/step_000010/  report.html
+    tensorboard/  rollouts/  dumps/  checkpoints/step_000010/  report.html
 
 What was logged after the checkpoint a run resumes from is dropped and written again; what was logged before it and is
 lost is taken from the checkpoint. Keys under `time/` are
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from os.path import exists
 from pathlib import Path
@@ -33,7 +34,7 @@ from steer_core.interventions.base import Memory
 from steer_core.policy.model import Policy, base_digest, settings_digests
 from steer_core.policy.smoke import SMOKE
 from steer_core.problems.sets import find_file
-from steer_core.runs import logs, rollouts
+from steer_core.runs import dumps, logs, rollouts
 from steer_core.runs.checkpoints import Checkpoints, step_of, writing
 from steer_core.runs.responses import Response
 
@@ -148,6 +149,12 @@ class RunFolder:
         with writing(self.path):
             rollouts.add(self.path, rollout_index, rows)
 
+    def write_dump(self, rollout_index: int, rows: Iterable[dict[str, Any]]) -> None:
+        """Every token of a rollout; see `dumps.py`."""
+        with writing(self.path):
+            dumps.dump_path(self.path, rollout_index).parent.mkdir(exist_ok=True)
+            dumps.write(dumps.dump_path(self.path, rollout_index), rows)
+
     def save_checkpoint(
         self, rollout_index: int, policy: Policy, engine: TrainingEngine, memory: Memory, score: float | None = None
     ) -> None:
@@ -173,6 +180,7 @@ class RunFolder:
                 if rows or (self.path / name).exists():
                     write_atomically(self.path / name, logs.text_of(rows))
             rollouts.rewind(self.path, rollout_index)
+            dumps.rewind(self.path, rollout_index)
 
     def _logged_until(self, rollout_index: int) -> dict[str, list[logs.Row]]:
         """By log the rows up to a rollout: of its checkpoint's copy, or of the log where that keeps none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from steer_core.common import ranks
@@ -26,6 +27,9 @@ class MemoryRun:
 
     def write_rollout(self, rollout_index: int, rows: list[Response]) -> None:
         """Sampled responses are not kept."""
+
+    def write_dump(self, rollout_index: int, rows: Iterable[dict[str, Any]]) -> None:
+        """Tokens are not kept."""
 
     def save_checkpoint(
         self, rollout_index: int, policy: Policy, engine: TrainingEngine, memory: Memory, score: float | None = None

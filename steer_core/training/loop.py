@@ -39,6 +39,7 @@ from steer_core.training.metrics import Clock, Steps, end_metrics, metrics_of
 from steer_core.training.probe import watched_step
 from steer_core.training.sampling import SampledRollout, divergence_told, note_of_unjudged, sample_rollout
 from steer_core.training.scoring import make_scoring
+from steer_core.training.token_dump import token_rows
 from steer_core.training.update import Update
 
 Watcher = Callable[[int, dict[str, float]], None]
@@ -230,11 +231,15 @@ class Trainer:
         batches: list[list[MicroBatch]],
         steps: Steps,
     ) -> None:
-        """Give the run one response to each of the first problems of a rollout, token by token."""
+        """Give the run one response to each of the first problems of a rollout, token by token, and the dump if due."""
         if ranks.is_main():
             count = self.config.train.logged_responses
             rows = first_responses(self.policy.tokenizer, sampled, count, advantages_B, old, batches, steps.log)
             self.run.write_rollout(n, rows)
+            every, clip = self.config.train.dump_every, self.update.active.clip
+            if every and n % every == 0:
+                parts = (self.policy.tokenizer, sampled, old, batches, steps.log, clip, self.config, n)
+                self.run.write_dump(n, token_rows(*parts))
 
 
 def train(config: Config, folder: str | Path | None = None, on_rollout: Watcher = lambda n, metrics: None) -> Trainer:

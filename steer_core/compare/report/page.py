@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 from rich.table import Table
 from rich.text import Text
 
@@ -23,34 +21,12 @@ from steer_core.compare.report.captions import CAPTIONS
 from steer_core.compare.report.figures import FIGURES, look, save_figures
 from steer_core.compare.report.one_run import is_one_run
 from steer_core.compare.report.probes import absence, quality
+from steer_core.compare.report.templates import templates
 from steer_core.config.config import Config
 from steer_core.interventions import catalogue
 from steer_core.stats.intervals import Interval
 
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-
-
-def _coded(text: str) -> Markup:
-    """Text as HTML, what stands between backticks as code."""
-    parts = str(text).split("`")
-    if len(parts) % 2 == 0:  # a backtick that nothing closes stays
-        return escape(text)
-    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
-
-
-_TEMPLATES.filters |= {
-    "coded": _coded,
-    "number": say.number,
-    "bounds": say.bounds,
-    "verdict": say.verdict,
-    "count": say.count,
-}
+_TEMPLATES = templates()
 
 
 def write_report(comparison: Comparison, folder: Path) -> Path:
