@@ -28,6 +28,19 @@ class MethodInForce:
         self.memory: Memory = {}
         self.in_force: Memory = {}
 
+    @property
+    def several_ranks(self) -> bool:
+        """Whether other ranks hold tokens of the same steps."""
+        return ranks.world_size() > 1
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """The rows of every rank behind one another."""
+        return ranks.all_gather_rows(values)
+
+    def own_rows(self, gathered: Tensor, values: Tensor) -> Tensor:
+        """This rank's rows of what `gathered` made of `values`."""
+        return ranks.local_rows(gathered, values)
+
     def credit(
         self,
         advantages_PG: Tensor,
@@ -89,7 +102,7 @@ class MethodInForce:
         counts = [int(part.mask_BT.sum()) for part in parts]
         if everyone:
             own = terms.weights.new_empty(sum(counts))
-            terms = terms.map(lambda values: ranks.local_rows(values, own))
+            terms = terms.map(lambda values: self.own_rows(values, own))
         extra = [None] * len(parts) if terms.extra is None else terms.extra.split(counts)
         split = zip(terms.advantages.split(counts), terms.weights.split(counts), extra, strict=True)
         return [LossTerms(*own) for own in split]
@@ -104,8 +117,8 @@ class MethodInForce:
         """The response tokens of some micro-batches as a rule sees them; of all ranks, they are gathered."""
         new, old, advantages = flatten(stats, parts)
         draws = torch.cat([part.draws_BT[part.mask_BT] for part in parts])
-        if of_all_ranks and ranks.world_size() > 1:
+        if of_all_ranks and self.several_ranks:
             columns = torch.stack([*vars(new).values(), *vars(old).values(), advantages, draws], -1)
-            *both, advantages, draws = ranks.all_gather_rows(columns).unbind(-1)
+            *both, advantages, draws = self.gathered(columns).unbind(-1)
             new, old = TokenStats(*both[:4]), TokenStats(*both[4:])
         return Tokens(new, old, advantages, self.clip, draws, self.memory, step)
