@@ -10,17 +10,21 @@ pytest.importorskip("trl")
 from datasets import Dataset
 from our_step import config_of, our_step, our_update
 from scenario import ACTING
-from test_integration_trl import HIGH, LOW, PROBLEMS, SETTINGS, TEMPERATURE, config
+from test_integration_trl import HIGH, LOW, PROBLEMS, SETTINGS, TEMPERATURE, config, statistics
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from steer_core.common.errors import SteerError
-from steer_core.formulas.loss import ClipRange
-from steer_core.formulas.token_stats import TokenStats
+from steer_core.common.files import read_json
+from steer_core.formulas.loss import ClipRange, clipped_surrogate
+from steer_core.formulas.token_stats import TokenStats, concatenate
 from steer_core.integrations.support import refusal_in_trl
 from steer_core.integrations.trl import InterventionGRPOTrainer
+from steer_core.integrations.trl_checks import LOSS_TYPES
+from steer_core.integrations.trl_parts import reduced
 from steer_core.interventions import intervention
-from steer_core.interventions.base import UNLOGGED
+from steer_core.interventions.base import UNLOGGED, Tokens
+from steer_core.interventions.steer import Steer
 from steer_core.policy.model import load_policy
 from steer_core.policy.sequences import Sequences
 from steer_core.training.batch import MicroBatch
@@ -47,10 +51,17 @@ def reward(completions, **_):
     return [0.01 * (len(text) - 12) for text in completions]
 
 
-def make(folder, kind=InterventionGRPOTrainer, **named):
+def make(folder, kind=InterventionGRPOTrainer, settings=None, **named):
     """A trainer of the embedded model on two problems."""
     policy, data = load_policy("embedded"), Dataset.from_dict({"prompt": TWICE})
-    return kind(policy.model, reward, config(folder, **TRAINING), data, processing_class=policy.tokenizer, **named)
+    return kind(
+        policy.model,
+        reward,
+        config(folder, **(TRAINING | (settings or {}))),
+        data,
+        processing_class=policy.tokenizer,
+        **named,
+    )
 
 
 class Steps(TrainerCallback):
@@ -189,3 +200,110 @@ def test_every_method_is_supported_or_refused_by_name_before_training(name, tmp_
     else:
         with pytest.raises(SteerError, match=rf"intervention\.name: {name} .*; .*train with .*own trainer"):
             make(tmp_path, intervention=METHODS[name])
+
+
+@pytest.mark.parametrize("kind", LOSS_TYPES)
+def test_an_extra_term_is_reduced_as_trl_reduces_its_own_loss(kind, tmp_path):
+    trainer, source = make(tmp_path, settings={"loss_type": kind}), torch.Generator().manual_seed(1)
+    values, logprob = torch.randn(2, 4, 6, generator=source)
+    mask = (torch.arange(6) < torch.tensor([6, 2, 1, 4])[:, None]).long()
+    inputs = {
+        **{name: mask for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")},
+        "advantages": -values,  # at ratio 1 the surrogate is -A
+        "old_per_token_logps": logprob,
+        "num_items_in_batch": torch.tensor(37.0),
+    }
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (logprob, torch.zeros_like(logprob), None)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 2
+    theirs = GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
+    assert float(reduced(trainer, values, mask.bool(), inputs)) == pytest.approx(float(theirs), rel=1e-6)
+
+
+def test_steer_with_lora_a_kl_term_and_accumulation_weights_the_surrogate_alone(tmp_path, monkeypatch):
+    peft, beta, seen, original = pytest.importorskip("peft"), 0.2, [], GRPOTrainer._compute_loss
+
+    def loss(self, model, inputs):
+        new = statistics(self.model, inputs)
+        value = original(self, model, inputs)
+        raw = self._buffered_inputs[self._step % self.args.steps_per_generation]["advantages"]
+        seen.append(SimpleNamespace(inputs=inputs, new=new, raw=raw, value=float(value.detach())))
+        return value
+
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", loss)
+    adapter = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    settings = {"loss_type": "bnpo", "beta": beta, "use_bias_correction_kl": False, "max_steps": 2}
+    steer = Steer(lambda_min=0.3)
+    trainer = make(tmp_path, settings=settings, intervention=steer, peft_config=adapter)
+    trainer.train()
+    for step in (seen[:2], seen[2:]):
+        keeps = [part.inputs["completion_mask"].bool() for part in step]
+        advantages = torch.cat([part.raw[:, None].expand(keep.shape)[keep] for part, keep in zip(step, keeps)])
+        old = torch.cat([part.inputs["old_per_token_logps"][keep] for part, keep in zip(step, keeps)])
+        old = TokenStats(old, *[torch.full_like(old, torch.nan)] * 3)
+        new = concatenate(part.new for part in step)
+        weights = steer.loss_terms(Tokens(new, old, advantages, CLIP, torch.zeros_like(advantages), {})).weights
+        given = torch.cat([part.inputs["advantages"][keep] for part, keep in zip(step, keeps)])
+        torch.testing.assert_close(given, advantages * weights, rtol=0, atol=1e-4)
+        assert weights.min() == pytest.approx(0.3)
+        losses = clipped_surrogate(new.logprob, old.logprob, advantages, CLIP) * weights
+        shift = torch.cat([part.inputs["ref_per_token_logps"][keep] for part, keep in zip(step, keeps)]) - new.logprob
+        kl = shift.exp() - shift - 1
+        sizes = [int(keep.sum()) for keep in keeps]
+        for part, whole in zip(step, (losses + beta * kl).split(sizes), strict=True):
+            assert part.value == pytest.approx(float(whole.mean() / 2), abs=1e-5)
+        assert float(kl.mean()) > 1e-3
+    trained = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert all("lora" in name for name in trained)
+
+
+def test_what_a_method_remembers_is_in_trls_checkpoints(tmp_path):
+    gate, saved = METHODS["boundary-gate"], {"save_strategy": "steps", "save_steps": 2}
+    make(tmp_path / "one", settings={"max_steps": 2, **saved}, intervention=gate).train()
+    checkpoint = tmp_path / "one" / "checkpoint-2"
+    kept = read_json(checkpoint / "intervention.json", "checkpoint", "")
+    assert kept["rollouts"] == 1
+    assert any(name.startswith(UNLOGGED) for name in kept["memory"])
+    again, began = make(tmp_path / "two", settings={"max_steps": 4, **saved}, intervention=gate), []
+    credit = again.active.credit
+    again.active.credit = lambda *words: began.append((words[-1], dict(again.active.memory))) or credit(*words)
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert began == [(2, kept["memory"])]
+    other = make(tmp_path / "three", settings={"max_steps": 4}, intervention=METHODS["entropic"])
+    other.train(resume_from_checkpoint=str(checkpoint))
+    assert other._rollouts == 1
+
+
+def test_a_schedule_goes_by_generation_batches(tmp_path):
+    method = intervention({"name": "entropic", "target": "1 at 1, 3 at 2"})
+    trainer, seen = make(tmp_path, intervention=method), []
+    begin = trainer.active.begin_rollout
+    trainer.active.begin_rollout = lambda batches, n: begin(batches, n) or seen.append(trainer.active.memory["target"])
+    trainer.train()
+    assert seen == [1, 3]
+    row = next(row for row in trainer.state.log_history if "intervention/target" in row)
+    assert row["intervention/target"] == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("kl-cov", {"loss_type": "cispo"}, r"loss_type: 'cispo'"),
+        ("clip-higher", {"delta": 1.2}, r"delta: 1.2 is below 1 \+ the upper clip bound of clip-higher \(1.6\)"),
+        (
+            "fork-tokens",
+            {"steps_per_generation": 1, "per_device_train_batch_size": 16},
+            r"intervention.scope: step needs",
+        ),
+        ("erc", {"top_entropy_quantile": 0.5}, r"top_entropy_quantile: 0.5 .* erc .*; use 1.0"),
+    ],
+)
+def test_settings_that_leave_a_method_without_meaning_are_refused(method, settings, message, tmp_path):
+    with pytest.raises(SteerError, match=message):
+        make(tmp_path, settings=settings, intervention=METHODS[method])
+
+
+def test_something_that_is_no_method_is_refused(tmp_path):
+    with pytest.raises(SteerError, match=r"intervention: 'steer' is no method; give one such as Steer\(\)"):
+        make(tmp_path, intervention="steer")

@@ -31,7 +31,8 @@ from steer_core.training.batch import MicroBatch
 
 ACTOR = "actor_rollout_ref.actor"
 CLIP = ClipRange(0.1, 0.15, 1.7)
-METHODS = {name: intervention({"name": name, **settings}) for name, settings in ACTING.items()}
+GIVEN = ACTING | {"entropic": {"target": 1.0, "threshold": 0.05}}  # an untrained model is sure of nothing
+METHODS = {name: intervention({"name": name, **settings}) for name, settings in GIVEN.items()}
 SUPPORTED = [name for name, method in METHODS.items() if refusal_in_verl(method) is None]
 BOUNDS = [
     f"{ACTOR}.clip_ratio_low={CLIP.low}",
@@ -84,7 +85,7 @@ def test_loss_gradient_and_memory_of_every_step_are_those_of_this_package(name, 
     monkeypatch.setattr(
         InVerl, "terms", lambda self, stats, parts: drawn.extend(p.draws_BT for p in parts) or terms(self, stats, parts)
     )
-    config = actor_config(*SWITCHES, *BOUNDS, mode(name), **ACTING[name])
+    config = actor_config(*SWITCHES, *BOUNDS, mode(name), **GIVEN[name])
     engine, plain = Engine(torch.float32), Engine(torch.float32)
     module = copy.deepcopy(engine.module)
     update = our_update(module, config_of(method, CLIP, "token-mean", LENGTH, 1.0))
