@@ -283,7 +283,7 @@ class InterventionGRPOTrainer(GRPOTrainer):
         """lambda A (B, T) for TRL's loss, which multiplies it by its vLLM correction later."""
         if "advantages" not in self.intervention.touches:
             return by_token(inputs["advantages"]) * spread(terms.weights, part, 1.0)
-        changed_BT = spread(terms.advantages * terms.weights, part, 0.0)
+        changed_BT = spread((terms.advantages * terms.weights).to(part.old.entropy), part, 0.0)
         correction = inputs.get("importance_sampling_ratio")
         return changed_BT if correction is None else torch.where(correction != 0, changed_BT / correction, 0.0)
 
