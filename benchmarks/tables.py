@@ -194,6 +194,7 @@ TITLES = {
     "token_statistics": "Token statistics from hidden states",
     "growth": "How an update grows",
     "throughput": "Parts of the main job, and what each method adds",
+    "trl_methods": "Every method in TRL, over plain TRL",
     "ladder": "The ladder's rungs over a training step",
     "training": "An update at a real shape",
     "plan_memory": "Planned memory beside measured",

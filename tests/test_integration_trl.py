@@ -304,12 +304,19 @@ def idle(trained, monkeypatch):
 def test_tokens_of_other_ranks_enter_the_normaliser(idle, monkeypatch):
     trainer, inputs, tokens = idle
     keep = inputs["completion_mask"].bool()
-    monkeypatch.setattr(ranks, "all_gather_rows", lambda values: torch.cat([values, elsewhere(values)]))
-    monkeypatch.setattr(ranks, "local_rows", lambda gathered, values: gathered[: len(values)])
+    terms = trainer.active.terms
+
+    def of_two_ranks(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(ranks, "world_size", lambda: 2)
+            patch.setattr(ranks, "all_gather_rows", lambda values: torch.cat([values, elsewhere(values)]))
+            patch.setattr(ranks, "local_rows", lambda gathered, values: gathered[: len(values)])
+            return terms(*arguments)
 
     def elsewhere(values):  # as many tokens, their advantages three times as large
-        return values * torch.tensor([1.0] * 8 + [3.0]) if values.dim() == 2 else values
+        return values * torch.tensor([1.0] * 8 + [3.0, 1.0])
 
+    monkeypatch.setattr(trainer.active, "terms", of_two_ranks)
     given = weights_given_to_trl(trainer, inputs, monkeypatch)[keep]
     change = trainer.steer.change(tokens.new, tokens.old, tokens.advantages, CLIP)
     expected = trainer.steer.lambdas(change, 3 * trainer.steer.scale(change))

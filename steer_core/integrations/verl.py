@@ -1,52 +1,63 @@
-"""STEER as a policy loss of verl 0.9. Importing this module registers it; verl does that by its own settings:
+"""Any method as a policy loss of verl 0.9. Importing this module registers them; verl does that by its own settings:
 
     actor_rollout_ref.model.external_lib=steer_core.integrations.verl
     actor_rollout_ref.actor.policy_loss.loss_mode=steer
     actor_rollout_ref.actor.calculate_entropy=True
 
-The settings are those of `steer_core.interventions.steer.Steer`, with its defaults. verl's own section
-takes no key that it does not know, so to change one, name the section's class as well:
+`loss_mode=steer` is STEER, `loss_mode=steer:kl-cov` another method by its name. The settings are the method's own,
+with its defaults. verl's own section takes no key that it does not know, so to change one, or to name a method of
+your own (`steer:module:Class`), name the section's class as well:
 
     actor_rollout_ref.actor.policy_loss._target_=steer_core.integrations.verl.SteerPolicyLossConfig
     +actor_rollout_ref.actor.policy_loss.steer.lambda_min=0.6
 
-Clipping (clip_ratio_low, clip_ratio_high, clip_ratio_c), rollout importance weights, reduction and
-metrics are those of verl's `vanilla` loss: lambda multiplies each token's loss after the clip, before
-the reduction. With lambda_min=1 it is `vanilla` bit for bit. The estimate of the entropy change sees
-the token's whole factor: A times its rollout importance weight, where there is one.
+Clipping (clip_ratio_low, clip_ratio_high, clip_ratio_c), rollout importance weights, reduction and metrics are those
+of verl's `vanilla` loss: a method's weight multiplies each token's loss after the clip, before the reduction; its
+advantages and its clip range take the place of verl's, and its extra term is added under the same reduction. With
+lambda_min=1 STEER is `vanilla` bit for bit. A method sees the token's whole factor: A times its rollout importance
+weight, where there is one.
 
-verl hands a registered loss no entropy and no more than a micro-batch. `BaseEngine.train_batch`, which
-every engine inherits, is therefore wrapped: for this loss alone it keeps the entropy that the actor
-computed within reach, and with scope `step` it first takes a values pass over the mini-batch (one more
-forward pass), whose normaliser holds for all micro-batches and data-parallel ranks. Scope `micro` costs
-nothing, and the weights depend on the micro-batch. What verl's structure does not allow is refused:
-scope `rollout` and form `released` (the actor is not given the entropies of the policy that sampled),
-form `exact` (no sum of p^2 ln p), form `covariance` with scope `step` (its means are a micro-batch's).
+verl hands a registered loss no entropy and no more than a micro-batch. `BaseEngine.train_batch`, which every engine
+inherits, is therefore wrapped: for these losses alone it keeps the entropy that the actor computed within reach, and
+with scope `step` it first takes a values pass over the mini-batch (one more forward pass), so that the method sees
+all micro-batches and data-parallel ranks. Other scopes cost nothing; with `micro` the weights depend on the
+micro-batch. What a closed loop remembers is kept in the actor's process, and not in verl's checkpoints: a run that is
+resumed starts it anew. What verl's structure does not allow is refused with the reason (`support.py`): methods that
+look at responses, at whole rollouts or at the entropies of the policy that sampled, that differentiate the step, or
+follow a schedule.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from packaging.version import Version
 from torch import Tensor
 
 from steer_core.common.errors import SteerError
 from steer_core.common.settings import build
-from steer_core.formulas.loss import ClipRange
 from steer_core.formulas.token_stats import TokenStats
-from steer_core.interventions.steer import Steer
+from steer_core.integrations.support import refusal_in_verl
+from steer_core.integrations.verl_parts import InVerl, clip_range_of, clipping_as, part_of, weight_metrics
+from steer_core.interventions import METHODS, method
+from steer_core.interventions.base import Intervention, LossTerms
+from steer_core.training.batch import MicroBatch, spread
 
 _INSTALL = "pip install -c constraints.txt -e '.[parity]'"
 try:
     import verl
-    from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla, register_policy_loss
+    from verl.trainer.ppo.core_algos import (
+        POLICY_LOSS_REGISTRY,
+        agg_loss,
+        compute_policy_loss_vanilla,
+        register_policy_loss,
+    )
     from verl.workers.config import ActorConfig, PolicyLossConfig
     from verl.workers.engine.base import BaseEngine
     from verl.workers.utils.padding import no_padding_2_padding
@@ -65,59 +76,79 @@ REFUSED = {
     ("form", "released"): "needs the entropies of the policy that sampled, which verl's actor is not given; use paper",
     ("scope", "rollout"): "needs the entropies of the policy that sampled, which verl's actor is not given; use step",
 }
-"""Settings of `Steer` that verl's structure does not allow: reason and remedy."""
+"""Settings of STEER that verl's structure does not allow: reason and remedy."""
 
 Loss = Callable[..., tuple[Tensor, dict[str, Any]]]
 
 
 @dataclass
 class SteerPolicyLossConfig(PolicyLossConfig):
-    """verl's policy_loss section with the settings of `Steer` below `steer`; refused when verl reads them."""
+    """verl's policy_loss section with the settings of the method below `steer`; refused when verl reads them."""
 
     steer: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.steer and self.loss_mode != LOSS_MODE:
-            raise SteerError(
-                f"{ACTOR}.policy_loss.loss_mode: {self.loss_mode!r} takes no settings of STEER; "
-                f"set it to {LOSS_MODE}, or drop {SECTION}"
-            )
+        if method_name(self.loss_mode) is None:
+            if self.steer:
+                raise SteerError(
+                    f"{ACTOR}.policy_loss.loss_mode: {self.loss_mode!r} takes no settings of STEER; "
+                    f"set it to {LOSS_MODE}, or drop {SECTION}"
+                )
+            return
         steer_settings(self)
+        if self.loss_mode not in POLICY_LOSS_REGISTRY:  # a method of another package
+            register_policy_loss(self.loss_mode)(steer_policy_loss)
 
 
-def steer_settings(policy_loss: PolicyLossConfig) -> Steer:
-    """The settings of a policy_loss section; defaults where it has no `steer`. Raises SteerError for what cannot be."""
+def method_name(loss_mode: Any) -> str | None:
+    """The name of the method that a loss mode stands for; None for a loss that is none of ours."""
+    first, separator, rest = str(loss_mode).partition(":")
+    if first != LOSS_MODE:
+        return None
+    return rest if separator else LOSS_MODE
+
+
+def steer_settings(policy_loss: PolicyLossConfig) -> Intervention:
+    """The method of a policy_loss section with its settings; defaults where it has no `steer`.
+
+    Raises SteerError for what cannot be.
+    """
+    mode = policy_loss.get("loss_mode")
+    name = method_name(mode)
     try:
-        steer = build(Steer, dict(policy_loss.get("steer") or {}), SECTION)
+        kind = method(LOSS_MODE if name is None else name)
+        found = build(kind, {"name": kind.name, **dict(policy_loss.get("steer") or {})}, SECTION)
     except SteerError as error:
-        raise SteerError(str(error).replace("intervention.", f"{SECTION}.", 1)) from error
+        told = str(error).replace("intervention.name:", f"{ACTOR}.policy_loss.loss_mode:", 1)
+        raise SteerError(told.replace("intervention.", f"{SECTION}.", 1)) from error
     for (key, value), reason in REFUSED.items():
-        if getattr(steer, key) == value:
+        if getattr(found, key, None) == value and key in vars(found):
             raise SteerError(f"{SECTION}.{key}: {value} {reason}")
-    if (steer.form, steer.scope) == ("covariance", "step"):
-        raise SteerError(
-            f"{SECTION}.scope: step is not for form covariance, whose means are a micro-batch's; use micro"
-        )
-    return steer
+    reason = refusal_in_verl(found)
+    if reason is not None:
+        raise SteerError(f"{ACTOR}.policy_loss.loss_mode: {mode} {reason}")
+    return found
 
 
 class _Step:
     """verl's loss for one optimiser step, with what verl does not hand to the registered loss inside it.
 
-    entropy: of the micro-batch in hand, (B, T) nats. changes: while the values pass runs, each
-    micro-batch's entropy changes, flat. scale: the step's normaliser, None where each micro-batch has its own.
+    entropy: of the micro-batch in hand, (B, T) nats, with gradient. seen: statistics of the micro-batches so far.
+    planned: what enters the loss of the micro-batches to come, None where each is seen alone. valuing: whether the
+    values pass runs.
     """
 
-    def __init__(self, loss: Loss, steer: Steer) -> None:
-        self.loss, self.steer = loss, steer
+    def __init__(self, loss: Loss, active: InVerl) -> None:
+        self.loss, self.active = loss, active
         self.entropy: Tensor | None = None
-        self.changes: list[Tensor] | None = None
-        self.scale: float | None = None
+        self.seen: list[tuple[TokenStats, MicroBatch]] = []
+        self.planned: deque[tuple[MicroBatch, LossTerms]] | None = None
+        self.valuing = False
 
     def __call__(self, *args, **kwargs) -> tuple[Tensor, dict[str, Any]]:
         """What the loss gives, called as an engine calls it: (model_output, data, dp_group) by keyword."""
         entropy = (kwargs.get("model_output") or {}).get("entropy")
-        self.entropy = None if entropy is None else no_padding_2_padding(entropy, kwargs["data"]).detach()
+        self.entropy = None if entropy is None else no_padding_2_padding(entropy, kwargs["data"])
         token = _current.set(self)
         try:
             return self.loss(*args, **kwargs)
@@ -126,29 +157,37 @@ class _Step:
             self.entropy = None
 
     def plan(self, engine: BaseEngine, data: Any) -> None:
-        """Take the values pass: the normaliser over the mini-batch, all micro-batches and data-parallel ranks."""
-        self.changes = []
+        """Take the values pass: what enters the loss, given the mini-batch, all micro-batches and ranks."""
+        self.valuing = True
         engine.infer_batch(data, self)
-        changes, self.changes = self.changes, None
-        if changes:  # the last stage of a pipeline; the others see no token
-            self.scale = float(self.steer.scale(self._of_all_ranks(torch.cat(changes), engine)))
+        self.valuing = False
+        seen, self.seen = self.seen, []
+        if seen:  # the last stage of a pipeline; the others see no token
+            stats, parts = map(list, zip(*seen, strict=True))
+            self.planned = deque(zip(parts, self.active.terms(stats, parts), strict=True))
 
-    def _of_all_ranks(self, change: Tensor, engine: BaseEngine) -> Tensor:
-        """The changes of the data-parallel ranks, or as much of them as the normaliser needs."""
-        if self.steer.normaliser == "max" and len(change):
-            change = change.abs().max()[None]
-        group = engine.get_data_parallel_group() if dist.is_initialized() else None
-        if group is None or dist.get_world_size(group) == 1:
-            return change
-        parts: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(parts, change.cpu(), group)
-        return torch.cat(parts)
+    def terms(self, new: TokenStats, part: MicroBatch) -> LossTerms:
+        """What enters the loss of a micro-batch. Raises SteerError where the values pass came by in another order."""
+        self.seen.append((new, part))
+        if self.planned is None:
+            return self.active.terms([new], [part])[0]
+        before, terms = self.planned.popleft()
+        if not torch.equal(before.old.logprob, part.old.logprob):
+            raise SteerError(
+                f"{ACTOR}.policy_loss.loss_mode: this engine takes the micro-batches of a values pass in another order "
+                "than it trains on them; use a method of scope token (STEER: scope micro)"
+            )
+        return terms
+
+    def end(self) -> None:
+        """Let a closed loop see the step."""
+        if self.seen and self.active.remembers:
+            self.active.end_step(*map(list, zip(*self.seen, strict=True)))
 
 
 _current: ContextVar[_Step | None] = ContextVar("steer_step", default=None)
 
 
-@register_policy_loss(LOSS_MODE)
 def steer_policy_loss(
     old_log_prob: Tensor,
     log_prob: Tensor,
@@ -158,95 +197,84 @@ def steer_policy_loss(
     config: ActorConfig | None = None,
     rollout_is_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """(loss, metrics) of a micro-batch: verl's vanilla loss with each token's loss times lambda. All shapes (B, T).
+    """(loss, metrics) of a micro-batch: verl's vanilla loss as the method in force has it. All shapes (B, T).
 
-    The metrics are vanilla's, and over the micro-batch's response tokens: mean, smallest and share
-    near 1 of lambda, and the normaliser. verl averages them over micro-batches and ranks.
-    Raises SteerError where the actor computed no entropy, and where an entropy change is not finite.
+    The metrics are vanilla's, and over the micro-batch's response tokens: mean, smallest and share near 1 of the
+    weights, STEER's normaliser, and what the method remembers. verl averages them over micro-batches and ranks.
+    Raises SteerError where the actor computed no entropy, and where what the method reads is not finite.
     """
     step = _current.get()
+    mode = "steer" if config is None else config.policy_loss.get("loss_mode")
     if step is None:
         raise SteerError(
-            f"{ACTOR}.policy_loss.loss_mode: {LOSS_MODE} was called outside of an engine's train_batch, where it "
+            f"{ACTOR}.policy_loss.loss_mode: {mode} was called outside of an engine's train_batch, where it "
             "gets no entropy; train through verl's TrainingWorker"
         )
     if step.entropy is None:
         raise SteerError(
             f"{ACTOR}.calculate_entropy: {config.calculate_entropy} leaves the loss without entropies; set it to True"
         )
-    mask = response_mask.bool()
+    active, mask = step.active, response_mask.bool()
     factors = advantages if rollout_is_weights is None else advantages * rollout_is_weights
-    change = step.steer.change(
-        _stats(log_prob.detach()[mask], step.entropy[mask]),
-        _stats(old_log_prob[mask]),
-        _real(factors[mask]),
-        _clip_range(config),
-    )
-    if not change.isfinite().all():
+    stats, part = part_of(log_prob, step.entropy, old_log_prob, factors, mask, active.draws(log_prob))
+    new = stats.detach()
+    if not (new.logprob + new.entropy + part.old.logprob + part.advantages_BT)[mask].isfinite().all():
         raise SteerError(
-            f"{ACTOR}.optim.lr: the entropy changes of this step are not finite, because log-probs, entropies or "
-            "advantages are not; lower it"
+            f"{ACTOR}.optim.lr: the log-probs, entropies or advantages of this step are not finite; lower it"
         )
-    if step.changes is not None:
-        step.changes.append(change)
+    if step.valuing:
+        step.seen.append((new, part))
         return log_prob.new_zeros(()), {}
-    scale = step.steer.scale(change) if step.scale is None else change.new_tensor(step.scale)
-    lambdas = step.steer.lambdas(change, scale)
-    weights = torch.ones_like(log_prob).masked_scatter_(mask, lambdas.to(log_prob.dtype))
+    terms = step.terms(new, part)
+    weights = torch.ones_like(log_prob).masked_scatter_(mask, terms.weights.to(log_prob.dtype))
+    if "advantages" in active.method.touches:
+        advantages, rollout_is_weights = spread(terms.advantages, part, 0.0).to(log_prob.dtype), None
     loss, metrics = compute_policy_loss_vanilla(
         old_log_prob,
         log_prob,
         advantages,
         response_mask,
         loss_agg_mode,
-        config,
+        clipping_as(config, active.clip),
         weights if rollout_is_weights is None else weights * rollout_is_weights,
     )
-    return loss, {**metrics, **_lambda_metrics(lambdas, scale)}
+    if terms.extra is not None:
+        extra_BT = spread(terms.extra, part, 0.0) * active.method.extra_loss(stats, active.told(part.old))
+        loss = loss + agg_loss(extra_BT, response_mask, loss_agg_mode, **config.global_batch_info)
+    return loss, {**metrics, **weight_metrics(terms.weights), **active.metrics()}
 
 
-def _stats(logprob: Tensor, entropy: Tensor | None = None) -> TokenStats:
-    """What verl knows of some tokens, in float32 or more; NaN for what it does not."""
-    logprob = _real(logprob)
-    unknown = torch.full_like(logprob, torch.nan)
-    return TokenStats(logprob, unknown if entropy is None else _real(entropy), unknown, unknown)
-
-
-def _real(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _clip_range(config: ActorConfig) -> ClipRange:
-    """verl's three bounds; clip_ratio where one side is null, as in verl."""
-    low, high = (config.clip_ratio if x is None else x for x in (config.clip_ratio_low, config.clip_ratio_high))
-    return ClipRange(low, high, config.clip_ratio_c)
-
-
-def _lambda_metrics(lambdas: Tensor, scale: Tensor) -> dict[str, float]:
-    if not len(lambdas):  # all masked; verl wants the same metrics of every micro-batch
-        lambdas = lambdas.new_ones(1)
-    return {
-        "actor/lambda/mean": float(lambdas.mean()),
-        "actor/lambda/q0": float(lambdas.min()),
-        "actor/lambda/share_within_1pct_of_1": float(((lambdas - 1).abs() <= 0.01).float().mean()),
-        "actor/entropy_change/normaliser": float(scale),
-    }
+for _name in METHODS:
+    register_policy_loss(LOSS_MODE if _name == "steer" else f"{LOSS_MODE}:{_name}")(steer_policy_loss)
+register_policy_loss(f"{LOSS_MODE}:steer")(steer_policy_loss)
 
 
 def _with_entropy(train_batch: Callable) -> Callable:
-    """`BaseEngine.train_batch` that keeps the entropy within reach where the loss is STEER's; else unchanged."""
+    """`BaseEngine.train_batch` that keeps the entropy within reach where the loss is one of ours; else unchanged."""
 
     @functools.wraps(train_batch)
     def wrapped(engine: BaseEngine, data: Any, loss_function: Loss) -> Any:
-        policy_loss = getattr(getattr(loss_function, "keywords", {}).get("config"), "policy_loss", None)
-        if policy_loss is None or policy_loss.get("loss_mode") != LOSS_MODE:
+        config = getattr(loss_function, "keywords", {}).get("config")
+        policy_loss = getattr(config, "policy_loss", None)
+        if policy_loss is None or method_name(policy_loss.get("loss_mode")) is None:
             return train_batch(engine, data, loss_function)
-        step = _Step(loss_function, steer_settings(policy_loss))
-        if step.steer.scope == "step":
+        step = _Step(loss_function, _in_force(engine, config))
+        if step.active.method.scope == "step":
             step.plan(engine, data)
-        return train_batch(engine, data, step)
+        outputs = train_batch(engine, data, step)
+        step.end()
+        return outputs
 
     return wrapped
+
+
+def _in_force(engine: BaseEngine, config: ActorConfig) -> InVerl:
+    """The method of an engine's actor, the same from step to step, so that it can remember."""
+    found, clip = steer_settings(config.policy_loss), clip_range_of(config)
+    active = getattr(engine, "steer_method", None)
+    if active is None or active.method != found or active.clip != found.clip_range(clip):
+        active = engine.steer_method = InVerl(found, clip, engine, config.data_loader_seed)
+    return active
 
 
 BaseEngine.train_batch = _with_entropy(BaseEngine.train_batch)

@@ -147,6 +147,11 @@ class Intervention:
         return self.logged_form == "exact"
 
     @property
+    def differentiates(self) -> bool:
+        """Whether the rules read `tokens.step`, which this package's trainer alone gives."""
+        return False
+
+    @property
     def sees_rollouts(self) -> bool:
         """Whether the method looks at a whole rollout before its steps: it overrides `begin_rollout`."""
         return type(self).begin_rollout is not Intervention.begin_rollout

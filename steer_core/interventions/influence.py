@@ -44,6 +44,11 @@ class Influence(Intervention):
         """The whole step is planned."""
         return "step"
 
+    @property
+    def differentiates(self) -> bool:
+        """It reads how much each token's loss moves the mean entropy."""
+        return True
+
     def weights(self, tokens: Tokens) -> Tensor:
         """The planned weights; all 1 where no fall is predicted. Raises SteerError without a step to differentiate."""
         step = tokens.step

@@ -1,9 +1,9 @@
-"""The intervention in force: which tokens its rules see, what they make of them, what it remembers."""
+"""The intervention in force in this package's trainer: what is scored for it, and the loss of every token."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -11,22 +11,22 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from steer_core.common import ranks
-from steer_core.common.errors import SteerError
 from steer_core.config.config import Config
 from steer_core.engines.base import TrainingEngine
 from steer_core.formulas.loss import ClipRange, clipped_surrogate, denominator, token_coefficients
 from steer_core.formulas.token_stats import TokenStats, concatenate
-from steer_core.interventions.base import Intervention, LossTerms, Memory, PlannedStep, Responses, Tokens
+from steer_core.interventions.base import LossTerms
 from steer_core.ladder.influence import entropy_influence, step_size
 from steer_core.ladder.passes import Lens
 from steer_core.policy.head import shared_out
 from steer_core.policy.score import PLAIN, Scoring, score
 from steer_core.policy.sequences import Sequences
-from steer_core.training.batch import MicroBatch, flatten, mean_entropy, spread
+from steer_core.training.batch import MicroBatch, spread
+from steer_core.training.in_force import MethodInForce
 
 
-class ActiveIntervention:
-    """A method as a run applies it: the method, its clip range, its memory, and the tokens of all ranks.
+class ActiveIntervention(MethodInForce):
+    """A method as a run of this package applies it.
 
     model, engine, scoring: what is trained, what steps, and how passes are made; for rules that differentiate.
     """
@@ -34,61 +34,9 @@ class ActiveIntervention:
     def __init__(
         self, config: Config, model: PreTrainedModel, engine: TrainingEngine, scoring: Scoring = PLAIN
     ) -> None:
-        self.config, self.model, self.engine, self.scoring = config, model, engine, scoring
-        self.method: Intervention = config.intervention
         algorithm = config.algorithm
-        self.clip = self.method.clip_range(ClipRange(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip))
-        self.memory: Memory = {}
-        self.in_force: Memory = {}
-
-    def credit(
-        self,
-        advantages_PG: Tensor,
-        rewards_PG: Tensor,
-        old: TokenStats,
-        mask_BT: Tensor,
-        problems: Sequence[str],
-        n: int = 1,
-    ) -> Tensor:
-        """The advantages (prompts, group) of the responses of rollout n, of all ranks, as the method leaves them.
-
-        old, mask_BT: of this rank's responses, under the policy that sampled. problems: the id of each prompt's
-        problem. What follows a schedule is set to rollout n, from 1. Raises SteerError where the method makes other
-        shapes, NaN or infinity.
-        """
-        self.in_force = self.method.settings_at(n)
-        self.memory = self.memory | self.in_force
-        if not self.method.sees_responses:
-            return advantages_PG
-        own_B = old.logprob.masked_fill(~mask_BT, 0).sum(-1, dtype=torch.float64)
-        logprobs_PG = ranks.all_gather_rows(own_B).view(rewards_PG.shape).to(rewards_PG)
-        responses = Responses(rewards_PG, advantages_PG, logprobs_PG, problems, self.memory)
-        credited_PG = self.method.credit(responses)
-        self.memory = self.method.remember(self.memory, responses) | self.in_force
-        if credited_PG.shape != advantages_PG.shape or not credited_PG.isfinite().all():
-            raise SteerError(
-                f"intervention.name: {self.method.name} makes advantages of responses that are not finite, or not one "
-                "a response; the log-probs of this rollout are not, or a setting is too extreme: make it smaller"
-            )
-        return credited_PG
-
-    def begin_rollout(self, batches: list[list[MicroBatch]], n: int = 1) -> None:
-        """Let a closed loop look at rollout n, from 1, as the policy that sampled saw it; others are shown nothing."""
-        self.in_force = self.method.settings_at(n)
-        self.memory = self.memory | self.in_force
-        if not self.method.sees_rollouts:
-            return
-        parts = [part for batch in batches for part in batch]
-        seen = self.tokens([part.old for part in parts], parts, of_all_ranks=False)
-        columns = ranks.all_gather_rows(torch.stack([*vars(seen.old).values(), seen.advantages, seen.draws], -1))
-        *values, advantages, draws = columns.unbind(-1)  # ROLLOUT_NUMBERS a token: new is old
-        old = TokenStats(*values)
-        seen = replace(seen, new=old, old=old, advantages=advantages, draws=draws)
-        self.memory = self.method.begin_rollout(self.memory, seen) | self.in_force
-
-    def end_step(self, stats: list[TokenStats], batch: list[MicroBatch]) -> None:
-        """Let a closed loop see the mean entropy that the policy had in an optimiser step, before it."""
-        self.memory = self.method.next_memory(self.memory, mean_entropy(stats, batch)) | self.in_force
+        super().__init__(config.intervention, ClipRange(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip))
+        self.config, self.model, self.engine, self.scoring = config, model, engine, scoring
 
     @property
     def knows_square_sums(self) -> bool:
@@ -166,30 +114,7 @@ class ActiveIntervention:
         stats: of the current policy, (B, T) each. count: the loss's denominator.
         """
         everyone, coefficients = self.method.scope == "step", self.coefficients(parts, count)
-        step = _Step(self, parts, coefficients, everyone)
-        terms = self.method.loss_terms(self.tokens(stats, parts, step, everyone))
-        if everyone:
-            terms = terms.map(lambda values: ranks.local_rows(values, coefficients))
-        counts = [int(part.mask_BT.sum()) for part in parts]
-        extra = [None] * len(parts) if terms.extra is None else terms.extra.split(counts)
-        split = zip(terms.advantages.split(counts), terms.weights.split(counts), extra, strict=True)
-        return [LossTerms(*own) for own in split]
-
-    def tokens(
-        self,
-        stats: list[TokenStats],
-        parts: list[MicroBatch],
-        step: PlannedStep | None = None,
-        of_all_ranks: bool = True,
-    ) -> Tokens:
-        """The response tokens of some micro-batches as a rule sees them; of all ranks, they are gathered."""
-        new, old, advantages = flatten(stats, parts)
-        draws = torch.cat([part.draws_BT[part.mask_BT] for part in parts])
-        if of_all_ranks and ranks.world_size() > 1:
-            columns = torch.stack([*vars(new).values(), *vars(old).values(), advantages, draws], -1)
-            *both, advantages, draws = ranks.all_gather_rows(columns).unbind(-1)
-            new, old = TokenStats(*both[:4]), TokenStats(*both[4:])
-        return Tokens(new, old, advantages, self.clip, draws, self.memory, step)
+        return self.terms(stats, parts, _Step(self, parts, coefficients, everyone))
 
     def token_losses(self, stats: TokenStats, part: MicroBatch, terms: LossTerms) -> Tensor:
         """weights x clipped surrogate + extra x extra term: the loss (B, T) of every token before the reduction."""
