@@ -31,7 +31,8 @@ PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 FAST := token_stats entropy_change formula_shapes weights loss advantages tabular interventions intervention_rules \
 	quadrant_interventions influence statistics measures config config_keys training_log minimal house public_api
 
-PAGES := docs_numbers readme reproduce_commands notebook_text
+PAGES := docs_numbers readme reproduce_commands notebook_text papers play site
+SITE ?= dist/site
 # A run to try an installed package with.
 SHORT := train.rollouts=2 rollout.prompts=4 evaluation.every=0
 
@@ -79,8 +80,10 @@ lint: .venv/dev.stamp ## check style, formatting, which folder imports which, an
 	@echo "lint: mypy"
 	@$(BIN)/mypy
 
-docs: .venv/dev.stamp ## check the pages: their links, their numbers, their commands, and what they say of methods
-	@$(BIN)/python -m pytest $(PARALLEL) $(PAGES:%=tests/test_%.py)
+docs: .venv/dev.stamp ## build the site into dist/site (SITE=another folder), and check it: links, numbers, formulas
+	@echo "docs: the site, in $(SITE)/index.html"
+	@$(BIN)/python -m sphinx -q -W --keep-going -j 2 -c docs/site . $(SITE)
+	@SITE=$(SITE) $(BIN)/python -m pytest $(PARALLEL) -m "not long" $(PAGES:%=tests/test_%.py)
 
 wheel: .venv/dev.stamp ## build the wheel into dist/, and train a few rollouts from it, installed alone in a folder of its own
 	@rm -rf dist

@@ -31,7 +31,7 @@ FOR_BENCHMARKS = {"liger-kernel"}
 """Pinned, in no extra: a benchmark times it where it is installed."""
 CUDA = re.compile(r"nvidia-|cuda-|nvtx$|nccl|pynvvideocodec$")
 KERNELS = {"fastsafetensors", "flashinfer-python", "humming-kernels", "instanttensor", "ml-dtypes", "quack-kernels"}
-KERNELS |= {"tabulate", "tilelang", "tokenspeed-mla", "tokenspeed-triton", "torch-c-dlpack-ext", "z3-solver"}
+KERNELS |= {"tilelang", "tokenspeed-mla", "tokenspeed-triton", "torch-c-dlpack-ext", "z3-solver"}
 """What vLLM's CUDA build has of kernels, their compilers, and fast readers of weights, with what these need."""
 
 
@@ -125,8 +125,8 @@ def test_the_locks_differ_by_torchs_build_its_cuda_packages_and_vllms_alone():
 
 def test_the_locks_hold_every_extra():
     told = re.search(r"^LOCKED := (.*)$", MAKEFILE, re.MULTILINE)[1].split()
-    assert {*told, *LOCKED.values(), "notebooks"} == EXTRAS.keys()
-    assert "steer-core[notebooks]" in EXTRAS["dev"]
+    assert {*told, *LOCKED.values(), "notebooks", "docs"} == EXTRAS.keys()
+    assert "steer-core[notebooks,docs]" in EXTRAS["dev"]
     assert f"--python-version {PYTHON['python_version']} " in MAKEFILE
 
 
