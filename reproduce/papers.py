@@ -28,10 +28,11 @@ ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
 NONE = "–"  # noqa: RUF001
 TOP = """# From papers to settings
 
-Which paper is which name here. A method of a paper is one setting, `intervention.name`; its own settings stand beside it with their
-defaults, and `steer train --help` says what each does. Advantages and reductions are settings of their own, so they combine with every
-method. The page is made from the package's docstrings (`python reproduce/papers.py`), which name the place in the paper. A dash: the
-source has no number on arXiv and stands in the words beside it, or the idea is this project's own.
+Which paper is which name here. A method of a paper is one setting, `intervention.name`; its own settings stand beside
+it with their defaults, and `steer train --help` says what each does. Advantages and reductions are settings of their
+own, so they combine with every method. The page is made from the package's docstrings (`python reproduce/papers.py`),
+which name the place in the paper. A dash: the source has no number on arXiv and stands in the words beside it, or the
+idea is this project's own.
 
 ```bash
 steer train intervention.name=kl-cov intervention.coefficient=1 --out runs/kl-cov
@@ -88,7 +89,7 @@ def reductions() -> dict[str, str]:
     """Name to what `token_coefficients` says of it."""
     text = " ".join((inspect.getdoc(token_coefficients) or "").split())
     places = {name: re.search(rf"(?<!-){name}: ", text) for name in REDUCTIONS}
-    ends = sorted(place.start() for place in places.values() if place) + [len(text)]
+    ends = [*sorted(place.start() for place in places.values() if place), len(text)]
     return {
         name: text[place.end() : next(end for end in ends if end > place.start())].strip()
         for name, place in places.items()

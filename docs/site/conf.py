@@ -10,8 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import steer_core
 from pages import SECTIONS, repository
+
+import steer_core
 
 project = "steer-core"
 author = "The steer-core maintainers"
@@ -34,6 +35,7 @@ templates_path = ["templates"]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_ipywidgets_js = {}
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 6
 myst_links_external_new_tab = False

@@ -1,5 +1,6 @@
 """Which pages the site has, in which order, and where their links lead."""
 
+import json
 import os
 import re
 import shutil
@@ -42,6 +43,9 @@ SECTIONS = {
 """The sidebar: its captions, and the pages below each. A page that a pattern and a name find goes by its name."""
 FENCE = re.compile(r"(^```.*?^```[^\n]*$|`[^`\n]*`)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<!\!)\[((?:[^\[\]]|\[[^\]]*\]|!\[[^\]]*\]\([^)]*\))*)\]\((?!https?:|#|mailto:)([^)\s]+)\)")
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+NO_KERNEL = "*Here a slider moves the figure: run the notebook (`make notebooks`) to use it.*"
 
 
 def repository() -> str:
@@ -107,11 +111,27 @@ def redirected(text: str, page: Path) -> str:
     return "".join(part if i % 2 else LINK.sub(turn, part) for i, part in enumerate(parts))
 
 
+def of_notebook(text: str, page: Path) -> str:
+    """A notebook's JSON with its links turned, and in place of each widget, which needs a kernel, words that say so.
+
+    An output that holds a picture beside its widget keeps the picture.
+    """
+    notebook = json.loads(text)
+    notebook["metadata"].pop("widgets", None)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = redirected("".join(cell["source"]), page)
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if data.pop(WIDGET, None) is not None and not any(kind.startswith("image/") for kind in data):
+                output["data"] = {"text/markdown": NO_KERNEL}
+    return json.dumps(notebook)
+
+
 def read(app: Sphinx, name: str, source: list[str]) -> None:
     """The event `source-read`: links turned, and the contents after the first page's words."""
     page = Path(app.env.doc2path(name))
-    if page.suffix == ".md":
-        source[0] = redirected(source[0], page)
+    source[0] = (of_notebook if page.suffix == ".ipynb" else redirected)(source[0], page)
     if name == app.config.root_doc:
         source[0] += f"\n\n{contents()}"
 
