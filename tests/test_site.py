@@ -165,7 +165,7 @@ def test_a_docstring_reads_as_it_is_written():
     docstrings.escape(None, "function", "x", None, None, lines)
     assert lines == [
         r"\|Omega\| of p_old\_ \* 2, see `a*b`.", "",
-        "- ``size``: how many, at most 3.", "", "- ``rate``: how fast.", "",
+        "- ``size``: how many, at most 3.", "", "- ``rate``: fast.", "",
         "::", "", "    x_", "",
     ]  # fmt: skip
 
