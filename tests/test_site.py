@@ -31,6 +31,11 @@ QUOTED = {"data_audit.html": {r"\boxed"}}
 """What a page quotes: the names of the data's prompts."""
 
 
+def built(test):
+    """Marks a test of the built site: slow where it has to be built first."""
+    return test if "SITE" in os.environ else pytest.mark.slow(test)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     """The built site: the one that `make docs` has just built, or one of our own."""
@@ -73,12 +78,12 @@ def broken(site: Path, path: Path) -> list[str]:
     return found
 
 
-@pytest.mark.slow
+@built
 def test_no_link_of_the_site_is_broken(site):
     assert {path.relative_to(site).as_posix(): links for path in html(site) if (links := broken(site, path))} == {}
 
 
-@pytest.mark.slow
+@built
 def test_no_formula_stays_raw(site):
     raw = {}
     for path in html(site):
@@ -88,7 +93,7 @@ def test_no_formula_stays_raw(site):
     assert len(parsed(site / "docs/site/api.html").find_all("math")) > 10
 
 
-@pytest.mark.slow
+@built
 def test_a_page_loads_nothing_from_another_place(site):
     for path in html(site):
         page = parsed(path)
@@ -97,7 +102,7 @@ def test_a_page_loads_nothing_from_another_place(site):
         assert [one for one in loaded if one and re.match(r"(https?:)?//", one)] == [], path.name
 
 
-@pytest.mark.slow
+@built
 def test_every_page_has_search_a_dark_mode_and_a_way_on(site):
     assert parsed(site / "index.html").get_text() == parsed(site / "README.html").get_text()
     for name in [page for below in pages.documents().values() for page in below]:
@@ -111,13 +116,13 @@ def test_every_page_has_search_a_dark_mode_and_a_way_on(site):
     assert "entropi" in (site / "searchindex.js").read_text(encoding="utf-8")  # stemmed
 
 
-@pytest.mark.slow
+@built
 def test_every_public_name_is_explained(site):
     told = anchors(site / "docs/site/api.html")
     assert {f"steer_core.{name}" for name in steer_core.__all__ if name != "__version__"} <= told
 
 
-@pytest.mark.slow
+@built
 def test_the_glossary_and_reproduces_tables_are_there(site):
     rows = parsed(site / "docs/glossary.html").select("tbody tr")
     assert len(rows) >= 20

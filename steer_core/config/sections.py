@@ -335,6 +335,8 @@ class TrainConfig:
     """How many more stay for their pass@k (the first of evaluation.pass_at), of those evaluated at their rollout."""
     logged_responses: int = Field(default=8, ge=0)
     """Responses written to the run folder each rollout, one a problem."""
+    logged_groups: int = Field(default=0, ge=0)
+    """Of the first of these problems, how many have their whole group written, for `steer show`."""
     probe_sequences: int = Field(default=16, ge=0)
     """Sequences (of one micro-batch at most) on which a rollout logs predicted and measured entropy change; 0: none."""
     threads: int = Field(default=1, ge=1, le=1024)
