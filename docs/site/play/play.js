@@ -105,6 +105,16 @@
   // An entropy curve.
   const KNOTS = 5, POINTS = 41, TOP = 0.45, EDGE = { left: 58, right: 16, top: 14, bottom: 40 };
   const canvas = byId("draw");
+  let dense = 1; // pixels of the canvas a pixel of the page
+
+  function fit() {
+    const wide = Math.max(280, canvas.clientWidth);
+    dense = window.devicePixelRatio || 1;
+    canvas.width = Math.round(wide * dense);
+    canvas.height = Math.round(Math.max(230, wide * 0.37) * dense);
+    Object.assign(EDGE, { left: 46 * dense, right: 14 * dense, top: 12 * dense, bottom: 40 * dense });
+  }
+
   let until = 200, drawn = [];
   const CURVES = { collapse: (t) => 0.12 + 0.19 * Math.exp(-2.6 * t), slow: (t) => 0.304 - 0.1 * t, flat: () => 0.304 };
   const xs = () => Array.from({ length: POINTS }, (_, i) => (i * until) / (POINTS - 1));
@@ -113,7 +123,7 @@
 
   function line(brush, points, name, width) {
     brush.strokeStyle = colour(name);
-    brush.lineWidth = width;
+    brush.lineWidth = width * dense;
     brush.beginPath();
     points.forEach(([x, y], i) => (i ? brush.lineTo(x, y) : brush.moveTo(x, y)));
     brush.stroke();
@@ -121,18 +131,18 @@
 
   function axes(brush) {
     brush.clearRect(0, 0, canvas.width, canvas.height);
-    brush.font = "15px system-ui, sans-serif";
+    brush.font = `${13 * dense}px system-ui, sans-serif`;
     brush.fillStyle = colour("--muted");
     brush.textAlign = "right";
     for (let y = 0; y <= 0.4001; y += 0.1) {
       line(brush, [place(0, y), place(until, y)], "--line", 1);
-      brush.fillText(y.toFixed(1), EDGE.left - 8, place(0, y)[1] + 5);
+      brush.fillText(y.toFixed(1), EDGE.left - 8 * dense, place(0, y)[1] + 4 * dense);
     }
     brush.textAlign = "center";
-    for (let i = 0; i <= 4; i++) brush.fillText(Math.round((i * until) / 4), place((i * until) / 4, 0)[0], canvas.height - 22);
-    brush.fillText("rollout", canvas.width / 2, canvas.height - 5);
+    for (let i = 0; i <= 4; i++) brush.fillText(Math.round((i * until) / 4), place((i * until) / 4, 0)[0], canvas.height - 23 * dense);
+    brush.fillText("rollout", canvas.width / 2, canvas.height - 6 * dense);
     brush.textAlign = "left";
-    brush.fillText("entropy, nats a token", EDGE.left + 4, EDGE.top + 6);
+    brush.fillText("entropy, nats a token", EDGE.left + 4 * dense, EDGE.top + 6 * dense);
   }
 
   function curve() {
@@ -219,6 +229,8 @@
   byId("again").addEventListener("click", sampleAndStep);
   byId("reset").addEventListener("click", () => { logits = [...START]; token = 0; show(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", curve);
+  window.addEventListener("resize", () => { fit(); curve(); });
+  fit();
   sliders();
   show();
   ready("collapse");
