@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("jupyterlab")
 
 ROOT = Path(__file__).parents[1]
-WAIT = 120
+WAIT = 400
 """Seconds for the server to come up on a busy machine."""
 
 
