@@ -140,3 +140,16 @@ def test_the_page_begins_with_the_sentence_two_definitions_the_verdicts_and_the_
 def test_without_an_evaluation_the_first_figure_is_the_training_one():
     page = render(alone(evaluated=False), {"training": b"", "weights": b""})
     assert "Figure 1. Training." in page[: page.index("<h2>")]
+
+
+def test_of_several_methods_the_number_is_that_of_one_that_is_decided(monkeypatch):
+    made = comparison()
+    table = {"steer": {"pass@2": Interval(0.3, -0.1, 0.7)}, "slow": {"pass@2": Interval(0.1, 0.05, 0.2)}}
+    monkeypatch.setattr(glance, "tested", lambda _: ["steer", "slow"])
+    monkeypatch.setattr(type(made), "differences_at_equal_pass1", lambda self, against=None: table)
+    better = glance.verdicts(made)[1]
+    assert (better.question, better.mark) == ("Is any method better than GRPO?", "yes")
+    assert better.answer == "At equal pass@1, GRPO, slower has more pass@2."
+    assert better.number.startswith("pass@2, GRPO, slower minus GRPO: +0.100 [")
+    told = glance.result(made)
+    assert "at equal pass@1 GRPO, slower has more pass@2 than GRPO; whether STEER has more pass@2 than GRPO" in told

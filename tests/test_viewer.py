@@ -340,16 +340,8 @@ def test_what_the_watched_step_did_stands_beside_what_was_predicted(tmp_path):
     first, second = (path.read_text(encoding="utf-8") for path in show(run, [1, 2]))
     table = first[first.index("Predicted against measured") :]
     cells = re.findall(r"<td>(?:<b>)?([^<]*)", table)[:9]
-    assert cells == [
-        number(-1.25e-3),
-        "",
-        "",
-        number(-1.2e-3),
-        "0.987",
-        "0.750",
-        number(-4e-9),
-        *[number(math.nan)] * 2,
-    ]
+    expected = [number(-1.25e-3), "", "", number(-1.2e-3), "0.987", "0.750", number(-4e-9), *[number(math.nan)] * 2]
+    assert cells == expected
     assert "Predicted against measured" not in second
     assert watched_step(run, 2) is None
 

@@ -37,7 +37,8 @@ def watched_step(run: Path, step: int) -> Watched | None:
         return None
     from steer_core.ladder.attribution import RUNG_TITLES  # and torch with it: only where a step was watched
 
-    names = [name for name in RUNG_TITLES if f"{_CHANGE}{name}" in row]
+    ordered = sorted(RUNG_TITLES, key=lambda name: name != "first_order")  # what the report names first
+    names = [name for name in ordered if f"{_CHANGE}{name}" in row]
     return Watched(row[_MEASURED], [_estimate(row, name, RUNG_TITLES[name]) for name in names])
 
 

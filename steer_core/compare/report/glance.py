@@ -117,13 +117,13 @@ def _against(comparison: Comparison) -> list[str]:
             said.append(f"at equal pass@1 {say.listed(arms)} {_has(arms)} {more} {primary} than {baseline}")
     left = [comparison.label(arm) for arm, interval in found.items() if interval.verdict == "undecided"]
     if left:
-        who = say.listed(left) if len(left) < 3 else f"any of {len(left)} methods"
-        said.append(f"whether {who} {_has(left)} more {primary} than {baseline} at equal pass@1 is undecided")
+        who, has = (say.listed(left), _has(left)) if len(left) < 3 else (f"any of {len(left)} methods", "has")
+        said.append(f"whether {who} {has} more {primary} than {baseline} at equal pass@1 is undecided")
     return said
 
 
 def _has(names: list[str]) -> str:
-    return "has" if len(names) != 2 else "have"
+    return "has" if len(names) == 1 else "have"
 
 
 def _collapse(comparison: Comparison) -> Verdict | None:
@@ -161,9 +161,10 @@ def _better(comparison: Comparison, against: str) -> Verdict | None:
     higher = [arm for arm, interval in found.items() if interval.verdict == "higher"]
     lower = [arm for arm, interval in found.items() if interval.verdict == "lower"]
     mark = "yes" if higher else "no" if len(lower) == len(found) else "open"
-    best = max(found, key=lambda arm: found[arm].mean if math.isfinite(found[arm].mean) else -math.inf)
+    best = max(higher or found, key=lambda arm: found[arm].mean if math.isfinite(found[arm].mean) else -math.inf)
+    who = [comparison.label(arm) for arm in higher]
     words = {
-        "yes": f"At equal pass@1, {say.listed([comparison.label(arm) for arm in higher])} has more {primary}.",
+        "yes": f"At equal pass@1, {say.listed(who)} {_has(who)} more {primary}.",
         "no": f"At equal pass@1, {'it' if len(arms) == 1 else 'each'} has less {primary}.",
         "open": _open(found[best]),
     }
