@@ -163,7 +163,7 @@ def test_a_docstring_reads_as_it_is_written():
         "",
         "size: how many,",
         "    at most 3.",
-        "rate: how fast.",
+        "rate: fast.",
         "",
         "    x_",
     ]
