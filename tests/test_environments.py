@@ -31,7 +31,7 @@ FOR_BENCHMARKS = {"liger-kernel"}
 """Pinned, in no extra: a benchmark times it where it is installed."""
 CUDA = re.compile(r"nvidia-|cuda-|nvtx$|nccl|pynvvideocodec$")
 KERNELS = {"fastsafetensors", "flashinfer-python", "humming-kernels", "instanttensor", "ml-dtypes", "quack-kernels"}
-KERNELS |= {"tabulate", "tilelang", "tokenspeed-mla", "tokenspeed-triton", "torch-c-dlpack-ext", "z3-solver"}
+KERNELS |= {"tilelang", "tokenspeed-mla", "tokenspeed-triton", "torch-c-dlpack-ext", "z3-solver"}
 """What vLLM's CUDA build has of kernels, their compilers, and fast readers of weights, with what these need."""
 
 
@@ -125,8 +125,8 @@ def test_the_locks_differ_by_torchs_build_its_cuda_packages_and_vllms_alone():
 
 def test_the_locks_hold_every_extra():
     told = re.search(r"^LOCKED := (.*)$", MAKEFILE, re.MULTILINE)[1].split()
-    assert {*told, *LOCKED.values(), "notebooks"} == EXTRAS.keys()
-    assert "steer-core[notebooks]" in EXTRAS["dev"]
+    assert {*told, *LOCKED.values(), "notebooks", "docs"} == EXTRAS.keys()
+    assert "steer-core[notebooks,docs]" in EXTRAS["dev"]
     assert f"--python-version {PYTHON['python_version']} " in MAKEFILE
 
 
@@ -279,7 +279,7 @@ def test_jupyterlab_on_request_listens_where_a_port_can_be_published():
     told = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if "make notebooks" in line]
     made = dry_run("notebooks", "LAB=--ip 0.0.0.0 --no-browser")
     assert [" -p 127.0.0.1:8888:8888 " in line for line in told] == [True]
-    assert "jupyter lab notebooks --ip 0.0.0.0 --no-browser" in made
+    assert re.search(r"jupyter lab notebooks --LabApp.default_url=/lab/tree/00_\w+\.ipynb --ip 0\.0\.0\.0 --no-b", made)
     for name in ("cpu", "cuda"):
         steps = stages()[name]
         assert 'LAB="--ip 0.0.0.0 --no-browser"' in of(steps, "ENV")[0]

@@ -132,6 +132,7 @@ def test_the_readmes_loop_runs_as_pasted_and_damps_the_token_at_the_maximum():
     assert names["logits"].grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_the_readmes_code_for_trl_trains_as_pasted(tmp_path):
     pytest.importorskip("trl")
     (code,) = (code for code in blocks("python") if "integrations.trl" in code)
@@ -154,6 +155,7 @@ def test_the_readmes_settings_of_verl_name_what_is_there():
     assert settings["loss_mode"] == integration.LOSS_MODE
 
 
+@pytest.mark.slow
 def test_the_method_of_the_page_on_adding_one_trains_from_the_folder_it_lies_in(tmp_path):
     page = TEXTS["steer_core/interventions/README.md"]
     (tmp_path / "calm_module.py").write_text(re.search(r"```python\n(.*?)```", page, flags=re.DOTALL)[1])

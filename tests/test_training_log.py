@@ -12,6 +12,8 @@ from steer_core.formulas.entropy_change import ENTROPY_CHANGE
 from steer_core.formulas.loss import REDUCTIONS, ClipRange, clip_indicator, reduce_loss
 from steer_core.formulas.token_stats import token_stats
 from steer_core.policy.sequences import Sequences
+from steer_core.runs.responses import read
+from steer_core.runs.rollouts import rollout_path
 from steer_core.training.batch import MicroBatch
 from steer_core.training.metrics import token_log, update_metrics
 
@@ -152,3 +154,14 @@ def test_a_step_that_damps_no_token_names_none_as_most_damped(tmp_path):
     assert not tokens["most_damped"].any()
     told = update_metrics(tokens, ClipRange(), list(ENTROPY_CHANGE), "paper")
     assert not [name for name in told if "most_damped" in name]
+
+
+def test_of_the_first_problems_a_run_keeps_the_whole_group_and_of_the_others_the_first_response(tmp_path):
+    settings = ("intervention.name=steer", "train.rollouts=1", "train.logged_responses=2", "train.logged_groups=1")
+    trainer = small_trainer(tmp_path / "run", *settings)
+    trainer.fit()
+    rows = read(rollout_path(trainer.run.path, 1))
+    group, first, second = trainer.config.rollout.responses, *(p.id for p in trainer.problems_of(1)[:2])
+    assert [(row.problem, row.sample) for row in rows] == [(first, i) for i in range(group)] + [(second, 0)]
+    assert len({row.prompt for row in rows}) == 2
+    assert all(len(row.lambda_) == len(row.tokens) for row in rows)

@@ -21,6 +21,7 @@ from steer_core.runs.rollouts import rollout_path
 from steer_core.show import show
 from steer_core.show.colours import DARK, LEVELS, LIGHT, Scale, contrast, level_class, luminance, stylesheet
 from steer_core.show.page import MEASURES, Heading, embedded, legend, most_damped, number, render, shown, summary
+from steer_core.show.watched import watched_step
 
 HEADING = Heading("runs/one", 3, "steer", "paper", {})
 COLUMN = {"lambda": "lambda_"}
@@ -326,6 +327,30 @@ def test_a_damaged_file_is_named_and_leaves_no_page(tmp_path, capsys):
 def test_a_run_is_needed():
     with pytest.raises(SteerError, match=r"holds no config\.yaml"):
         show(rollout_path("nowhere", 1))
+
+
+def test_what_the_watched_step_did_stands_beside_what_was_predicted(tmp_path):
+    run = make_run(tmp_path, steps=(1, 2))
+    rows = [
+        {"step": 1, "probe/change/measured": -1.25e-3, "probe/change/first_order": -1.2e-3, "probe/change/paper": -4e-9,
+         "probe/pearson/first_order": 0.987, "probe/sign/first_order": 0.75, "entropy/policy": 0.3},
+        {"step": 2, "entropy/policy": 0.29},
+    ]  # fmt: skip
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    first, second = (path.read_text(encoding="utf-8") for path in show(run, [1, 2]))
+    table = first[first.index("Predicted against measured") :]
+    cells = re.findall(r"<td>(?:<b>)?([^<]*)", table)[:9]
+    expected = [number(-1.25e-3), "", "", number(-1.2e-3), "0.987", "0.750", number(-4e-9), *[number(math.nan)] * 2]
+    assert cells == expected
+    assert "Predicted against measured" not in second
+    assert watched_step(run, 2) is None
+
+
+def test_a_whole_group_stands_together_by_problem(tmp_path):
+    rows = [response(["a", "b"], "p", sample) for sample in range(8)] + [response(["c"], "q")]
+    sections = re.findall(r"<section>(.*?)</section>", render(rows, HEADING), re.DOTALL)
+    assert sorted(section.count("<article") for section in sections) == [1, 8]
+    assert any("over 8</small>" in section for section in sections)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page with")

@@ -335,6 +335,8 @@ class TrainConfig:
     """How many more stay for their pass@k (the first of evaluation.pass_at), of those evaluated at their rollout."""
     logged_responses: int = Field(default=8, ge=0)
     """Responses written to the run folder each rollout, one a problem."""
+    logged_groups: int = Field(default=0, ge=0)
+    """Of the first of these problems, how many have their whole group written, for `steer show`."""
     dump_every: int = Field(default=0, ge=0)
     """Write every token of a whole rollout into dumps/, for `steer diagnose`, after this many rollouts; 0: never. Of
     several ranks, the first writes its own responses."""

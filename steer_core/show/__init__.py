@@ -10,6 +10,7 @@ from steer_core.common.files import write_atomically
 from steer_core.common.settings import read_yaml
 from steer_core.runs import rollouts
 from steer_core.show.page import Heading, render
+from steer_core.show.watched import watched_step
 
 
 def show(run: Path, steps: list[int] | None = None, out: Path | None = None) -> list[Path]:
@@ -52,7 +53,8 @@ def _write_beside(run: Path, method: dict[str, Any], chosen: list[int]) -> list[
 
 
 def _write(run: Path, method: dict[str, Any], step: int, path: Path, links: dict[str, tuple[int, str]]) -> None:
-    heading = Heading(str(run), step, method.get("name", "none"), method.get("form", "paper"), links)
+    name, form = method.get("name", "none"), method.get("form", "paper")
+    heading = Heading(str(run), step, name, form, links, watched_step(run, step))
     text = render(rollouts.read(run, step), heading)
     write_atomically(path, text)
 

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from steer_core.runs.responses import Response
 from steer_core.show.colours import DARK, LIGHT, Scale, level_class, stylesheet
+from steer_core.show.watched import Watched
 
 LISTED = 10
 """Tokens in the list of the most damped."""
@@ -79,13 +80,17 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Heading:
-    """What a page is of. form: of the estimate of entropy change. links: (step, href) by `previous` and `next`."""
+    """What a page is of. form: of the estimate of entropy change. links: (step, href) by `previous` and `next`.
+
+    watched: what the rollout's watched step did to entropy, measured and predicted; None where it was not logged.
+    """
 
     run: str
     step: int
     method: str
     form: str
     links: dict[str, tuple[int, str]]
+    watched: Watched | None = None
 
 
 def render(rows: list[Response], heading: Heading) -> str:

@@ -140,12 +140,26 @@
     pinned = true;
   }
 
-  // Keys: 1 to 4 colour, [ and ] step; within a response the arrows walk its tokens.
+  // From response to response, in the order that is shown.
+  function hop(way) {
+    const seen = all("article", problems).filter((article) => !article.hidden);
+    const from = document.activeElement.closest("article") || (on && on.closest("article"));
+    const at = from ? seen.indexOf(from) + way : way > 0 ? 0 : seen.length - 1;
+    const to = seen[Math.min(seen.length - 1, Math.max(0, at))];
+    if (!to) return;
+    const box = build(to.querySelector(".tokens"));
+    close();
+    box.focus({ preventScroll: true });
+    to.scrollIntoView({ block: "center" });
+  }
+
+  // Keys: j and k response, 1 to 4 colour, [ and ] step; within a response the arrows walk its tokens.
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select, input")) return;
     const box = event.target.closest(".tokens");
     const moves = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity };
     if (measures[event.key - 1]) show(measures[event.key - 1]);
+    else if (event.key === "j" || event.key === "k") hop(event.key === "j" ? 1 : -1);
     else if (event.key === "Escape") close();
     else if (event.key === "[" || event.key === "]") {
       const link = document.querySelector(`nav a[rel="${event.key === "[" ? "prev" : "next"}"]`);
@@ -195,6 +209,14 @@
 
   document.documentElement.classList.add("script");
   for (const button of all("button[data-measure]")) button.addEventListener("click", () => show(button.dataset.measure));
+  let standing = null; // where the reader was before a press of the button took the focus
+  for (const button of all("button[data-go]")) {
+    button.addEventListener("pointerdown", () => { standing = document.activeElement.closest("article"); });
+    button.addEventListener("click", () => {
+      if (standing) standing.querySelector(".tokens").focus({ preventScroll: true });
+      hop(Number(button.dataset.go));
+    });
+  }
   for (const id of ["order", "filter"]) byId(id).addEventListener("change", arrange);
   for (const box of boxOf.values()) {
     box.tabIndex = 0;

@@ -16,19 +16,24 @@ from steer_core.training.sampling import SampledRollout
 def first_responses(
     tokenizer: PreTrainedTokenizerBase,
     sampled: SampledRollout,
-    count: int,
+    counts: tuple[int, int],
     advantages_B: Tensor,
     old: TokenStats,
     batches: Sequence[list[MicroBatch]],
     log: dict[str, Tensor],
 ) -> list[Response]:
-    """One response to each of the first `count` problems of a rollout, the first of its group, as a run keeps it.
+    """Responses to the first problems of a rollout as a run keeps them: the first of its group, or the whole group.
 
-    batches, log: the mini-batches of its optimiser steps and their `token_log`, tokens in the same order.
+    counts: how many problems, and of how many of these, the first, the whole group. batches, log: the mini-batches of
+    its optimiser steps and their `token_log`, tokens in the same order.
     """
-    rollout, problems = sampled.rollout, sampled.problems[:count]
+    rollout, problems = sampled.rollout, sampled.problems[: counts[0]]
     group = len(rollout.texts) // len(sampled.problems)
-    wanted = {p * group: problem for p, problem in enumerate(problems)}
+    wanted = {
+        p * group + sample: (problem, sample)
+        for p, problem in enumerate(problems)
+        for sample in range(group if p < counts[1] else 1)
+    }
     lengths = {row: n for batch in batches for part in batch for row, n in part.lengths().items()}
     split = {name: log[name].split(list(lengths.values())) for name in ("lambda", "omega")}
     rows = {}
@@ -37,14 +42,15 @@ def first_responses(
             continue
         mask = rollout.response_mask_BT[row].bool()
         ids, logprob = rollout.response_ids_BT[row][mask].tolist(), old.logprob[row][mask]
+        problem, sample = wanted[row]
         rows[row] = Response(
-            problem=wanted[row].id,
-            prompt=wanted[row].prompt,
+            problem=problem.id,
+            prompt=problem.prompt,
             response=rollout.texts[row],
             reward=float(sampled.graded.correct[row]),
             advantage=float(advantages_B[row]),
             finish_reason=rollout.finish_reasons[row],
-            sample=0,
+            sample=sample,
             tokens=token_texts(tokenizer, ids, rollout.finish_reasons[row] == "stop"),
             token_ids=ids,
             probability=logprob.exp().tolist(),

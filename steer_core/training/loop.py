@@ -231,10 +231,11 @@ class Trainer:
         batches: list[list[MicroBatch]],
         steps: Steps,
     ) -> None:
-        """Give the run one response to each of the first problems of a rollout, token by token, and the dump if due."""
+        """Give the run responses to the first problems of a rollout, token by token (one each, or their whole group), and the
+        dump if one is due."""
         if ranks.is_main():
-            count = self.config.train.logged_responses
-            rows = first_responses(self.policy.tokenizer, sampled, count, advantages_B, old, batches, steps.log)
+            counts = self.config.train.logged_responses, self.config.train.logged_groups
+            rows = first_responses(self.policy.tokenizer, sampled, counts, advantages_B, old, batches, steps.log)
             self.run.write_rollout(n, rows)
             every, clip = self.config.train.dump_every, self.update.active.clip
             if every and n % every == 0:

@@ -17,7 +17,7 @@ from steer_core.compare.report.probes import ESTIMATES, quality
 from steer_core.stats.intervals import Interval, bootstrap_over_problems, interval_over_seeds
 from steer_core.stats.pass_at_k import pass_at_k
 
-FIGURES = ("training", "heldout", "quadrants", "estimates", "weights")
+FIGURES = ("collapse", "training", "heldout", "quadrants", "estimates", "weights")
 """The figures of one run."""
 LOGGED = {
     "entropy while sampling": "entropy/policy",

@@ -15,7 +15,7 @@ from steer_core.common.files import json_ready, json_text, refusal, write_atomic
 from steer_core.common.settings import to_dict
 from steer_core.compare.comparison import Comparison
 from steer_core.compare.plan import Plan
-from steer_core.compare.report import findings, one_run
+from steer_core.compare.report import findings, glance, one_run
 from steer_core.compare.report import wording as say
 from steer_core.compare.report.captions import CAPTIONS
 from steer_core.compare.report.figures import FIGURES, look, save_figures
@@ -55,9 +55,14 @@ def render(comparison: Comparison, figures: dict[str, bytes]) -> str:
         comparison=comparison,
         plan=plan,
         **(_run_parts(comparison) if one else _comparison_parts(comparison)),
+        result=glance.result(comparison),
+        definitions=glance.DEFINITIONS,
+        verdicts=glance.verdicts(comparison),
+        marks=glance.MARKS,
         figures=[
             {
                 "name": name,
+                "first": name == next((first for first in glance.FIGURES if first in figures), None),
                 "uri": "data:image/svg+xml;base64," + base64.b64encode(image).decode(),
                 "title": CAPTIONS[name].title,
                 "shows": CAPTIONS[name].shows(comparison),
