@@ -231,8 +231,7 @@ class Trainer:
         batches: list[list[MicroBatch]],
         steps: Steps,
     ) -> None:
-        """Give the run responses to the first problems of a rollout, token by token (one each, or their whole group), and the
-        dump if one is due."""
+        """Give the run responses to the first problems of a rollout, one each or their whole group, and a dump if due."""
         if ranks.is_main():
             counts = self.config.train.logged_responses, self.config.train.logged_groups
             rows = first_responses(self.policy.tokenizer, sampled, counts, advantages_B, old, batches, steps.log)
