@@ -48,7 +48,7 @@ def train(config: Config) -> Policy:
         # 1. Sample a group of responses to each prompt with the policy theta_old, and grade them.
         chosen, seed = rollout_problems(problems, n, config), rollout_seed(config, n)
         answers = sample_and_grade(sampler, chosen, group, config.rollout, seed, [task.rollout_grader(seed)])
-        rewards_PG = torch.tensor(answers.correct, dtype=real, device=model.device).view(-1, group)
+        rewards_PG = torch.tensor(answers.rewards, dtype=real, device=model.device).view(-1, group)
         mask_BT = answers.rollout.response_mask_BT.bool()
 
         # 2. Advantages from the rewards of each group.

@@ -13,9 +13,9 @@ from steer_core.config.sections import (
     ModelConfig,
     OptimizerConfig,
     RolloutConfig,
-    TaskConfig,
     TrainConfig,
 )
+from steer_core.config.tasks import TaskConfig
 from steer_core.interventions.base import Intervention
 
 MOST_SEQUENCES = 2**24

@@ -27,7 +27,7 @@ from steer_core.common.files import read_json, write_atomically
 from steer_core.common.places import RUN, refuse_others
 from steer_core.common.settings import apply_overrides, build, read_yaml, to_dict
 from steer_core.config.config import Config
-from steer_core.config.sections import CountdownConfig
+from steer_core.config.tasks import CountdownConfig
 from steer_core.engines.base import TrainingEngine
 from steer_core.interventions.base import Memory
 from steer_core.policy.model import Policy, base_digest, settings_digests
@@ -66,8 +66,10 @@ class RunFolder:
         kept = {name: path for name, path in self._paths().items() if exists(path)}
         if "model.path" in kept and config.model.path == self.written.model.path:
             config = replace(config, model=replace(config.model, path=kept["model.path"]))
-        if "task.file" in kept and not isinstance(config.task, CountdownConfig) and config.task == self.written.task:
-            config = replace(config, task=replace(config.task, file=kept["task.file"]))
+        if not isinstance(config.task, CountdownConfig) and config.task == self.written.task:
+            file = kept.get("task.file", config.task.file)
+            held_out = kept.get("task.validation_file", config.task.validation_file)
+            config = replace(config, task=replace(config.task, file=file, validation_file=held_out))
         return config
 
     def check_model(self) -> None:
@@ -228,4 +230,6 @@ def absolute_paths(config: Config) -> dict[str, str]:
         found["model.path"] = str(Path(config.model.path).resolve())
     if not isinstance(config.task, CountdownConfig):
         found["task.file"] = str(find_file(config.task.file).resolve())
+        if config.task.validation_file is not None:
+            found["task.validation_file"] = str(find_file(config.task.validation_file).resolve())
     return found

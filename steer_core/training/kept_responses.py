@@ -41,7 +41,7 @@ def first_responses(
             problem=wanted[row].id,
             prompt=wanted[row].prompt,
             response=rollout.texts[row],
-            reward=float(sampled.graded.correct[row]),
+            reward=sampled.graded.rewards[row],
             advantage=float(advantages_B[row]),
             finish_reason=rollout.finish_reasons[row],
             sample=0,

@@ -72,6 +72,7 @@ class Trainer:
         self.scoring = make_scoring(self.policy, config)
         self.update = Update(self.policy, self.engine, config, self.scoring)
         self.task = make_task(config.task, self.policy.tokenizer)
+        self.task.rollout_grader(0, [])  # a reward that is not found ends the run here
         self.problems = self.task.problems("train", config.task.train_problems)
         self.held_out = self.task.problems(config.evaluation.split, config.evaluation.problems)
         longest = check_room_for_prompts(self.policy, config, self.problems, self.held_out)

@@ -29,7 +29,8 @@ probe/...           one watched optimiser step a rollout, over the tokens of a f
                     entropy_change/ but per token of the probe. `probe/pearson/...` and `probe/sign/...`
                     are the agreement per token with the measured change (correlation; share of equal
                     signs), absent where undefined: a constant estimate, no token with an advantage.
-reward/..., response/..., grad_norm/...  mean reward, the grader's; share of groups without an advantage, because their
+reward/..., response/..., grad_norm/...  mean reward, the grader's, and of an own reward every part by itself, without
+                    its weight (`reward/part/NAME`); share of groups without an advantage, because their
                     rewards are all equal or the method leaves none, and of responses that
                     the grader did not judge (it timed out or crashed; their reward is 0);
                     length in tokens and share cut off, and, where there are several ends, the share that each
@@ -138,6 +139,7 @@ def metrics_of(
     return {
         **rollout_metrics(entropy_N, logprob_N, *responses, zero_variance_P),
         "reward/unjudged": float(sampled.unjudged_PG.mean()),
+        **part_metrics([verdict.parts for verdict in sampled.graded.verdicts]),
         **({} if sampler_BT is None else gap_metrics((sampler_BT[mask_BT] - logprob_N).abs())),
         **({} if first is None or not ranks.all_reduce_sum(len(first), first.device) else gap_metrics(first)),
         **update_metrics(
@@ -223,6 +225,19 @@ def rollout_metrics(
         "response/length_max": float(lengths.max()),
         "response/truncated": float(truncated_PG.double().mean()),
     }
+
+
+def part_metrics(parts_B: Sequence[dict[str, float]]) -> dict[str, float]:
+    """`reward/part/NAME`: the mean of every part of an own reward over all ranks' responses that have it, unweighted.
+
+    parts_B: by name the parts of each of this rank's responses; nothing where no response of any rank has one.
+    """
+    sums: dict[str, tuple[float, int]] = {}
+    for parts in (parts for own in ranks.all_gather_objects(list(parts_B)) for parts in own):
+        for name, value in parts.items():
+            total, count = sums.get(name, (0.0, 0))
+            sums[name] = (total + value, count + 1)
+    return {f"reward/part/{name}": total / count for name, (total, count) in sorted(sums.items())}
 
 
 def end_metrics(rollout: Rollout, policy: Policy, stop: Sequence[str]) -> dict[str, float]:

@@ -66,7 +66,7 @@ def sample_rollout(
         )
     device, dtype = mask_BT.device, torch.float64 if config.model.dtype == "float64" else torch.float32
     columns = (
-        [float(right) for right in graded.correct],
+        graded.rewards,
         mask_BT.sum(-1).tolist(),
         [reason == "length" for reason in graded.rollout.finish_reasons],
         [verdict.status in UNJUDGED for verdict in graded.verdicts],
@@ -94,17 +94,18 @@ def divergence_told(config: Config, rollouts: int) -> Iterator[None]:
 def note_of_unjudged(sampled: SampledRollout, rollout_index: int, how_to_go_on: str) -> str | None:
     """How many responses were not judged, in words, for a reward of 0 that means nothing; None where all were.
 
-    All ranks make this call. Raises SteerError where the grader crashed on every response: there is no reward to
-    learn from.
+    All ranks make this call. Raises SteerError where the grader crashed on every response, or an own reward came to no
+    end on every one: there is no reward to learn from.
     """
     verdicts, unjudged_PG = sampled.graded.verdicts, sampled.unjudged_PG
     told = [verdict for verdict in verdicts if verdict.status in UNJUDGED]
     why = f"{told[0].status}: {told[0].detail}" if told else "other ranks know why"
-    crashed = ranks.all_reduce_sum(sum(verdict.status == "crashed" for verdict in verdicts), unjudged_PG.device)
-    if crashed == unjudged_PG.numel():
+    own = "own" in sampled.graded.graded
+    hopeless, who = (UNJUDGED, "the own reward failed") if own else (("crashed",), "the grader crashed")
+    lost_here = sum(verdict.status in hopeless for verdict in verdicts)
+    if ranks.all_reduce_sum(lost_here, unjudged_PG.device) == unjudged_PG.numel():
         raise SteerError(
-            f"rollout {rollout_index}: the grader crashed on every response ({why}); mend what it says, "
-            f"then {how_to_go_on}"
+            f"rollout {rollout_index}: {who} on every response ({why}); mend what it says, then {how_to_go_on}"
         )
     lost = int(unjudged_PG.sum())
     return f"{lost} of {unjudged_PG.numel()} responses were not judged, their reward is 0 ({why})" if lost else None
