@@ -91,6 +91,13 @@ class RunFolder:
 
     def plan(self, rollouts: int | str) -> None:
         """Plan another length than config.yaml holds, which `keep_plan` writes there."""
+        optimizer = self.config.optimizer
+        if optimizer.schedule_ends and optimizer.schedule_rollouts is None:
+            raise SteerError(
+                f"train.rollouts: the learning rate of {self.path} falls until the planned end (optimizer.schedule "
+                f"{optimizer.schedule}), so another length would have been another run; start one in another folder, "
+                "with optimizer.schedule_rollouts if its length is to stay open"
+            )
         settings = apply_overrides(to_dict(self.config), [f"train.rollouts={rollouts}"])
         self.config = self.checkpoints.config = build(Config, settings)
 

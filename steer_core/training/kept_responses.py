@@ -30,7 +30,8 @@ def first_responses(
     group = len(rollout.texts) // len(sampled.problems)
     wanted = {p * group: problem for p, problem in enumerate(problems)}
     lengths = {row: n for batch in batches for part in batch for row, n in part.lengths().items()}
-    split = {name: log[name].split(list(lengths.values())) for name in ("lambda", "omega")}
+    tokens = sum(lengths.values())  # of the first epoch
+    split = {name: log[name][:tokens].split(list(lengths.values())) for name in ("lambda", "omega")}
     rows = {}
     for k, row in enumerate(lengths):
         if row not in wanted:

@@ -43,6 +43,13 @@ batch/padding       share of padding in what the forward passes of the updates r
 rollout/logprob_gap/... |log-prob of the sampler - log-prob of the trainer| over the sampled tokens, in nats: mean,
                     99.9th percentile, largest; with rollout.engine=vllm, and with rollout.old=sampler, there
                     over the first optimiser step's tokens that have an advantage, absent where none has.
+learning_rate       of the last optimiser step, with a schedule. The estimates of the entropy change know it, and know
+                    nothing of a KL term.
+kl/k1, k2, k3       with algorithm.kl_coefficient: mean estimate of the KL to the reference over the response tokens,
+                    under the policy that sampled, in nats. `reward/shaped`, `reward/overlong`: what advantages are made
+                    of where rewards are changed, and what long responses lost of it.
+resampled/...       with rollout.resample: tries made; responses and tokens that were sampled and thrown away; groups
+                    without signal before and after.
 time/...            seconds and tokens per second: the only readings that differ between two runs.
                     `time/update_seconds` includes `time/probe_seconds`.
 """
@@ -177,7 +184,7 @@ def token_log(
     known = {name: form for name, form in ENTROPY_CHANGE.items() if name != "exact" or active.knows_square_sums}
     forms: dict[str, EntropyChange] = {**known, "covariance": partial(covariance_entropy_change, means=means)}
     changes = {name: estimate(new, old, advantages, active.clip) for name, estimate in forms.items()}
-    scale = active.config.optimizer.step_size * share * weights / rollout_tokens
+    scale = active.learning_rate * share * weights / rollout_tokens
     return {
         **{name: scale * change for name, change in changes.items()},
         **({} if losses_N is None else {"loss": share * losses_N}),
