@@ -55,7 +55,7 @@ def local(tmp_path_factory):
     return trainer
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True, scope="module")
 def no_process_group_is_left():
     """See `test_engines.py`."""
     yield
@@ -79,7 +79,7 @@ def test_two_ranks_make_the_run_of_one_up_to_rounding(local, tmp_path):
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-def test_deepspeed_repeats_the_run_up_to_rounding_and_resumes_it(stage, local, tmp_path, no_process_group_is_left):
+def test_deepspeed_repeats_the_run_up_to_rounding_and_resumes_it(stage, local, tmp_path):
     pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
     trainer = small_trainer(tmp_path / "run", *ALL, *DEEPSPEED, f"engine.zero_stage={stage}")
     trainer.fit()
