@@ -4,8 +4,9 @@
     python examples/minimal.py intervention.name=kl-cov train.seed=1      # any method, and most settings
 
 Left out on purpose: several ranks, packing, recomputed activations, checks of finite values, logs, the probe,
-evaluations, checkpoints. `steer_core.Trainer` adds these around the same calls and arrives at the same weights, bit
-for bit (`tests/test_minimal.py`).
+evaluations, checkpoints, and what is off by default (schedules, KL, several passes over a rollout, dynamic sampling,
+punishment of long responses). `steer_core.Trainer` adds these around the same calls and arrives at the same weights,
+bit for bit (`tests/test_minimal.py`).
 
 Axes: B responses, P prompts, G responses a prompt, T response tokens.
 """
@@ -48,15 +49,15 @@ def train(config: Config) -> Policy:
         # 1. Sample a group of responses to each prompt with the policy theta_old, and grade them.
         chosen, seed = rollout_problems(problems, n, config), rollout_seed(config, n)
         answers = sample_and_grade(sampler, chosen, group, config.rollout, seed, [task.rollout_grader(seed)])
-        rewards_PG = torch.tensor(answers.correct, dtype=real, device=model.device).view(-1, group)
+        rewards_PG = torch.tensor(answers.rewards, dtype=real, device=model.device).view(-1, group)
         mask_BT = answers.rollout.response_mask_BT.bool()
 
-        # 2. Advantages from the rewards of each group.
+        # 2. ln p and H at every token under theta_old.
+        old = score_rollout(model, answers.rollout, config, scoring)
+
+        # 3. Advantages from the rewards of each group; a method may change what a response is credited with.
         estimate, settings = ADVANTAGES[config.algorithm.advantage], config.algorithm.advantage_settings
         advantages_PG = estimate(rewards_PG, mask_BT.sum(-1).view(-1, group), **settings)
-
-        # 3. ln p and H at every token under theta_old; a method may change what a response is credited with.
-        old = score_rollout(model, answers.rollout, config, scoring)
         advantages_PG = active.credit(advantages_PG, rewards_PG, old, mask_BT, [problem.id for problem in chosen], n)
         batches = list(mini_batches(answers.rollout, old, advantages_PG.flatten(), config, n))
         active.begin_rollout(batches, n)

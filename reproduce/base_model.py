@@ -25,7 +25,7 @@ from steer_core.cli.ending import end
 from steer_core.cli.shared import at_least
 from steer_core.common.errors import SteerError
 from steer_core.common.settings import build
-from steer_core.config.sections import CountdownConfig
+from steer_core.config.tasks import CountdownConfig
 from steer_core.policy.tokenizer import character_tokenizer
 from steer_core.problems import Countdown, split_of
 from steer_core.problems.countdown import CHARACTERS, OPERATIONS

@@ -13,7 +13,7 @@ from steer_core.common.errors import SteerError
 from steer_core.common.settings import apply_overrides, build, describe, read_yaml, to_dict
 from steer_core.compare.plan import Plan
 from steer_core.config.config import Config, load_config
-from steer_core.config.sections import CodeConfig, CountdownConfig, MathsConfig
+from steer_core.config.tasks import CodeConfig, CountdownConfig, MathsConfig, OwnConfig
 from steer_core.interventions.base import Intervention
 
 FILES = sorted((Path(steer_core.__file__).parent / "configs").rglob("*.yaml"))
@@ -278,6 +278,7 @@ def test_every_setting_is_described_with_its_default():
     names = [name for name, _, _ in rows]
     settings = [(f"{section}.{key}", v) for section, part in to_dict(Config()).items() for key, v in part.items()]
     files = [to_dict(kind(file="x")) | {"file": None} for kind in (MathsConfig, CodeConfig)]
+    files.append(to_dict(OwnConfig(file="x", reward="m:f")) | {"file": None, "reward": None})
     tasks = [(f"task.{key}", value) for one in files for key, value in one.items()]
     assert sorted(names) == sorted(name for name, _ in [*settings, *tasks])
     for name, default, meaning in rows:
@@ -297,10 +298,13 @@ def test_the_task_is_countdown_unless_it_is_named():
     ("overrides", "message"),
     [
         (["task.number=3"], "task.number: unknown key; did you mean 'numbers'?"),
-        (["task.file=a.parquet"], "task.file: unknown key; known: name, numbers, largest_number"),
+        (["task.file=a.parquet"], "task.file: unknown key; known: name, reward_weights, reward_seconds"),
         (["task.name=maths"], "task.file: is missing; add `file:` with its value"),
         (["task.name=maths", "task.file=a", "task.fil=b"], "task.fil: unknown key; did you mean 'file'?"),
-        (["task.name=maths", "task.file=a", "task.zzz=3"], "task.zzz: unknown key; known: name, file, train_problems"),
+        (
+            ["task.name=maths", "task.file=a", "task.zzz=3"],
+            "task.zzz: unknown key; known: name, reward_weights, reward_seconds",
+        ),
         (["task.name=maths", "task.file=3"], "task.file: 3 is not allowed"),
         (["task.name=maths", "task.file=''"], "task.file: '' is not allowed"),
         (["task.name=maths", "task.file=a", "task.train_problems=0"], "task.train_problems: 0 is not allowed"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steer_core.common.errors import SteerError
-from steer_core.config.sections import CountdownConfig
+from steer_core.config.tasks import CountdownConfig
 from steer_core.policy.tokenizer import character_tokenizer
 from steer_core.problems import Countdown, make_task, split_of
 from steer_core.problems import countdown as module

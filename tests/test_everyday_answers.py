@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steer_core.config.sections import MathsConfig
+from steer_core.config.tasks import MathsConfig
 from steer_core.rewards import graders_of
 from steer_core.rewards.answers import final_answer, last_expression
 from steer_core.rewards.base import after_thinking

@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_told_in_one_line_with_the_remedy(records, words, m
         ("kept.jsonl", b'{"response": "x"}\n{', "kept.jsonl is not read (line 2: "),
         ("kept.jsonl", b"\xff\xfe", "kept.jsonl is not read ('utf-8' codec"),
         ("kept.parquet", b"PAR1", "kept.parquet is not read ("),
-        ("kept.csv", b"a,b", "kept.csv is none of .parquet, .jsonl, .json"),
+        ("kept.txt", b"a,b", "kept.txt is none of .parquet, .jsonl, .json"),
         ("kept.json", None, "kept.json is no file"),
         ("", None, "holds no responses.parquet; name a file of responses"),
     ],

@@ -10,7 +10,7 @@ from small import small_trainer
 
 from steer_core.cli.main import main
 from steer_core.common.errors import SteerError
-from steer_core.config.sections import MathsConfig
+from steer_core.config.tasks import MathsConfig
 from steer_core.policy.model import EMBEDDED
 from steer_core.policy.tokenizer import character_tokenizer
 from steer_core.problems import Maths, Problem, make_task, split_of
@@ -119,8 +119,7 @@ def test_a_template_that_refuses_the_messages_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"question": "1+1="}], "add prompt and reward_model"),
-        ([{"prompt": user("1+1="), "answer": "2"}], "add reward_model"),
+        ([{"question": "1+1="}], "row 1 has the columns question; add `question` and `answer`, or `prompt` and"),
         ([{"prompt": "1+1=", "reward_model": {"ground_truth": "2"}}], "row 0: prompt '1[+]1=' is no list"),
         ([{"prompt": [], "reward_model": {"ground_truth": "2"}}], "row 0: prompt '\\[\\]' is no list"),
         ([{"prompt": [{"role": "user"}], "reward_model": {"ground_truth": "2"}}], "give each a `role`"),
@@ -138,7 +137,7 @@ def test_a_file_that_does_not_fit_is_told_with_its_row(tmp_path, rows, message):
 
 def test_a_missing_file_and_one_that_is_not_parquet_are_told(tmp_path):
     (tmp_path / "text.parquet").write_text("a,b\n1,2\n")
-    for name, message in (("none.parquet", "is no file"), ("text.parquet", "is not read as parquet")):
+    for name, message in (("none.parquet", "is no file"), ("text.parquet", "is not read \\(")):
         with pytest.raises(SteerError, match=rf"task.file: .*{name} {message}"):
             Maths(MathsConfig(file=str(tmp_path / name)), TOKENIZER)
 

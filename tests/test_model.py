@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from steer_core.config.sections import CountdownConfig
+from steer_core.config.tasks import CountdownConfig
 from steer_core.policy.model import EMBEDDED
 from steer_core.policy.tokenizer import character_tokenizer
 from steer_core.problems import Countdown, split_of

@@ -12,7 +12,7 @@ from steer_core.common.errors import SteerError
 from steer_core.common.places import CONFIGS
 from steer_core.common.settings import merged, read_extended, to_dict
 from steer_core.config.config import load_config, shipped
-from steer_core.config.sections import CodeConfig, MathsConfig
+from steer_core.config.tasks import CodeConfig, MathsConfig
 from steer_core.planner.machine import Machine
 from steer_core.planner.memory import fewest_gpus, memory
 from steer_core.planner.shapes import shape_of

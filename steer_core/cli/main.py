@@ -7,11 +7,25 @@ import sys
 from textwrap import fill
 from typing import NoReturn
 
-from steer_core.cli import compare, data, diagnose, doctor, estimate, evaluate, grade, paired, plan, report, show, train
+from steer_core.cli import (
+    compare,
+    data,
+    diagnose,
+    doctor,
+    estimate,
+    evaluate,
+    grade,
+    init,
+    paired,
+    plan,
+    report,
+    show,
+    train,
+)
 from steer_core.cli.ending import end
 from steer_core.cli.shared import parse
 
-_MODULES = (compare, train, plan, evaluate, grade, paired, estimate, diagnose, report, show, data, doctor)
+_MODULES = (compare, init, train, plan, evaluate, grade, paired, estimate, diagnose, report, show, data, doctor)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 """A command has `options(parser)`, which states its options, and `run(arguments)`, whose docstring is its help."""
 

@@ -131,6 +131,15 @@ def all_gather_rows(values: Tensor) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
+def all_gather_objects(value: T) -> list[T]:
+    """A value of every rank, rank by rank; any that pickle holds."""
+    if world_size() == 1:
+        return [value]
+    found: list = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
 def local_rows(gathered: Tensor, values: Tensor) -> Tensor:
     """This rank's rows of what `all_gather_rows` made of `values`."""
     if world_size() == 1:

@@ -1,7 +1,8 @@
-"""Files of records, as this field's tools write them: Parquet, JSON Lines, or one JSON text."""
+"""Files of records, as this field's tools write them: Parquet, JSON, JSON Lines, CSV, a folder of `datasets`."""
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from steer_core.common.errors import SteerError, one_line
 
-SUFFIXES = (".parquet", ".jsonl", ".json")
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 """Names of the files that are read."""
 WRAPPERS = ("data", "samples", "records", "rows", "examples", "instances", "results", "request_states")
 """Names under which an object holds the list of records."""
@@ -20,21 +21,26 @@ Record = dict[str, Any]
 
 
 def read_records(path: Path, field: str) -> list[Record]:
-    """The records of a file by the end of its name; see `json_records`.
+    """The records of a file by the end of its name, or of a folder of `datasets`; see `json_records`, `csv_records`.
 
     field: what named the file, for messages. Raises SteerError for a file that is missing, damaged, empty or of
     another kind, and naming the place of what is no record.
     """
-    if not path.is_file():
-        raise SteerError(f"{field}: {path} is no file; give the path of a {', '.join(SUFFIXES[:2])} or .json file")
-    if path.suffix.lower() not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        found = folder_records(path, field)
+    elif not path.is_file():
+        raise SteerError(f"{field}: {path} is no file; give the path of a {', '.join(SUFFIXES[:-1])} or .csv file")
+    elif suffix not in SUFFIXES:
         raise SteerError(f"{field}: {path} is none of {', '.join(SUFFIXES)}; write its records in one of these forms")
     try:
-        if path.suffix.lower() == ".parquet":
+        if suffix == ".parquet":
             found = pq.read_table(path, partitioning=None).to_pylist()
-        else:
-            found = list(json_records(path, path.suffix.lower() == ".jsonl"))
-    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
+        elif suffix == ".csv":
+            found = list(csv_records(path))
+        elif suffix in SUFFIXES:
+            found = list(json_records(path, suffix == ".jsonl"))
+    except (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
         raise SteerError(f"{field}: {path} is not read ({one_line(error)}); write it again") from error
     for number, record in enumerate(found, 1):
         if not isinstance(record, dict):
@@ -42,6 +48,37 @@ def read_records(path: Path, field: str) -> list[Record]:
     if not found:
         raise SteerError(f"{field}: {path} holds no record; name a file that does")
     return found
+
+
+def folder_records(path: Path, field: str) -> list[Record]:
+    """The records of a folder that `save_to_disk` of `datasets` wrote. Raises SteerError where it holds none."""
+    import datasets
+
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(str(part) for part in path.iterdir() if (part / "dataset_info.json").is_file())
+        raise SteerError(
+            f"{field}: {path} holds several splits; name one of them: {', '.join(splits) or 'none is there'}"
+        )
+    try:
+        return datasets.load_from_disk(str(path), keep_in_memory=True).to_list()
+    except Exception as error:  # datasets wraps what pyarrow raises in errors of several kinds
+        raise SteerError(
+            f"{field}: {path} is no data set that save_to_disk wrote ({one_line(error)}); name a file, or such a folder"
+        ) from error
+
+
+def csv_records(path: Path) -> Iterator[Record]:
+    """The rows of a CSV file under its header, all values text. Raises ValueError naming a row that does not fit."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise ValueError("its header names a column twice")
+        for cells in reader:
+            if cells and len(cells) != len(header):
+                raise ValueError(f"line {reader.line_num} has {len(cells)} values where the header names {len(header)}")
+            if cells:
+                yield dict(zip(header, cells, strict=True))
 
 
 def json_records(path: Path, lines: bool) -> Iterator[Record]:

@@ -172,7 +172,7 @@ def describe(kind: type, prefix: str = "") -> list[tuple[str, Any, str]]:
             rows += describe(section, f"{prefix}{name}.")
         if not sections:
             own = next(k for k in reversed(kind.__mro__) if name in vars(k).get("__annotations__", {}))
-            default = None if field.is_required() else field.default
+            default = None if field.is_required() else field.get_default(call_default_factory=True)
             rows.append((prefix + name, default, _fields(own)[name].description or ""))
     return rows
 

@@ -13,9 +13,9 @@ from steer_core.config.sections import (
     ModelConfig,
     OptimizerConfig,
     RolloutConfig,
-    TaskConfig,
     TrainConfig,
 )
+from steer_core.config.tasks import TaskConfig
 from steer_core.interventions.base import Intervention
 
 MOST_SEQUENCES = 2**24
@@ -57,7 +57,7 @@ class Sections(Protocol):
 
 def check(config: Sections) -> None:
     """Raise SteerError for the first thing that does not go together."""
-    for rule in (_batches, _advantage, _sizes, _attention, _engine, _sampler, _evaluation):
+    for rule in (_batches, _advantage, _shaping, _schedule, _sizes, _attention, _engine, _sampler, _evaluation):
         for message in rule(config):
             raise SteerError(message)
 
@@ -77,6 +77,36 @@ def _advantage(config: Sections) -> Iterator[str]:
     k, group = config.algorithm.pass_k, config.rollout.responses
     if config.algorithm.advantage == "pass-at-k" and k > group:
         yield f"algorithm.pass_k: {k} is more than rollout.responses ({group}); lower the one or raise the other"
+
+
+def _shaping(config: Sections) -> Iterator[str]:
+    algorithm, longest = config.algorithm, config.rollout.max_new_tokens
+    if algorithm.overlong_buffer > longest:
+        yield (
+            f"algorithm.overlong_buffer: {algorithm.overlong_buffer} is more than rollout.max_new_tokens ({longest}); "
+            "lower it"
+        )
+    shaped = algorithm.overlong_buffer or (algorithm.kl_coefficient and algorithm.kl_in == "reward")
+    if shaped and algorithm.advantage == "pass-at-k":
+        name = "overlong_buffer" if algorithm.overlong_buffer else "kl_in"
+        yield (
+            f"algorithm.{name}: {getattr(algorithm, name)} changes rewards, and algorithm.advantage=pass-at-k reads "
+            "only whether they are above 0; take it out, or choose another advantage"
+        )
+
+
+def _schedule(config: Sections) -> Iterator[str]:
+    optimizer = config.optimizer
+    if optimizer.schedule == "constant":
+        for name, value in (
+            ("warmup_steps", optimizer.warmup_steps),
+            ("schedule_settings", optimizer.schedule_settings),
+        ):
+            if value:
+                yield (
+                    f"optimizer.{name}: {value} is of a schedule, and optimizer.schedule is constant; set "
+                    "optimizer.schedule=constant_with_warmup or another, or take it out"
+                )
 
 
 def _sizes(config: Sections) -> Iterator[str]:
@@ -137,6 +167,16 @@ def _deepspeed(config: Sections) -> Iterator[str]:
         yield f"engine.offload: all needs engine.zero_stage=3, not {stage}; set it"
     if config.engine.offload == "optimizer" and stage == 0:
         yield "engine.offload: optimizer needs engine.zero_stage 1 to 3, not 0; raise it"
+    if config.algorithm.kl_coefficient and stage == 3:
+        yield (
+            f"algorithm.kl_coefficient: {config.algorithm.kl_coefficient:g} needs a reference model, which every rank "
+            "would hold whole beside engine.zero_stage=3; set engine.zero_stage=2, or 0"
+        )
+    if config.rollout.resample and stage == 3:
+        yield (
+            f"rollout.resample: {config.rollout.resample} lets a rank sample alone, and with engine.zero_stage=3 none "
+            "can; set engine.zero_stage=2, or 0"
+        )
     if probed and stage == 3:
         yield (
             f"train.probe_sequences: {probed} sequences cannot be probed, for the probe reads whole weights, "
@@ -155,6 +195,11 @@ def _sampler(config: Sections) -> Iterator[str]:
         yield "rollout.draws: batch is huggingface's; set rollout.engine=huggingface, or rollout.draws=prompt"
     if config.rollout.old == "sampler" and engine in ("huggingface", "vllm"):
         yield "rollout.old: sampler reads the logits of native; set rollout.engine=native, or rollout.old=score"
+    if config.rollout.resample and config.rollout.tensor_parallel > 1:
+        yield (
+            f"rollout.resample: {config.rollout.resample} lets a rank sample alone, and rollout.tensor_parallel="
+            f"{config.rollout.tensor_parallel} has ranks share an engine; set it to 1, or 0 tries"
+        )
     if engine == "vllm":
         return
     if config.rollout.tensor_parallel > 1:

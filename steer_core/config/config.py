@@ -16,15 +16,14 @@ from steer_core.config.elsewhere import called_here
 from steer_core.config.sections import (
     AlgorithmConfig,
     BenchmarkConfig,
-    CountdownConfig,
     EngineConfig,
     EvaluationConfig,
     ModelConfig,
     OptimizerConfig,
     RolloutConfig,
-    TaskConfig,
     TrainConfig,
 )
+from steer_core.config.tasks import CountdownConfig, TaskConfig
 from steer_core.interventions.base import Intervention, Outside
 
 _TASKS = {kind.name: kind for kind in get_args(TaskConfig)}

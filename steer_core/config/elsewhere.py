@@ -6,25 +6,39 @@ from fnmatch import fnmatchcase
 
 _ANSWERS = {
     "ppo_epochs num_iterations inner_epochs update_epochs": (
-        "a rollout is learnt from once, in rollout.prompts / optimizer.mini_batch_prompts optimiser steps; "
-        "a smaller optimizer.mini_batch_prompts takes more of them"
+        "how often a rollout is learnt from is optimizer.repeats, each in rollout.prompts / "
+        "optimizer.mini_batch_prompts optimiser steps"
     ),
     "*epoch*": "train.rollouts sets the length; an epoch is task.train_problems / rollout.prompts rollouts",
     "steps max_steps total_steps total_training_steps train_steps": (
         "train.rollouts counts rollouts, each of rollout.prompts / optimizer.mini_batch_prompts optimiser steps"
     ),
-    "lr actor_lr": "the learning rate is optimizer.learning_rate, and is constant",
+    "lr actor_lr": "the learning rate is optimizer.learning_rate, which optimizer.schedule may change",
+    "*warmup_ratio* *warmup_steps_ratio*": (
+        "the warm-up is a number of optimiser steps, optimizer.warmup_steps, of optimizer.schedule"
+    ),
     "*warmup* *scheduler* lr_decay*": (
-        "the learning rate is constant: there is no warm-up and no schedule; set optimizer.learning_rate"
+        "transformers' schedules are optimizer.schedule, with optimizer.warmup_steps and optimizer.schedule_settings"
     ),
     "optim optimizer_type": "optimizer.name says which optimiser",
     "adam_beta* beta1 beta2": "AdamW's decay rates are optimizer.betas=[0.9, 0.999]",
     "grad_clip clip_grad* gradient_clip*": "gradients are scaled down to optimizer.max_grad_norm",
     "kl kl_* *_kl *_kl_* use_kl* ref_model* *reference_model*": (
-        "the loss has no KL term and there is no reference model; algorithm.clip_low and algorithm.clip_high bound a "
-        "step, and intervention.name=kl-cov holds some tokens to the policy that sampled them"
+        "KL to the model that the run began from is algorithm.kl_coefficient, with algorithm.kl_estimator and "
+        "algorithm.kl_in (loss or reward); intervention.name=kl-cov holds some tokens to the policy that sampled them"
     ),
-    "beta": "there is no KL term for it to weigh; AdamW's decay rates are optimizer.betas",
+    "beta": "the KL term's weight is algorithm.kl_coefficient; AdamW's decay rates are optimizer.betas",
+    "*filter_groups* *dynamic_sampl* max_num_gen_batches max_resample*": (
+        "groups without signal are sampled again with rollout.resample, so many times at most"
+    ),
+    "*overlong* soft_max_length soft_cache_length": (
+        "DAPO's soft punishment is algorithm.overlong_buffer, with algorithm.overlong_penalty"
+    ),
+    "system_prompt*": "the system prompt is task.system, with a task that reads a file",
+    "chat_template* *template_kwargs": "arguments of the chat template are task.template.NAME=VALUE",
+    "*val_file* *val_data* eval_file*": "a file of held-out problems is task.validation_file",
+    "prompt_key question_key prompt_column": "the question's column is task.question",
+    "answer_key label_key answer_column": "the answer's column is task.answer",
     "clip clip_eps* cliprange* clip_ratio* clip_range epsilon epsilon_low": (
         "the clip range is algorithm.clip_low and algorithm.clip_high; AdamW's epsilon is optimizer.eps"
     ),
@@ -40,10 +54,14 @@ _ANSWERS = {
     "critic* value_* vf_coef* gamma lam gae*": (
         "there is no critic and no discount: advantages come from the rewards of responses (algorithm.advantage)"
     ),
-    "reward_func* reward_fn* reward_model* verifier": "the task grades the responses (task.name)",
+    "reward_func* reward_fn* reward_model* custom_reward* verifier": (
+        "the task grades the responses (task.name); a function of your own is task.reward=module:function"
+    ),
+    "reward_weight": "the parts of an own reward are weighed by task.reward_weights.NAME=WEIGHT",
     "*lora* *peft* adapter* load_in_* *quantiz* *quantis* qlora*": (
         "there are no adapters and no quantised weights, all weights are trained; to save memory: "
-        "engine.activations=recompute, or engine.name=deepspeed with engine.offload=optimizer (see `steer plan`)"
+        "engine.activations=recompute, or engine.name=deepspeed with engine.offload=optimizer (see `steer plan`); "
+        "STEER with LoRA runs inside TRL (see docs, integrations)"
     ),
     "stop_* *_stop eos eos_token*": (
         "a response ends at the end tokens that the model's folder names, at a text of rollout.stop, "
@@ -65,7 +83,7 @@ _ANSWERS = {
         "the longest response is rollout.max_new_tokens"
     ),
     "max_prompt_length prompt_length prompt_max_len": (
-        "the longest prompt is task.prompt_tokens, with task.name=maths or task.name=code"
+        "the longest prompt is task.prompt_tokens, with a task that reads a file"
     ),
     "train_batch_size rollout_batch_size": "prompts a rollout are rollout.prompts",
     "ppo_mini_batch_size mini_batch_size": "prompts an optimiser step are optimizer.mini_batch_prompts",
@@ -100,9 +118,13 @@ _ANSWERS = {
     "resume resume_from* resume_mode": "`steer train --resume RUN` goes on from a run's last checkpoint",
     "model_name* pretrain*": "the model is model.path",
     "dataset* data_path train_files train_file": (
-        "the problems are task.name: countdown makes its own, maths and code read task.file"
+        "the problems are task.name: countdown makes its own, maths, code and own read task.file"
     ),
 }
+_OURS = {
+    "warmup_steps", "kl_coefficient", "kl_estimator", "kl_in", "overlong_buffer", "overlong_penalty", "reward_weights",
+}  # fmt: skip
+"""Settings of ours that the words above would take for another framework's."""
 
 
 def called_here(word: str) -> str | None:
@@ -111,5 +133,7 @@ def called_here(word: str) -> str | None:
     word: the setting's name without its sections.
     """
     word = word.lower().replace("-", "_")
+    if word in _OURS:
+        return None
     found = (answer for words, answer in _ANSWERS.items() if any(fnmatchcase(word, p) for p in words.split()))
     return next(found, None)

@@ -32,86 +32,6 @@ class ModelConfig:
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
-class CountdownConfig:
-    """The Countdown task and its problems."""
-
-    name: Literal["countdown"] = "countdown"
-    """Which task."""
-    numbers: int = Field(default=4, ge=2, le=6)
-    """How many numbers a problem gives; each must be used exactly once."""
-    largest_number: int = Field(default=10, ge=2, le=99)
-    """Numbers are drawn from 1 to this."""
-    smallest_target: int = Field(default=10, ge=1)
-    """Smallest target of a problem."""
-    largest_target: int = Field(default=99, le=999)
-    """Largest target of a problem."""
-    train_problems: int = Field(default=4096, ge=1, le=1_000_000)
-    """How many distinct training problems there are; an epoch visits each once."""
-    reward: Literal["verifier", "coin"] = "verifier"
-    """What rewards training: whether the trace is right, or a fair coin, which teaches nothing. Evaluations go by the
-    verifier with both."""
-    needed: Literal["+", "-", "*", "/"] | None = None
-    """An operation that held-out problems need: no valid trace does without it; `null`: they are as they come."""
-    needed_share: float = Field(default=1.0, ge=0, le=1)
-    """With `needed`, the share of the training problems that need the operation; the others can do without."""
-
-    def __post_init__(self) -> None:
-        if self.smallest_target > self.largest_target:
-            raise SteerError(
-                f"task.smallest_target: {self.smallest_target} is above "
-                f"task.largest_target ({self.largest_target}); lower it"
-            )
-        if self.needed is not None and self.numbers > 5:
-            raise SteerError(
-                f"task.needed: {self.needed!r} with {self.numbers} numbers takes too long to search; set task.numbers "
-                "to 5 or fewer"
-            )
-        if self.needed is None and self.needed_share != 1:
-            raise SteerError(
-                f"task.needed_share: {self.needed_share:g} is a share of problems that need an operation; name it with "
-                "task.needed"
-            )
-
-
-@dataclass(config=STRICT, kw_only=True, frozen=True)
-class MathsConfig:
-    """Mathematics problems with a final answer, read from a parquet file in verl's format."""
-
-    name: Literal["maths"] = "maths"
-    """Which task; with `maths`, the settings below take the place of Countdown's."""
-    file: str = Field(min_length=1)
-    """Parquet file with the columns `prompt` (chat messages) and `reward_model` (with a `ground_truth`); a bare name
-    is looked for here, then in STEER_DATA and ../shared/data."""
-    train_problems: int = Field(default=1024, ge=1)
-    """How many distinct training problems, the first of the file's training split; an epoch visits each once."""
-    prompt_tokens: int | None = Field(default=None, ge=1)
-    """Longest prompt in tokens; problems with a longer one are left out. `null`: all stay."""
-    thinking: Literal["skip", "read"] = "skip"
-    """`skip`: what stands before `</think>` is no answer, and a `<think>` that never closes has none; `read`: it is."""
-
-
-@dataclass(config=STRICT, kw_only=True, frozen=True)
-class CodeConfig:
-    """Programming problems with tests, read from a parquet file in verl's format; programs run in a sandbox."""
-
-    name: Literal["code"] = "code"
-    """Which task; with `code`, the settings below take the place of Countdown's."""
-    file: str = Field(min_length=1)
-    """Parquet file as for `maths`; a `ground_truth` holds a problem's tests as JSON, as APPS or LiveCodeBench do."""
-    train_problems: int = Field(default=1024, ge=1)
-    """How many distinct training problems, the first of the file's training split; an epoch visits each once."""
-    prompt_tokens: int | None = Field(default=None, ge=1)
-    """Longest prompt in tokens; problems with a longer one are left out. `null`: all stay."""
-    tests: int | None = Field(default=None, ge=1)
-    """Most tests a problem, the first of its own; `null`: all."""
-    sandbox: Literal["bubblewrap", "limits"] = "bubblewrap"
-    """What a program runs in; `limits` is for machines without bubblewrap and is no wall."""
-
-
-TaskConfig = CountdownConfig | MathsConfig | CodeConfig
-
-
-@dataclass(config=STRICT, kw_only=True, frozen=True)
 class EngineConfig:
     """What trains: the sum of gradients over ranks, the optimiser's step, its part of a checkpoint.
 
@@ -182,6 +102,10 @@ class RolloutConfig(SamplingConfig):
     default is for float32; bfloat16 needs about 0.1."""
     prompts: int = Field(default=64, ge=1)
     """Prompts a rollout."""
+    resample: int = Field(default=0, ge=0, le=100)
+    """Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): a group whose responses all have one reward gives its
+    place to the next problem, so many times at most; what is still without signal stays. 0: never. What it costs is
+    logged (`resampled/...`)."""
     responses: int = Field(default=8, ge=1)
     """Responses a prompt: the group that advantages are taken over."""
 
@@ -194,6 +118,20 @@ class AlgorithmConfig:
         "grpo", "dr-grpo", "rloo", "opo", "reinforce++", "reinforce++-baseline", "pass-at-k", "quantile"
     ] = "grpo"
     """Advantage estimator."""
+    kl_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the KL divergence from the reference, the model that the run began from; 0: there is no reference."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Its estimate at a sampled token, with d = ln p_ref - ln p: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - 1 - d (Schulman,
+    joschu.net/blog/kl-approx.html; k3 is GRPO's, arXiv 2402.03300, eq. 4). In the loss k2 has the gradient of the
+    reverse KL, and k1 none in the mean."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """`loss`: coefficient x estimate is added to every token's loss, unweighted by the method; `reward`: coefficient x
+    the sum over a response's tokens, under the policy that sampled, is taken off its reward (as verl does)."""
+    overlong_buffer: int = Field(default=0, ge=0)
+    """DAPO's soft punishment of long responses (arXiv 2503.14476, eq. 13): with L tokens, C the buffer and M =
+    rollout.max_new_tokens, the reward changes by -min(max(L - (M - C), 0) / C, 1). 0: none."""
+    overlong_penalty: float = Field(default=1.0, gt=0)
+    """What the longest response loses with overlong_buffer: a factor on that punishment."""
     pass_k: int = Field(default=4, ge=1)
     """With advantage=pass-at-k, the k of the pass@k that is trained; at most rollout.responses."""
     quantile: float = Field(default=0.4, gt=0, lt=1)
@@ -228,7 +166,20 @@ class OptimizerConfig:
     name: Literal["adamw", "sgd", "cpu-adam"] = "adamw"
     """Which optimiser of torch.optim, or DeepSpeed's CPUAdam for offloaded ones: faster, and inexact on resume."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Constant learning rate."""
+    """Learning rate: constant, or the largest of a schedule."""
+    schedule: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt",
+        "cosine_with_min_lr", "warmup_stable_decay",
+    ] = "constant"  # fmt: skip
+    """What the learning rate follows over the optimiser steps: a schedule of transformers by its name there
+    (`get_scheduler`); optimiser step s, from 0, has the rate times the schedule's factor at s, which with a warm-up
+    begins at 0."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimiser steps over which a schedule's factor rises from 0 to 1, linearly."""
+    schedule_rollouts: int | None = Field(default=None, ge=1)
+    """Rollouts at whose end a schedule ends; its last factor stays. `null`: train.rollouts."""
+    schedule_settings: dict[str, float | int | str] = Field(default_factory=dict)
+    """More arguments of the schedule, by transformers' names: num_cycles, power, min_lr_rate, num_decay_steps."""
     learning_rate_factor: float = Field(default=1.0, gt=0)
     """Multiplies the learning rate; a control that learns more slowly sets this alone."""
     betas: tuple[_Decay, _Decay] = (0.9, 0.999)
@@ -242,7 +193,10 @@ class OptimizerConfig:
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     mini_batch_prompts: int = Field(default=4, ge=1)
-    """Prompts an optimiser step; prompts / mini_batch_prompts steps are taken a rollout."""
+    """Prompts an optimiser step; prompts / mini_batch_prompts steps are taken a rollout, in every epoch of it."""
+    repeats: int = Field(default=1, ge=1, le=100)
+    """How often a rollout is learnt from, mini-batch by mini-batch in one order (PPO's K, arXiv 1707.06347, algorithm
+    1; GRPO's mu, arXiv 2402.03300, algorithm 1): ratios are then further from 1, and the clip stops more."""
     micro_batch_sequences: int = Field(default=32, ge=1)
     """Sequences a forward pass: a memory setting that does not change the step."""
     micro_batch_tokens: int | None = Field(default=None, ge=1)
@@ -257,8 +211,13 @@ class OptimizerConfig:
     """How many optimiser steps running may be skipped for gradients that are not finite, before the run ends."""
 
     @property
+    def schedule_ends(self) -> bool:
+        """Whether the schedule depends on when it ends."""
+        return self.schedule not in ("constant", "constant_with_warmup", "inverse_sqrt")
+
+    @property
     def step_size(self) -> float:
-        """The learning rate in force."""
+        """The learning rate in force, or the largest of its schedule."""
         return self.learning_rate * self.learning_rate_factor
 
 

@@ -94,7 +94,7 @@ def sample(
         chosen = [problems[i] for i in order[start : start + wanted]]
         seed = derive_seed(config.train.seed, "estimate", start)
         answers = sample_and_grade(sampler, chosen, group, config.rollout, seed, [task.rollout_grader(seed)])
-        scores_PG = torch.tensor([float(right) for right in answers.correct]).view(-1, group)
+        scores_PG = torch.tensor(answers.rewards).view(-1, group)
         sampled += len(chosen)
         for p, row in enumerate(scores_PG):
             if len(kept) < wanted and (not with_signal or row.min() < row.max()):

@@ -31,7 +31,8 @@ from steer_core.common.places import refuse_others
 from steer_core.common.seeding import derive_seed
 from steer_core.common.settings import merged, to_dict
 from steer_core.config.config import BenchmarksConfig
-from steer_core.config.sections import BenchmarkConfig, CountdownConfig
+from steer_core.config.sections import BenchmarkConfig
+from steer_core.config.tasks import CountdownConfig
 from steer_core.evaluation.grading import graded
 from steer_core.evaluation.tables import RECORD, RESPONSES, read_record
 from steer_core.policy.folder import positions_of, read_config

@@ -38,6 +38,11 @@ class GradedRollout:
         """Whether each row solves its problem, by the first grader."""
         return [verdict.correct for verdict in self.verdicts]
 
+    @property
+    def rewards(self) -> list[float]:
+        """What the first grader rewards each row with; see `Verdict.score`."""
+        return [verdict.score for verdict in self.verdicts]
+
 
 def sample_and_grade(
     sampler: Sampler,
@@ -57,6 +62,11 @@ def sample_and_grade(
     rollout = sampler.generate([problem.prompt for problem in problems], group, sampling, seed, places)
     sampled = time.perf_counter()
     rows = [problem for problem in problems for _ in range(group)]
-    references = [problem.reference for problem in rows]
-    graded = {grader.name: grader.grade(references, rollout.texts) for grader in graders}
+    graded = {grader.name: grader.grade(references(grader, rows), rollout.texts) for grader in graders}
     return GradedRollout(rows, rollout, graded, sampled - began, time.perf_counter() - sampled)
+
+
+def references(grader: Grader, rows: Sequence[Problem]) -> list[str]:
+    """What a grader compares each response with: its problem's reference, or for an own reward all of the problem."""
+    whole = getattr(grader, "reads_whole_problems", False)
+    return [problem.whole() if whole else problem.reference for problem in rows]

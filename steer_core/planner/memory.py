@@ -100,13 +100,21 @@ def memory(config: Config, shape: Shape, machine: Machine) -> Memory:
     }
     gone = backward["activations"] + backward["logits statistics"]
     backward |= {"tied gradients": tied_bytes(config, shape, gone)} if tied_bytes(config, shape, gone) else {}
+    always = reference(config, shape) | other
     moments = {
-        ROLLOUT: {**held[ROLLOUT], **sampler, **other},
-        BACKWARD: {**held[BACKWARD], **backward, **stays, **other},
-        STEP: {**held[STEP], **stays, **other},
+        ROLLOUT: {**held[ROLLOUT], **sampler, **always},
+        BACKWARD: {**held[BACKWARD], **backward, **stays, **always},
+        STEP: {**held[STEP], **stays, **always},
     }
     longest = longest_sequence(config, shape)
     return Memory(moments, host(config, shape, machine), cache, longest, limit, machine.host_memory * GIB)
+
+
+def reference(config: Config, shape: Shape) -> dict[str, float]:
+    """The reference model of a KL term, whole on every GPU all the time, e P; nothing without one."""
+    if not config.algorithm.kl_coefficient:
+        return {}
+    return {"reference weights": BYTES[config.model.dtype] * float(shape.parameters)}
 
 
 def rule_bytes(config: Config, shape: Shape) -> float:

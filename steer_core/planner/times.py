@@ -75,7 +75,7 @@ def tokens_per_step(config: Config, machine: Machine) -> dict[str, float]:
 
 def step_time(config: Config, shape: Shape, machine: Machine) -> Step:
     """Seconds of a step by part: rollout, scoring, update, its communication, optimiser, weight sync."""
-    steps = config.rollout.prompts // config.optimizer.mini_batch_prompts
+    steps = config.rollout.prompts // config.optimizer.mini_batch_prompts * config.optimizer.repeats
     rollout, bound = rollout_time(config, shape, machine)
     update = steps * update_time(config, shape, machine)
     parts = {
@@ -188,15 +188,17 @@ def pass_time(config: Config, shape: Shape, machine: Machine, prompts: int, laye
 
 
 def scoring_time(config: Config, shape: Shape, machine: Machine) -> float:
-    """Seconds of one forward pass over the rollout; its prompts are shared out, at least one to a GPU.
+    """Seconds of a forward pass over the rollout, and another by the reference of a KL term; at least a prompt a GPU.
 
-    None where the sampler keeps the statistics (rollout.old=sampler).
+    No pass of the policy's own where the sampler keeps the statistics (rollout.old=sampler).
     """
-    if config.rollout.old == "sampler":
+    passes = (config.rollout.old != "sampler") + (config.algorithm.kl_coefficient > 0)
+    if not passes:
         return 0.0
     prompts = ceil(config.rollout.prompts / machine.ranks)
     arithmetic = pass_time(config, shape, machine, prompts, 1, 1)
-    return arithmetic + micro_batches(config, machine, shape, prompts) * gather_time(config, shape, machine)
+    whole = arithmetic + micro_batches(config, machine, shape, prompts) * gather_time(config, shape, machine)
+    return passes * whole
 
 
 def update_time(config: Config, shape: Shape, machine: Machine) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from steer_core.config.sections import CodeConfig
+from steer_core.config.tasks import CodeConfig
 from steer_core.problems.files import FileTask
 from steer_core.problems.problem import Row
 from steer_core.problems.sets import runnable
@@ -20,12 +20,12 @@ class Code(FileTask[CodeConfig]):
 
     name = "code"
 
-    def usable(self, rows: dict[str, Row]) -> dict[str, Row]:
+    def usable(self, rows: dict[str, Row], file: str, field: str) -> dict[str, Row]:
         """The rows whose tests can be run, cut to `task.tests` each; a warning tells how many are left out.
 
         Raises SteerError where none is left.
         """
-        return runnable(rows, self.config.file, self.config.tests)
+        return runnable(rows, file, self.config.tests, field)
 
     @cached_property
     def grader(self) -> CodeGrader:

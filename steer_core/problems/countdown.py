@@ -16,12 +16,13 @@ from functools import cache
 from itertools import combinations, product
 
 from steer_core.common.errors import SteerError
-from steer_core.config.sections import CountdownConfig
+from steer_core.config.tasks import CountdownConfig
 from steer_core.problems.problem import Problem
-from steer_core.problems.task import Split, Task, split_of
+from steer_core.problems.task import Split, Task, own_reward, split_of
 from steer_core.rewards.base import Grader
 from steer_core.rewards.coin import CoinGrader
 from steer_core.rewards.countdown import LARGEST_WRITTEN, CountdownGrader, apply
+from steer_core.rewards.own import OwnReward
 
 OPERATIONS = "+-*/"
 CHARACTERS = f"0123456789{OPERATIONS}=,:"
@@ -44,7 +45,11 @@ class Countdown(Task):
 
     def rollout_grader(self, seed: int, places: Sequence[int] | None = None) -> Grader:
         """See `Task.rollout_grader`; with `task.reward=coin` a coin, thrown once a response."""
-        return CoinGrader(seed, places) if self.config.reward == "coin" else self.grader
+        return CoinGrader(seed, places) if self.config.reward == "coin" else self.own_reward or self.grader
+
+    def make_own_reward(self) -> OwnReward | None:
+        """See `Task.make_own_reward`; a row is empty, for the prompt says all of a problem."""
+        return own_reward(self.config, self.config.reward if ":" in self.config.reward else None)
 
     def solved(self, rng: random.Random, weights: Sequence[float] | None = None) -> Iterator[tuple[Problem, str]]:
         """Endless stream of (problem, one valid trace), from random play; problems can repeat.

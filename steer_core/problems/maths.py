@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from steer_core.config.sections import MathsConfig
+from steer_core.config.tasks import MathsConfig
 from steer_core.problems.files import FileTask
 from steer_core.rewards.maths import MathsGrader
 

@@ -12,11 +12,12 @@ import json
 import pickle
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from steer_core.common.errors import SteerError, one_line
-from steer_core.common.records import SUFFIXES, Record, columns, read_records
+from steer_core.common.records import SUFFIXES, Record, columns, read_records, value_at
 from steer_core.problems.problem import Messages, Problem, Row
 from steer_core.problems.prompts import question_of
 from steer_core.problems.rows import last_box, livecodebench_row, truth_of, verl_row
@@ -29,6 +30,18 @@ ANSWERS = ("answer", "ground_truth", "final_answer", "expected_answer", "tests",
 """Columns of the right answer, or of the tests; the first that is there counts."""
 IDS = ("problem_id", "question_id", "doc_id", "task_id", "unique_id", "custom_id", "instance_id", "id", "idx", "index")
 """Columns of a name that a file gives its problems, as others' files of responses repeat it."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold the question and the answer; None: a usual one. needed: whether a row needs an answer."""
+
+    question: str | None = None
+    answer: str | None = None
+    needed: bool = True
+
+
+USUAL = Columns()
 
 
 def is_own(name: str) -> bool:
@@ -81,10 +94,17 @@ def own_names(path: Path, field: str) -> dict[str, str]:
     return found
 
 
-def own_rows(path: Path, field: str) -> list[Row]:
+def own_rows(path: Path, field: str, named: Columns = USUAL) -> list[Row]:
     """(messages, ground truth) of every row of a file. Raises as `load_own` does."""
-    records = read_records(path, field)
-    return [_row(record, f"{field}: {path}, row {number}") for number, record in enumerate(records, 1)]
+    return rows_of_records(read_records(path, field), path, field, named)
+
+
+def rows_of_records(records: Sequence[Record], path: Path, field: str, named: Columns = USUAL) -> list[Row]:
+    """(messages, ground truth) of every record of a file, by the columns that are named or the usual ones.
+
+    Raises SteerError naming the row or the columns that do not fit.
+    """
+    return [_row(record, f"{field}: {path}, row {number}", named) for number, record in enumerate(records, 1)]
 
 
 def answer_text(value: Any) -> str:
@@ -100,7 +120,9 @@ def answer_text(value: Any) -> str:
     return truth_of(text, "after ####") if "####" in text else last_box(text) or text
 
 
-def _row(record: Record, where: str) -> Row:
+def _row(record: Record, where: str, named: Columns = USUAL) -> Row:
+    if named.question or named.answer or not named.needed:
+        return _named_row(record, where, named)
     if isinstance(record.get("prompt"), list) and "reward_model" in record:
         told = record["reward_model"]
         truth = told.get("ground_truth") if isinstance(told, dict) else None
@@ -122,6 +144,26 @@ def _row(record: Record, where: str) -> Row:
             "`reward_model` as verl's data files have them"
         )
     return _messages(question, where), answer_text(record[answer])
+
+
+def _named_row(record: Record, where: str, named: Columns) -> Row:
+    """The row of a record whose columns are named, at least one of them, or that needs no answer."""
+    if "reward_model" in record and not named.answer:
+        record = record | {"reward_model": (record["reward_model"] or {}).get("ground_truth")}
+    found = []
+    for column, usual in ((named.question, QUESTIONS), (named.answer, (*ANSWERS, "reward_model"))):
+        if column is not None and value_at(record, column) is None and column not in record:
+            raise SteerError(f"{where} has the columns {columns([record])}, not {column}; name one that is there")
+        values = [value_at(record, column)] if column else [record[name] for name in usual if record.get(name)]
+        found.append(values[0] if values else None)
+    question, answer = found
+    if not question or (isinstance(question, str) and not question.strip()):
+        raise SteerError(
+            f"{where}: has no question ({columns([record])}); write one, or name its column with task.question"
+        )
+    if answer is None and named.needed:
+        raise SteerError(f"{where}: has no answer ({columns([record])}); name its column with task.answer")
+    return _messages(question, where), answer_text(answer)
 
 
 def _messages(question: Any, where: str) -> Messages:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 Messages = list[dict[str, str]]
 """Chat messages, each with a `role` and a `content`."""
@@ -17,6 +19,7 @@ class Problem:
     prompt: what the policy reads; empty until the problem is written for a model (`prompts.prompted`). reference: what
     the grader compares with: the right answer, the tests of a code problem as JSON, the prompt of a Countdown problem.
     question: the bare text, without any answer instruction. messages: as the file has them. Countdown has neither.
+    row: all columns of the file's row, where an own reward reads them.
     """
 
     id: str
@@ -24,3 +27,8 @@ class Problem:
     reference: str
     question: str = ""
     messages: Messages = field(default_factory=list, compare=False, repr=False)
+    row: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def whole(self) -> str:
+        """The prompt and the row as JSON: what an own reward (`rewards/own.py`) is asked with."""
+        return json.dumps([self.prompt, self.row], default=str)

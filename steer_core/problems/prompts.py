@@ -6,9 +6,10 @@ policy reads, a system prompt of the chat template included, so that it can be s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steer_core.common.errors import SteerError, nearest, one_line
 from steer_core.common.files import read_text
@@ -115,6 +116,13 @@ def spelled_out(style: str) -> str:
     return text
 
 
+_TAKEN = {
+    "conversation", "messages", "tokenize", "add_generation_prompt", "tools", "documents", "chat_template", "padding",
+    "truncation", "max_length", "return_tensors", "return_dict", "continue_final_message", "tokenizer_kwargs",
+    "return_assistant_tokens_mask",
+}  # fmt: skip
+
+
 def styled(problem: Problem, style: str) -> Messages:
     """The chat messages of a problem in a style or a template. Raises SteerError as `spelled_out` does."""
     if style == SHIPPED:
@@ -130,16 +138,32 @@ def prompted(problem: Problem, style: str, tokenizer: PreTrainedTokenizerBase) -
     return replace(problem, prompt=render(styled(problem, style), tokenizer))
 
 
-def render(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> str:
+def with_system(messages: Messages, system: str | None) -> Messages:
+    """The messages with a system prompt first, in place of one that they have; as they are where it is None."""
+    if system is None:
+        return messages
+    return [{"role": "system", "content": system}, *(m for m in messages if m["role"] != "system")]
+
+
+def render(messages: Messages, tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any] | None = None) -> str:
     """The prompt that the policy gets: its chat template up to its turn, or the bare contents without a template.
 
-    A template may add a system prompt of its own to messages that bring none; the text shows it.
-    Raises SteerError where the template refuses the messages.
+    A template may add a system prompt of its own to messages that bring none; the text shows it. arguments: what the
+    template is given by name (`task.template`). Raises SteerError where the template refuses the messages, and for
+    arguments without a template or of names that are taken.
     """
+    arguments = arguments or {}
+    if taken := sorted(arguments.keys() & _TAKEN):
+        raise SteerError(f"task.template.{taken[0]}: is no argument of a template's own; take it out")
+    if arguments and not tokenizer.chat_template:
+        raise SteerError(
+            f"task.template: the model has no chat template that takes {next(iter(arguments))}; take it out, or use a "
+            "model that has one"
+        )
     if not tokenizer.chat_template:
         return "\n\n".join(message["content"] for message in messages)
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **arguments)
     except Exception as error:  # a template raises what it likes, for example at a role it does not know
         roles = ", ".join(message["role"] for message in messages)
         raise SteerError(

@@ -130,11 +130,11 @@ def data_folder(folder: Path | None = None) -> Path | None:
 def find_file(file: str, field: str = "task.file") -> Path:
     """The file of that path or, for a bare name, of that name here or in `data_folder()`. Raises SteerError."""
     path, folder = Path(file), data_folder()
-    if path.is_file() or path.name != file:
+    if path.exists() or path.name != file:
         return path
     if folder is None:
         raise SteerError(f"{field}: {file} is no file here; set STEER_DATA to the folder that holds it")
-    if not (folder / file).is_file():
+    if not (folder / file).exists():
         raise SteerError(f"{field}: {file} is no file here or in {folder}; put it there, or set STEER_DATA")
     return folder / file
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
 Thinking = Literal["skip", "read"]
@@ -24,16 +24,24 @@ class Verdict:
     status: `unanswered` where the grader found nothing to judge, `timed out` and `crashed` where judging itself, or
     the program that is judged, came to no end. answer: the answer it judged, written so that equal answers are equal
     text (what a majority vote counts), or None. detail: one line for people, such as the first test that failed.
+    reward, parts: of a grader that gives more than right or wrong, its number, and by name what that is made of.
     """
 
     status: Status
     answer: str | None = None
     detail: str = ""
+    reward: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)
 
     @property
     def correct(self) -> bool:
         """Whether the response solves the problem."""
         return self.status == "right"
+
+    @property
+    def score(self) -> float:
+        """What training is rewarded with: the grader's number, or 1 where the response is right and 0 where not."""
+        return float(self.correct) if self.reward is None else self.reward
 
 
 def after_thinking(response: str) -> str:

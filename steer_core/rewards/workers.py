@@ -6,7 +6,8 @@ unpickles or evaluates what a worker wrote. Limits are the kernel's or the paren
 (RLIMIT_CPU), address space (RLIMIT_AS, on Linux), and a generous wall clock for what sleeps. Processor time does not
 depend on what else the machine does, and each clock starts when a worker takes the item, so neither a long queue nor a
 busy machine changes a verdict; nor does loading what the function needs, which its module may do in a function
-`warm_up`, called once in every worker before any clock. No alarm signals: any thread may ask, several at once.
+`warm_up`, called once in every worker before any clock, with the words of `prepare`. No alarm signals: any thread may
+ask, several at once.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cache, reduce
@@ -50,6 +51,7 @@ class WorkerPool:
     function: "module:name", or a function of an importable module; items and results are plain data as JSON has
     them. workers: processes, by default one a core. cpu_s: seconds of processor time an item may take (rounded up
     to whole seconds by the kernel). timeout_s: the same by the wall clock. memory_bytes: address space of a worker.
+    prepare: what the module's `warm_up` is called with.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class WorkerPool:
         timeout_s: float = 60.0,
         cpu_s: float = 5.0,
         memory_bytes: int = 2 << 30,
+        prepare: Sequence[str] = (),
     ) -> None:
         from steer_core.common.environment import (
             cores,  # not at the top: a worker runs this file before it has the path
@@ -68,7 +71,7 @@ class WorkerPool:
         if name.startswith("__main__:") or "<" in name or ":" not in name:
             raise ValueError(f"function: {name} cannot be imported by another process; give module:name")
         self._workers = workers or cores()
-        self._settings = {"function": name, "cpu_s": cpu_s, "memory_bytes": memory_bytes}
+        self._settings = {"function": name, "cpu_s": cpu_s, "memory_bytes": memory_bytes, "prepare": [*prepare]}
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._crew: _Crew | None = None
@@ -284,7 +287,7 @@ def main() -> None:
         path, _, name = settings["function"].partition(":")
         module = importlib.import_module(path)
         function = reduce(getattr, name.split("."), module)
-        getattr(module, "warm_up", lambda: None)()
+        getattr(module, "warm_up", lambda: None)(*settings["prepare"])
     except Exception as error:
         return tell(error=_told(error))
     tell(result="ready")

@@ -28,7 +28,7 @@ from steer_core.common.files import read_json, write_atomically
 from steer_core.common.places import RUN, refuse_others
 from steer_core.common.settings import apply_overrides, build, read_yaml, to_dict
 from steer_core.config.config import Config
-from steer_core.config.sections import CountdownConfig
+from steer_core.config.tasks import CountdownConfig
 from steer_core.engines.base import TrainingEngine
 from steer_core.interventions.base import Memory
 from steer_core.policy.model import Policy, base_digest, settings_digests
@@ -67,8 +67,10 @@ class RunFolder:
         kept = {name: path for name, path in self._paths().items() if exists(path)}
         if "model.path" in kept and config.model.path == self.written.model.path:
             config = replace(config, model=replace(config.model, path=kept["model.path"]))
-        if "task.file" in kept and not isinstance(config.task, CountdownConfig) and config.task == self.written.task:
-            config = replace(config, task=replace(config.task, file=kept["task.file"]))
+        if not isinstance(config.task, CountdownConfig) and config.task == self.written.task:
+            file = kept.get("task.file", config.task.file)
+            held_out = kept.get("task.validation_file", config.task.validation_file)
+            config = replace(config, task=replace(config.task, file=file, validation_file=held_out))
         return config
 
     def check_model(self) -> None:
@@ -90,6 +92,13 @@ class RunFolder:
 
     def plan(self, rollouts: int | str) -> None:
         """Plan another length than config.yaml holds, which `keep_plan` writes there."""
+        optimizer = self.config.optimizer
+        if optimizer.schedule_ends and optimizer.schedule_rollouts is None:
+            raise SteerError(
+                f"train.rollouts: the learning rate of {self.path} falls until the planned end (optimizer.schedule "
+                f"{optimizer.schedule}), so another length would have been another run; start one in another folder, "
+                "with optimizer.schedule_rollouts if its length is to stay open"
+            )
         settings = apply_overrides(to_dict(self.config), [f"train.rollouts={rollouts}"])
         self.config = self.checkpoints.config = build(Config, settings)
 
@@ -236,4 +245,6 @@ def absolute_paths(config: Config) -> dict[str, str]:
         found["model.path"] = str(Path(config.model.path).resolve())
     if not isinstance(config.task, CountdownConfig):
         found["task.file"] = str(find_file(config.task.file).resolve())
+        if config.task.validation_file is not None:
+            found["task.validation_file"] = str(find_file(config.task.validation_file).resolve())
     return found

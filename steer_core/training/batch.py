@@ -28,7 +28,8 @@ class MicroBatch:
     """Some sequences of a rollout, ready for the loss, with the statistics of the policy that sampled.
 
     advantages_BT: of each token, times its truncated importance ratio where that is asked for. draws_BT: uniform
-    within [0, 1), for interventions that choose tokens at random. rows: which responses of the rollout.
+    within [0, 1), for interventions that choose tokens at random. rows: which responses of the rollout. reference_BT:
+    ln p under the reference of a KL term in the loss, None without one.
     """
 
     sequences: Sequences
@@ -36,6 +37,7 @@ class MicroBatch:
     advantages_BT: Tensor
     draws_BT: Tensor
     rows: list[int] = field(default_factory=list)
+    reference_BT: Tensor | None = None
 
     @property
     def mask_BT(self) -> Tensor:
@@ -81,17 +83,21 @@ def mini_batches(
     rollout_index: int = 1,
     places: Sequence[int] | None = None,
     scoring: Scoring = PLAIN,
+    reference_BT: Tensor | None = None,
+    epoch: int = 0,
 ) -> Iterator[list[MicroBatch]]:
     """The mini-batches of a rollout, one an optimiser step, each as a list of micro-batches.
 
     old: statistics (B, T) of the policy that sampled. places: where this rank's prompts stand among those of
-    all ranks; without it they are all there are.
+    all ranks; without it they are all there are. reference_BT: see `MicroBatch`. epoch: how often the rollout has been
+    learnt from, which gives rules that choose at random other draws.
     """
     group, longest = config.rollout.responses, max(config.rollout.max_new_tokens, rollout.response_ids_BT.shape[1])
     count, rows = 1, list(range(len(advantages_B)))
     if places is not None:
         count, rows = ranks.world_size(), [place * group + i for place in places for i in range(group)]
-    source = torch.Generator().manual_seed(derive_seed(config.train.seed, "intervention", rollout_index))
+    purpose = f"intervention, epoch {epoch}" if epoch else "intervention"
+    source = torch.Generator().manual_seed(derive_seed(config.train.seed, purpose, rollout_index))
     draws_BT = torch.rand((len(advantages_B) * count, longest), generator=source).to(advantages_B)[rows]
     advantages_BT = importance_corrected(advantages_B, rollout, old, config.algorithm.importance_cap)
     size = config.optimizer.mini_batch_prompts * group // count
@@ -101,8 +107,8 @@ def mini_batches(
         for own in micro_batch_rows(inside, rollout, config, scoring):
             sequences = rollout.rows(own)
             width = sequences.response_ids_BT.shape[1]
-            part_old = old[own, :width]
-            batch.append(MicroBatch(sequences, part_old, advantages_BT[own, :width], draws_BT[own, :width], own))
+            of_part = (old[own, :width], advantages_BT[own, :width], draws_BT[own, :width], own)
+            batch.append(MicroBatch(sequences, *of_part, None if reference_BT is None else reference_BT[own, :width]))
         yield batch
 
 

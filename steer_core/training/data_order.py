@@ -14,13 +14,15 @@ from steer_core.config.config import Config
 T = TypeVar("T")
 
 
-def rollout_problems(problems: Sequence[T], rollout_index: int, config: Config) -> list[T]:
+def rollout_problems(problems: Sequence[T], rollout_index: int, config: Config, attempt: int = 0) -> list[T]:
     """The `rollout.prompts` problems of a rollout (counted from 1), those of all ranks.
 
     Epochs follow one another without a gap; the order of each follows from `train.seed` and its number
-    alone, so it is the same for every method.
+    alone, so it is the same for every method. With `rollout.resample` a rollout has so many more lots of problems in
+    that order, one for each further attempt, whether they are sampled or not: so nothing has to be remembered.
     """
     count, size = config.rollout.prompts, len(problems)
+    rollout_index = (rollout_index - 1) * (config.rollout.resample + 1) + attempt + 1
     chosen: list[T] = []
     order = torch.empty(0, dtype=torch.long)
     for position in range((rollout_index - 1) * count, rollout_index * count):
@@ -32,9 +34,13 @@ def rollout_problems(problems: Sequence[T], rollout_index: int, config: Config) 
     return chosen
 
 
-def rollout_seed(config: Config, rollout_index: int) -> int:
-    """What a rollout's responses are drawn from, with the prompts' places; it follows from `train.seed` alone."""
-    return derive_seed(config.train.seed, "rollout", rollout_index)
+def rollout_seed(config: Config, rollout_index: int, attempt: int = 0) -> int:
+    """What a rollout's responses are drawn from, with the prompts' places; it follows from `train.seed` alone.
+
+    attempt: which one, with `rollout.resample`, from 0.
+    """
+    purpose = f"rollout, attempt {attempt}" if attempt else "rollout"
+    return derive_seed(config.train.seed, purpose, rollout_index)
 
 
 def local_places(config: Config, rank: int | None = None) -> list[int]:

@@ -35,7 +35,8 @@ def first_responses(
         for sample in range(group if p < counts[1] else 1)
     }
     lengths = {row: n for batch in batches for part in batch for row, n in part.lengths().items()}
-    split = {name: log[name].split(list(lengths.values())) for name in ("lambda", "omega")}
+    tokens = sum(lengths.values())  # of the first epoch
+    split = {name: log[name][:tokens].split(list(lengths.values())) for name in ("lambda", "omega")}
     rows = {}
     for k, row in enumerate(lengths):
         if row not in wanted:
@@ -47,7 +48,7 @@ def first_responses(
             problem=problem.id,
             prompt=problem.prompt,
             response=rollout.texts[row],
-            reward=float(sampled.graded.correct[row]),
+            reward=sampled.graded.rewards[row],
             advantage=float(advantages_B[row]),
             finish_reason=rollout.finish_reasons[row],
             sample=sample,

@@ -37,6 +37,7 @@ from steer_core.training.data_order import rollout_problems
 from steer_core.training.kept_responses import first_responses
 from steer_core.training.metrics import Clock, Steps, end_metrics, metrics_of
 from steer_core.training.probe import watched_step
+from steer_core.training.reference import Reference, shaped_rewards
 from steer_core.training.sampling import SampledRollout, divergence_told, note_of_unjudged, sample_rollout
 from steer_core.training.scoring import make_scoring
 from steer_core.training.token_dump import token_rows
@@ -72,7 +73,9 @@ class Trainer:
         check_model(self.policy, config)
         self.scoring = make_scoring(self.policy, config)
         self.update = Update(self.policy, self.engine, config, self.scoring)
+        self.reference = Reference(config)
         self.task = make_task(config.task, self.policy.tokenizer)
+        self.task.rollout_grader(0, [])  # a reward that is not found ends the run here
         self.problems = self.task.problems("train", config.task.train_problems)
         self.held_out = self.task.problems(config.evaluation.split, config.evaluation.problems)
         longest = check_room_for_prompts(self.policy, config, self.problems, self.held_out)
@@ -130,38 +133,41 @@ class Trainer:
         clock = Clock()
         # 1. sample a group of responses to each prompt with the policy theta_old, and grade them
         sampled = self.sample(n)
-        # 2. advantages from the groups' rewards
+        # 2. ln p and H at every token under theta_old, and ln p under the reference of a KL term
+        old, reference_BT = self.score_rollout(sampled.rollout), self.reference.logprobs(sampled.rollout)
+        # 3. advantages from the groups' rewards; a method may change what a response is credited with
+        rewards_PG, shaped = shaped_rewards(sampled, old, reference_BT, self.config)
         estimate, settings = ADVANTAGES[self.config.algorithm.advantage], self.config.algorithm.advantage_settings
-        advantages_PG = estimate(sampled.rewards_PG, sampled.lengths_PG, **settings)
-        # 3. ln p and H at every token under theta_old; a method may change what a response is credited with
-        old = self.score_rollout(sampled.rollout)
+        advantages_PG = estimate(rewards_PG, sampled.lengths_PG, **settings)
         mask_BT = sampled.rollout.response_mask_BT.bool()
         advantages_PG = self.update.active.credit(advantages_PG, sampled.rewards_PG, old, mask_BT, sampled.ids_P, n)
         advantages_B = ranks.local_rows(advantages_PG.flatten(), sampled.rewards_B)
         clock.tick()
         # every mini-batch (`Update.step`): 4. lambda from Omega; 5. lambda x clipped surrogate, its gradient; 6. a step
-        batches = list(self.batches(sampled.rollout, old, advantages_B, n, sampled.places))
+        batches = list(self.batches(sampled.rollout, old, advantages_B, n, sampled.places, reference_BT))
         with divergence_told(self.config, n):
             steps = self.optimizer_steps(batches, n)
         # 7. sample from the new policy from now on
         self.sync_weights(n)
         clock.tick()
         self.keep_responses(n, sampled, advantages_B, old, batches, steps)
-        metrics = metrics_of(sampled, advantages_PG, old, batches, steps, self.update.active, self.scoring)
+        metrics = metrics_of(sampled, advantages_PG, old, batches, steps, self.update.active, self.scoring) | shaped
         if metrics["reward/groups_without_signal"] == 1:
             self.run.log(n, {"note": NO_SIGNAL}, "notes.jsonl")
-        metrics |= end_metrics(sampled.rollout, self.policy, self.config.rollout.stop)
+        metrics |= end_metrics(sampled.rollout, self.policy, self.config.rollout.stop) | sampled.resampled
+        metrics |= self.update.rate.metrics(n)
         return metrics | clock.metrics(sampled)
 
-    def problems_of(self, n: int) -> list[Problem]:
-        """The problems of rollout n, those of all ranks."""
-        return rollout_problems(self.problems, n, self.config)
+    def problems_of(self, n: int, attempt: int = 0) -> list[Problem]:
+        """The problems of rollout n, those of all ranks; of a later attempt, those that take the place of some."""
+        return rollout_problems(self.problems, n, self.config, attempt)
 
     def sample(self, n: int) -> SampledRollout:
         """This rank's part of rollout n, graded; what could not be judged is noted."""
         go_on = self.run.how_to_go_on
         with divergence_told(self.config, n - 1):
-            sampled = sample_rollout(self.sampler, self.task, self.problems_of(n), self.config, n, go_on)
+            attempts = [self.problems_of(n, attempt) for attempt in range(self.config.rollout.resample + 1)]
+            sampled = sample_rollout(self.sampler, self.task, attempts, self.config, n, go_on)
         note = note_of_unjudged(sampled, n, go_on)
         if note is not None:
             self.run.log(n, {"note": note}, "notes.jsonl")
@@ -172,23 +178,33 @@ class Trainer:
         return score_rollout(self.model, rollout, self.config, self.scoring)
 
     def batches(
-        self, rollout: Rollout, old: TokenStats, advantages_B: Tensor, n: int = 1, places: Sequence[int] | None = None
+        self,
+        rollout: Rollout,
+        old: TokenStats,
+        advantages_B: Tensor,
+        n: int = 1,
+        places: Sequence[int] | None = None,
+        reference_BT: Tensor | None = None,
     ) -> Iterator[list[MicroBatch]]:
-        """The mini-batches of rollout n; see `mini_batches`."""
-        return mini_batches(rollout, old, advantages_B, self.config, n, places, self.scoring)
+        """The mini-batches of rollout n, epoch by epoch; see `mini_batches`."""
+        in_loss = reference_BT if self.config.algorithm.kl_in == "loss" else None
+        for epoch in range(self.config.optimizer.repeats):
+            parts = (rollout, old, advantages_B, self.config, n, places, self.scoring, in_loss, epoch)
+            yield from mini_batches(*parts)
 
     def optimizer_steps(self, batches: list[list[MicroBatch]], n: int) -> Steps:
         """One optimiser step a mini-batch. A probe watches one of them, another one each rollout, on the main rank."""
-        own_tokens = sum(int(part.mask_BT.sum()) for batch in batches for part in batch)
+        once = batches[: len(batches) // self.config.optimizer.repeats]
+        own_tokens = sum(int(part.mask_BT.sum()) for batch in once for part in batch)
         tokens = ranks.all_reduce_sum(own_tokens, self.model.device)
-        self.update.active.begin_rollout(batches, n)
+        self.update.active.begin_rollout(once, n)
         logs: list[dict[str, Tensor]] = []
         norms: list[float | None] = []
         probed: dict[str, float] = {}
         for i, batch in enumerate(batches):
             watched = self.config.train.probe_sequences and i == (n - 1) % len(batches) and ranks.is_main()
             with watched_step(self.lens_on(batch)) if watched else nullcontext() as watch:
-                norm, log = self.update.step(batch, tokens, n)
+                norm, log = self.update.step(batch, tokens, n, i)
             if watch is not None:
                 probed = watch.metrics({form: tokens * log[form] for form in ENTROPY_CHANGE if form in log})
             norms.append(norm)
@@ -231,7 +247,7 @@ class Trainer:
         batches: list[list[MicroBatch]],
         steps: Steps,
     ) -> None:
-        """Give the run responses to the first problems of a rollout, one each or their whole group, and a dump if due."""
+        """Give the run responses to the first problems of a rollout, one each or whole groups, and a dump if due."""
         if ranks.is_main():
             counts = self.config.train.logged_responses, self.config.train.logged_groups
             rows = first_responses(self.policy.tokenizer, sampled, counts, advantages_B, old, batches, steps.log)

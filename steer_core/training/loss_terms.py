@@ -14,6 +14,7 @@ from steer_core.common import ranks
 from steer_core.config.config import Config
 from steer_core.engines.base import TrainingEngine
 from steer_core.formulas.loss import ClipRange, clipped_surrogate, denominator, token_coefficients
+from steer_core.formulas.shaping import kl_estimate
 from steer_core.formulas.token_stats import TokenStats, concatenate
 from steer_core.interventions.base import LossTerms
 from steer_core.ladder.influence import entropy_influence, step_size
@@ -29,6 +30,7 @@ class ActiveIntervention(MethodInForce):
     """A method as a run of this package applies it.
 
     model, engine, scoring: what is trained, what steps, and how passes are made; for rules that differentiate.
+    learning_rate: that of the step in hand.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class ActiveIntervention(MethodInForce):
         algorithm = config.algorithm
         super().__init__(config.intervention, ClipRange(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip))
         self.config, self.model, self.engine, self.scoring = config, model, engine, scoring
+        self.learning_rate = config.optimizer.step_size
 
     @property
     def knows_square_sums(self) -> bool:
@@ -47,10 +50,11 @@ class ActiveIntervention(MethodInForce):
         """True (B,) at rows of a micro-batch that have an advantage, or all where the method teaches without one.
 
         The loss of a token of advantage 0 is 0 whatever its weight, so a response without an advantage teaches nothing
-        but by a method that says so (`learns_without_advantage`).
+        but by a method that says so (`learns_without_advantage`), or by a KL term.
         """
         taught_B = (part.advantages_BT != 0).any(-1)
-        return torch.ones_like(taught_B) if self.method.learns_without_advantage else taught_B
+        every = self.method.learns_without_advantage or part.reference_BT is not None
+        return torch.ones_like(taught_B) if every else taught_B
 
     def learnt_rows(self, part: MicroBatch) -> list[int]:
         """Rows of a micro-batch that are part of the backward pass: those that are taught; the first, if none is."""
@@ -67,7 +71,7 @@ class ActiveIntervention(MethodInForce):
         """
         rows, (count, width) = self.learnt_rows(part), part.mask_BT.shape
         others = sorted(set(range(count)) - set(rows))
-        seen = self.method.sees_without_advantage
+        seen = self.method.sees_without_advantage or part.reference_BT is not None
         if seen and not (others and torch.is_grad_enabled()):
             return self._score(part.sequences, width)
         learnt = self._score(part.sequences.rows(rows), width)
@@ -117,9 +121,16 @@ class ActiveIntervention(MethodInForce):
         return self.terms(stats, parts, _Step(self, parts, coefficients, everyone))
 
     def token_losses(self, stats: TokenStats, part: MicroBatch, terms: LossTerms) -> Tensor:
-        """weights x clipped surrogate + extra x extra term: the loss (B, T) of every token before the reduction."""
+        """weights x clipped surrogate + extra x extra term: the loss (B, T) of every token before the reduction.
+
+        With a reference, `algorithm.kl_coefficient` times the estimated KL is added, which no weight changes.
+        """
         advantages_BT, weights_BT = spread(terms.advantages, part, 0.0), spread(terms.weights, part, 1.0)
         loss_BT = weights_BT * clipped_surrogate(stats.logprob, part.old.logprob, advantages_BT, self.clip)
+        if part.reference_BT is not None:
+            algorithm = self.config.algorithm
+            kl_BT = kl_estimate(stats.logprob, part.reference_BT, algorithm.kl_estimator)
+            loss_BT = loss_BT + algorithm.kl_coefficient * kl_BT
         if terms.extra is None:
             return loss_BT
         return loss_BT + spread(terms.extra, part, 0.0) * self.method.extra_loss(stats, part.old)

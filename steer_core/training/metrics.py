@@ -29,7 +29,8 @@ probe/...           one watched optimiser step a rollout, over the tokens of a f
                     entropy_change/ but per token of the probe. `probe/pearson/...` and `probe/sign/...`
                     are the agreement per token with the measured change (correlation; share of equal
                     signs), absent where undefined: a constant estimate, no token with an advantage.
-reward/..., response/..., grad_norm/...  mean reward, the grader's; share of groups without an advantage, because their
+reward/..., response/..., grad_norm/...  mean reward, the grader's, and of an own reward every part by itself, without
+                    its weight (`reward/part/NAME`); share of groups without an advantage, because their
                     rewards are all equal or the method leaves none, and of responses that
                     the grader did not judge (it timed out or crashed; their reward is 0);
                     length in tokens and share cut off, and, where there are several ends, the share that each
@@ -42,6 +43,13 @@ batch/padding       share of padding in what the forward passes of the updates r
 rollout/logprob_gap/... |log-prob of the sampler - log-prob of the trainer| over the sampled tokens, in nats: mean,
                     99.9th percentile, largest; with rollout.engine=vllm, and with rollout.old=sampler, there
                     over the first optimiser step's tokens that have an advantage, absent where none has.
+learning_rate       of the last optimiser step, with a schedule. The estimates of the entropy change know it, and know
+                    nothing of a KL term.
+kl/k1, k2, k3       with algorithm.kl_coefficient: mean estimate of the KL to the reference over the response tokens,
+                    under the policy that sampled, in nats. `reward/shaped`, `reward/overlong`: what advantages are made
+                    of where rewards are changed, and what long responses lost of it.
+resampled/...       with rollout.resample: tries made; responses and tokens that were sampled and thrown away; groups
+                    without signal before and after.
 time/...            seconds and tokens per second: the only readings that differ between two runs.
                     `time/update_seconds` includes `time/probe_seconds`.
 """
@@ -138,6 +146,7 @@ def metrics_of(
     return {
         **rollout_metrics(entropy_N, logprob_N, *responses, zero_variance_P),
         "reward/unjudged": float(sampled.unjudged_PG.mean()),
+        **part_metrics([verdict.parts for verdict in sampled.graded.verdicts]),
         **({} if sampler_BT is None else gap_metrics((sampler_BT[mask_BT] - logprob_N).abs())),
         **({} if first is None or not ranks.all_reduce_sum(len(first), first.device) else gap_metrics(first)),
         **update_metrics(
@@ -175,7 +184,7 @@ def token_log(
     known = {name: form for name, form in ENTROPY_CHANGE.items() if name != "exact" or active.knows_square_sums}
     forms: dict[str, EntropyChange] = {**known, "covariance": partial(covariance_entropy_change, means=means)}
     changes = {name: estimate(new, old, advantages, active.clip) for name, estimate in forms.items()}
-    scale = active.config.optimizer.step_size * share * weights / rollout_tokens
+    scale = active.learning_rate * share * weights / rollout_tokens
     return {
         **{name: scale * change for name, change in changes.items()},
         **({} if losses_N is None else {"loss": share * losses_N}),
@@ -223,6 +232,19 @@ def rollout_metrics(
         "response/length_max": float(lengths.max()),
         "response/truncated": float(truncated_PG.double().mean()),
     }
+
+
+def part_metrics(parts_B: Sequence[dict[str, float]]) -> dict[str, float]:
+    """`reward/part/NAME`: the mean of every part of an own reward over all ranks' responses that have it, unweighted.
+
+    parts_B: by name the parts of each of this rank's responses; nothing where no response of any rank has one.
+    """
+    sums: dict[str, tuple[float, int]] = {}
+    for parts in (parts for own in ranks.all_gather_objects(list(parts_B)) for parts in own):
+        for name, value in parts.items():
+            total, count = sums.get(name, (0.0, 0))
+            sums[name] = (total + value, count + 1)
+    return {f"reward/part/{name}": total / count for name, (total, count) in sorted(sums.items())}
 
 
 def end_metrics(rollout: Rollout, policy: Policy, stop: Sequence[str]) -> dict[str, float]:

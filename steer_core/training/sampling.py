@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from steer_core.problems.task import Task
 from steer_core.rewards.base import UNJUDGED
 from steer_core.rollout.rollout import Rollout, Sampler
 from steer_core.training.data_order import gathered_places, local_places, rollout_seed
+from steer_core.training.resampling import with_signal
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SampledRollout:
     graded, problems, places, rewards_B: of this rank; places are those of its prompts among all ranks'.
     ids_P: of all ranks, the id of each prompt's problem. rewards_PG, lengths_PG, truncated_PG, unjudged_PG: of all
     ranks, (prompts, group), in the same order: the reward of each response, its tokens, whether it was cut off, whether
-    the grader came to no verdict.
+    the grader came to no verdict. resampled: what dynamic sampling cost, as metrics; nothing without it.
     """
 
     graded: GradedRollout
@@ -39,6 +40,7 @@ class SampledRollout:
     lengths_PG: Tensor
     truncated_PG: Tensor
     unjudged_PG: Tensor
+    resampled: dict[str, float] = field(default_factory=dict)
 
     @property
     def rollout(self) -> Rollout:
@@ -47,17 +49,27 @@ class SampledRollout:
 
 
 def sample_rollout(
-    sampler: Sampler, task: Task, problems: Sequence[Problem], config: Config, rollout_index: int, how_to_go_on: str
+    sampler: Sampler,
+    task: Task,
+    attempts: Sequence[Sequence[Problem]],
+    config: Config,
+    rollout_index: int,
+    how_to_go_on: str,
 ) -> SampledRollout:
-    """Sample and grade this rank's share of a rollout's problems, those of all ranks being `problems`.
+    """Sample and grade this rank's share of a rollout's problems.
 
-    how_to_go_on: for the remedies. Raises SteerError for a response without a token.
+    attempts: the problems of all ranks, and those that take the place of groups without signal, attempt by attempt
+    (`rollout.resample`). how_to_go_on: for the remedies. Raises SteerError for a response without a token.
     """
     group, places = config.rollout.responses, local_places(config)
-    own = [problems[place] for place in places]
-    seed = rollout_seed(config, rollout_index)
-    grader = task.rollout_grader(seed, places)
-    graded = sample_and_grade(sampler, own, group, config.rollout, seed, [grader], places)
+
+    def sample(attempt: int, places: list[int]) -> GradedRollout:
+        seed, chosen = rollout_seed(config, rollout_index, attempt), [attempts[attempt][place] for place in places]
+        grader = task.rollout_grader(seed, places)
+        return sample_and_grade(sampler, chosen, group, config.rollout, seed, [grader], places)
+
+    graded, resampled = with_signal(sample, places, len(attempts) - 1)
+    own = graded.problems[::group]
     mask_BT = graded.rollout.response_mask_BT.bool()
     if not mask_BT.any(-1).all():
         raise SteerError(
@@ -66,15 +78,18 @@ def sample_rollout(
         )
     device, dtype = mask_BT.device, torch.float64 if config.model.dtype == "float64" else torch.float32
     columns = (
-        [float(right) for right in graded.correct],
+        graded.rewards,
         mask_BT.sum(-1).tolist(),
         [reason == "length" for reason in graded.rollout.finish_reasons],
         [verdict.status in UNJUDGED for verdict in graded.verdicts],
     )
     own_BK = torch.stack([torch.tensor(column, device=device, dtype=dtype) for column in columns], -1)
-    groups = (column.view(-1, group) for column in ranks.all_gather_rows(own_BK).unbind(-1))
-    ids_P = [problems[place].id for place in gathered_places(config)]
-    return SampledRollout(graded, own, places, own_BK[:, 0], ids_P, *groups)
+    rewards, lengths, truncated, unjudged = (c.view(-1, group) for c in ranks.all_gather_rows(own_BK).unbind(-1))
+    ids_P = [attempts[0][place].id for place in gathered_places(config)]
+    if resampled:
+        ids_P = [name for names in ranks.all_gather_objects([problem.id for problem in own]) for name in names]
+    of_all = (rewards, lengths, truncated, unjudged)
+    return SampledRollout(graded, own, places, own_BK[:, 0], ids_P, *of_all, resampled=resampled)
 
 
 @contextmanager
@@ -94,17 +109,18 @@ def divergence_told(config: Config, rollouts: int) -> Iterator[None]:
 def note_of_unjudged(sampled: SampledRollout, rollout_index: int, how_to_go_on: str) -> str | None:
     """How many responses were not judged, in words, for a reward of 0 that means nothing; None where all were.
 
-    All ranks make this call. Raises SteerError where the grader crashed on every response: there is no reward to
-    learn from.
+    All ranks make this call. Raises SteerError where the grader crashed on every response, or an own reward came to no
+    end on every one: there is no reward to learn from.
     """
     verdicts, unjudged_PG = sampled.graded.verdicts, sampled.unjudged_PG
     told = [verdict for verdict in verdicts if verdict.status in UNJUDGED]
     why = f"{told[0].status}: {told[0].detail}" if told else "other ranks know why"
-    crashed = ranks.all_reduce_sum(sum(verdict.status == "crashed" for verdict in verdicts), unjudged_PG.device)
-    if crashed == unjudged_PG.numel():
+    own = "own" in sampled.graded.graded
+    hopeless, who = (UNJUDGED, "the own reward failed") if own else (("crashed",), "the grader crashed")
+    lost_here = sum(verdict.status in hopeless for verdict in verdicts)
+    if ranks.all_reduce_sum(lost_here, unjudged_PG.device) == unjudged_PG.numel():
         raise SteerError(
-            f"rollout {rollout_index}: the grader crashed on every response ({why}); mend what it says, "
-            f"then {how_to_go_on}"
+            f"rollout {rollout_index}: {who} on every response ({why}); mend what it says, then {how_to_go_on}"
         )
     lost = int(unjudged_PG.sum())
     return f"{lost} of {unjudged_PG.numel()} responses were not judged, their reward is 0 ({why})" if lost else None

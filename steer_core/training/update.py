@@ -19,6 +19,7 @@ from steer_core.policy.score import PLAIN, Scoring, reading
 from steer_core.training.batch import MicroBatch
 from steer_core.training.loss_terms import ActiveIntervention
 from steer_core.training.metrics import token_log
+from steer_core.training.schedule import LearningRate
 
 
 class Update:
@@ -32,16 +33,19 @@ class Update:
         self.scoring, self.skipped = scoring, 0
         self.token_log = token_log  # a benchmark leaves it out
         self.active = ActiveIntervention(config, policy.model, engine, scoring)
+        self.rate = LearningRate(config)
 
     def step(
-        self, batch: list[MicroBatch], rollout_tokens: int, rollout_index: int
+        self, batch: list[MicroBatch], rollout_tokens: int, rollout_index: int, index: int = 0
     ) -> tuple[float | None, dict[str, Tensor]]:
         """One optimiser step over the micro-batches of a mini-batch: (gradient norm before clipping, `token_log`).
 
         The norm is None where the gradients were not finite and the step was not taken. rollout_tokens: response
-        tokens of the whole rollout, over which the log takes means. rollout_index: named in errors.
+        tokens of the whole rollout, over which the log takes means. rollout_index, index: which rollout, from 1, named
+        in errors, and which of its steps, from 0; they set a learning rate that follows a schedule.
         """
         active, reduction = self.active, self.config.algorithm.reduction
+        active.learning_rate = self.rate.apply(self.engine, rollout_index, index)
         denominator = active.denominator(batch)
         new_stats: list[TokenStats] = []
         terms: list[LossTerms] = []
