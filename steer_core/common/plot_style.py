@@ -97,6 +97,39 @@ def label(axis: Axes, title: str, x: str, y: str, whole: bool = True) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
 
 
+def name_lines(axis: Axes, size: float = 7.5) -> None:
+    """Each line's label behind its last point, in its colour, in place of a legend; labels keep `size` points apart.
+
+    Lines without a label (matplotlib's own begin with `_`) get none. Call it when limits and labels are set.
+    """
+    lines = [line for line in axis.get_lines() if not str(line.get_label()).startswith("_") and len(line.get_xdata())]
+    axis.figure.draw_without_rendering()
+    ends = [(float(line.get_xdata()[-1]), float(line.get_ydata()[-1])) for line in lines]
+    points = [axis.transData.transform(end)[1] * 72 / axis.figure.dpi for end in ends]
+    for line, end, now, then in zip(lines, ends, points, apart(points, 1.25 * size), strict=True):
+        look = {"color": line.get_color(), "fontsize": size, "va": "center", "annotation_clip": False}
+        axis.annotate(str(line.get_label()), end, xytext=(4, then - now), textcoords="offset points", **look)
+
+
+def apart(places: list[float], gap: float) -> list[float]:
+    """The places, in their order, moved as little as keeps each `gap` from the next, around the middle of a crowd."""
+    crowds: list[list[int]] = []
+    for i in sorted(range(len(places)), key=places.__getitem__):
+        crowds.append([i])
+        while len(crowds) > 1:
+            lower, upper = crowds[-2:]
+            if _lowest(upper, places, gap) - _lowest(lower, places, gap) >= gap * len(lower):
+                break
+            crowds[-2:] = [lower + upper]
+    found = {i: _lowest(crowd, places, gap) + gap * k for crowd in crowds for k, i in enumerate(crowd)}
+    return [found[i] for i in range(len(places))]
+
+
+def _lowest(crowd: list[int], places: list[float], gap: float) -> float:
+    """Where the lowest of a crowd lies, so that its middle is the mean of its places."""
+    return sum(places[i] for i in crowd) / len(crowd) - gap * (len(crowd) - 1) / 2
+
+
 def bin_width(rows: pd.DataFrame) -> int:
     """How many rows of a run share a point of a line, so that it has about MOST_POINTS; 1 where it has fewer anyway."""
     return max(1, -(-rows["step"].nunique() // MOST_POINTS))
