@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -30,6 +31,7 @@ STYLE = {
     "axes.labelcolor": "#1f2a36",
     "axes.labelsize": 8,
     "axes.linewidth": 0.7,
+    "axes.prop_cycle": cycler(color=ARM_COLOURS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
@@ -41,6 +43,7 @@ STYLE = {
     "grid.linewidth": 0.6,
     "legend.fontsize": 8,
     "legend.frameon": False,
+    "legend.title_fontsize": 8,
     "savefig.facecolor": "white",
     "svg.fonttype": "path",
     "svg.hashsalt": "steer",
@@ -102,13 +105,23 @@ def name_lines(axis: Axes, size: float = 7.5) -> None:
 
     Lines without a label (matplotlib's own begin with `_`) get none. Call it when limits and labels are set.
     """
-    lines = [line for line in axis.get_lines() if not str(line.get_label()).startswith("_") and len(line.get_xdata())]
-    axis.figure.draw_without_rendering()
-    ends = [(float(line.get_xdata()[-1]), float(line.get_ydata()[-1])) for line in lines]
-    points = [axis.transData.transform(end)[1] * 72 / axis.figure.dpi for end in ends]
+    lines = [line for line in axis.get_lines() if not str(line.get_label()).startswith("_")]
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    ends = [(float(x[-1]), float(y[-1])) for x, y in (np.asarray(line.get_data()) for line in lines)]
+    points = [float(axis.transData.transform(end)[1]) * 72 / figure.dpi for end in ends]
     for line, end, now, then in zip(lines, ends, points, apart(points, 1.25 * size), strict=True):
-        look = {"color": line.get_color(), "fontsize": size, "va": "center", "annotation_clip": False}
-        axis.annotate(str(line.get_label()), end, xytext=(4, then - now), textcoords="offset points", **look)
+        axis.annotate(
+            str(line.get_label()),
+            end,
+            xytext=(4, then - now),
+            textcoords="offset points",
+            color=line.get_color(),
+            fontsize=size,
+            va="center",
+            annotation_clip=False,
+        )
 
 
 def apart(places: list[float], gap: float) -> list[float]:
