@@ -32,7 +32,7 @@ PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 FAST := token_stats entropy_change formula_shapes weights loss advantages tabular interventions intervention_rules \
 	quadrant_interventions influence statistics measures config config_keys training_log minimal house public_api
 
-PAGES := docs_numbers readme reproduce_commands notebook_text papers play site
+PAGES := docs_numbers readme reproduce_commands notebook_text notebooks papers play site
 SITE ?= dist/site
 # A run to try an installed package with.
 SHORT := train.rollouts=2 rollout.prompts=4 evaluation.every=0

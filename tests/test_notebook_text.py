@@ -8,7 +8,7 @@ import pytest
 from markdown_it import MarkdownIt
 from matplotlib.mathtext import MathTextParser
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").rglob("*.ipynb"))
 MATH = re.compile(r"(?<![\\$])(\$\$?)(?!\$)(.+?)(?<!\\)\1", re.DOTALL)
 MATHJAX = {r"\begin", r"\end", r"\underbrace", r"\text", r"\Big", r"\big", r"\iff", r"\ge", r"\le", r"\tfrac"}
 MATHJAX |= {r"\textstyle", r"\lVert", r"\rVert"}
@@ -54,7 +54,7 @@ def faults(source: str) -> list[str]:
     return told
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_nothing_of_a_notebooks_markdown_stays_raw(path):
     cells = nbformat.read(path, as_version=4).cells
     assert {

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -30,6 +31,7 @@ STYLE = {
     "axes.labelcolor": "#1f2a36",
     "axes.labelsize": 8,
     "axes.linewidth": 0.7,
+    "axes.prop_cycle": cycler(color=ARM_COLOURS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
@@ -41,6 +43,7 @@ STYLE = {
     "grid.linewidth": 0.6,
     "legend.fontsize": 8,
     "legend.frameon": False,
+    "legend.title_fontsize": 8,
     "savefig.facecolor": "white",
     "svg.fonttype": "path",
     "svg.hashsalt": "steer",
@@ -95,6 +98,49 @@ def label(axis: Axes, title: str, x: str, y: str, whole: bool = True) -> None:
     axis.set_ylabel(y)
     if whole:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+
+
+def name_lines(axis: Axes, size: float = 7.5) -> None:
+    """Each line's label behind its last point, in its colour, in place of a legend; labels keep `size` points apart.
+
+    Lines without a label (matplotlib's own begin with `_`) get none. Call it when limits and labels are set.
+    """
+    lines = [line for line in axis.get_lines() if not str(line.get_label()).startswith("_")]
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    ends = [(float(x[-1]), float(y[-1])) for x, y in (np.asarray(line.get_data()) for line in lines)]
+    points = [float(axis.transData.transform(end)[1]) * 72 / figure.dpi for end in ends]
+    for line, end, now, then in zip(lines, ends, points, apart(points, 1.25 * size), strict=True):
+        axis.annotate(
+            str(line.get_label()),
+            end,
+            xytext=(4, then - now),
+            textcoords="offset points",
+            color=line.get_color(),
+            fontsize=size,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def apart(places: list[float], gap: float) -> list[float]:
+    """The places, in their order, moved as little as keeps each `gap` from the next, around the middle of a crowd."""
+    crowds: list[list[int]] = []
+    for i in sorted(range(len(places)), key=places.__getitem__):
+        crowds.append([i])
+        while len(crowds) > 1:
+            lower, upper = crowds[-2:]
+            if _lowest(upper, places, gap) - _lowest(lower, places, gap) >= gap * len(lower):
+                break
+            crowds[-2:] = [lower + upper]
+    found = {i: _lowest(crowd, places, gap) + gap * k for crowd in crowds for k, i in enumerate(crowd)}
+    return [found[i] for i in range(len(places))]
+
+
+def _lowest(crowd: list[int], places: list[float], gap: float) -> float:
+    """Where the lowest of a crowd lies, so that its middle is the mean of its places."""
+    return sum(places[i] for i in crowd) / len(crowd) - gap * (len(crowd) - 1) / 2
 
 
 def bin_width(rows: pd.DataFrame) -> int:
