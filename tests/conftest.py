@@ -28,7 +28,8 @@ run_killed run cli cli_compare runner recorded_runs launcher accidents ending
 integration_trl integration_verl everyday_answers grade
 code_rewards workers sandbox_limits own_problem_sets invariance reproduce_estimators estimate
 estimate_resume tournament paper_configs report report_run build_lock ladder real_step ladder_models
-attribution parity_trl parity_verl"""
+attribution parity_trl parity_verl recipes recipes_engines own_rewards own_page methods_in_trl methods_in_verl dump_trl
+dump_verl diagnose_runs site lab play reproduce"""
 """Files, longest first, that start engines or processes, train many runs, draw reports or load many models."""
 
 
