@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,33 @@ def _require(arms: dict[str, Any], scores: dict[str, float], setting: str, stage
     lacking = [arm for arm in arms if math.isnan(scores.get(arm, math.nan))]
     if lacking:
         raise SteerError(f"--stages: {setting} lacks {lacking[0]} of {stage}; run that stage to its end first")
+
+
+def quick(experiment: Experiment) -> Experiment:
+    """A slice of every setting: two rates, two methods, runs of a few rollouts, small evaluations; decides nothing."""
+    small = {"evaluation": {"every": 2, "problems": 8, "samples": 32, "pass_at": [1, 32]}}
+    sizes = {"rollout": {"prompts": 16}, "train": {"rollouts": 4}}
+    settings = {
+        name: dataclasses.replace(
+            setting,
+            settings=merged(
+                merged(setting.settings, sizes), {} if setting.base is None else {"model": {"path": "embedded"}}
+            ),
+            base=None,
+            screening_rollouts=2,
+            test_seeds=setting.test_seeds[:2],
+            again_seeds=setting.again_seeds[:2],
+        )
+        for name, setting in experiment.settings.items()
+    }
+    return dataclasses.replace(
+        experiment,
+        common=merged(experiment.common, small),
+        final=experiment.final | {"problems": 20, "samples": 32, "pass_at": [1, 32]},
+        rates=experiment.rates[-2:],
+        tuning_seeds=experiment.tuning_seeds[:1],
+        finalists=2,
+        contrasts=1,
+        methods=dict(list(experiment.methods.items())[:2]),
+        settings=settings,
+    )

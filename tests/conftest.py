@@ -40,6 +40,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in order or item.path.suffix == ".ipynb":
             item.add_marker("slow")
+        if item.path.parent.name == "answers":
+            item.add_marker("long")
     items.sort(key=lambda item: order.get(item.path.stem, 0 if item.path.suffix == ".ipynb" else len(order)))
 
 
