@@ -20,8 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from pipeline.catalogue import SCALES, catalogue, find
-from pipeline.stages import RULES
+from pipeline.catalogue import RULES, SCALES, catalogue, find
 
 from steer_core.cli.ending import end
 from steer_core.cli.shared import at_least

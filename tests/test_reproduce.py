@@ -14,7 +14,7 @@ from steer_core.config.config import load_config
 from steer_core.evaluation.tables import published_scores
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "reproduce"))
-from pipeline import listing, needs, pool, score_page, stages
+from pipeline import arms, listing, needs, pool, score_page, stages
 from pipeline.catalogue import Claim, catalogue, find
 from pipeline.measures import judge, values
 from pipeline.page import laptop_page
@@ -75,7 +75,7 @@ def test_steers_arm_at_the_papers_scale_is_the_shipped_configuration():
 
 
 def test_the_released_arm_is_the_preset_of_that_name():
-    arm = pool.pool().config("steer-release", 0)
+    arm = arms.pool().config("steer-release", 0)
     preset = load_config(CONFIGS / "release.yaml", [])
     assert arm.intervention == preset.intervention
     assert arm.optimizer.micro_batch_sequences == preset.optimizer.micro_batch_sequences == 8
@@ -157,9 +157,9 @@ def test_rows_are_added_to_those_that_are_kept_and_a_finished_run_is_not_lost(tm
     pool.merge_rows(new, kept)
     _, rows = read_rows(kept)
     assert {row["arm"]: row["evaluations"][-1]["correct"][0] for row in rows} == {"grpo": 8, "steer": 24}
-    assert pool.is_kept(kept, "steer", 0)
-    assert not pool.is_kept(kept, "steer", 0, {"samples": 64})
-    assert not pool.is_kept(kept, "steer", 1)
+    assert arms.is_kept(kept, "steer", 0)
+    assert not arms.is_kept(kept, "steer", 0, {"samples": 64})
+    assert not arms.is_kept(kept, "steer", 1)
 
 
 def test_rows_of_other_settings_are_refused_with_the_remedy(tmp_path):
@@ -257,6 +257,6 @@ def test_a_slice_of_a_table_trains_and_goes_on(tmp_path):
     assert done.returncode == 0, done.stderr
     done = reproduce(*words)
     assert done.returncode == 0, done.stderr
-    _, rows = pool.finished_runs(tmp_path / "results" / "laptop" / pool.ROWS)
+    _, rows = arms.finished_runs(tmp_path / "results" / "laptop" / arms.ROWS)
     assert sorted((row["arm"], row["seed"]) for row in rows) == [("grpo", 0), ("grpo", 1), ("steer", 0), ("steer", 1)]
     assert "STEER" in (tmp_path / "results" / "laptop" / "table11.md").read_text(encoding="utf-8")

@@ -9,13 +9,16 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pipeline.pool import known, pool
+from pipeline.arms import known, pool
 from steer_core import STRICT, SteerError
 from steer_core.common.errors import nearest
 from steer_core.common.settings import build, read_yaml
 
 CATALOGUE = Path(__file__).parent.parent / "catalogue.yaml"
 SCALES = ("laptop", "smoke", "paper", "paper-1gpu")
+RULES = ("published", "validation", "last")
+"""Ways to choose a checkpoint: by the first problem set (AIME24), as the paper does; by held-out problems of the
+training set; the last one."""
 ONE_GPU = "qwen2.5-math-1.5b"
 """The model whose runs fit one card."""
 

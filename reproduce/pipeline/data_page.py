@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.arms import HERE
 from pipeline.catalogue import Item
 from pipeline.page import head
-from pipeline.pool import HERE
 from steer_core.common.files import read_json, write_atomically
 from steer_core.common.tables import markdown_table
 

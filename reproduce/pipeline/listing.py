@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline import needs
+from pipeline.arms import HERE, RESULTS, ROWS, finished_runs
 from pipeline.catalogue import Item, catalogue
-from pipeline.make import read_scores
 from pipeline.measures import judge
-from pipeline.pool import HERE, RESULTS, ROWS, finished_runs
+from pipeline.rows import read_scores
 from steer_core.common.files import write_atomically
 from steer_core.common.tables import markdown_table
 

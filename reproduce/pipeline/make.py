@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
-import lzma
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from pipeline import needs
+from pipeline.arms import HERE, ROWS, finished_runs, is_kept, pool
 from pipeline.catalogue import Item, catalogue
 from pipeline.data_page import data_page
 from pipeline.page import laptop_page
-from pipeline.pool import HERE, ROWS, Stopped, finished_runs, is_kept, pool, run_arms
+from pipeline.pool import Stopped, run_arms
+from pipeline.rows import read_scores, write_scores
 from pipeline.score_page import score_page
 from pipeline.stages import SEEDS, make, runs_of
 from steer_core import SteerError
-from steer_core.common.files import written_whole
 
 __all__ = ["Stopped", "make_item"]
 MINUTES_A_RUN = 4.5
@@ -91,18 +89,6 @@ def make_scores(name: str, item: Item, args: argparse.Namespace, out: Path, resu
             write_scores(kept, rows)
     score_page(name, item, args.scale, [row for row in rows if row["select"] == args.select], results / args.scale)
     Console().print(f"{name}: {results / args.scale / name}.md", highlight=False, soft_wrap=True)
-
-
-def read_scores(path: Path) -> list[dict[str, Any]]:
-    """The raw rows of an item at a scale of the paper; none before the first run."""
-    return json.loads(lzma.decompress(path.read_bytes())) if path.exists() else []
-
-
-def write_scores(path: Path, rows: list[dict[str, Any]]) -> None:
-    """What `read_scores` reads."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as aside:
-        aside.write_bytes(lzma.compress(json.dumps(rows, separators=(",", ":")).encode()))
 
 
 def run_script(item: Item, kept: bool) -> None:

@@ -6,8 +6,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.catalogue import Item
-from pipeline.stages import RULES, SCALE, Run, runs_of
+from pipeline.catalogue import RULES, Item
+from pipeline.stages import SCALE, Run, runs_of
 from steer_core import SteerError
 from steer_core.common.places import CONFIGS
 from steer_core.common.settings import build

@@ -9,9 +9,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pipeline import figures
+from pipeline.arms import PLAN
 from pipeline.catalogue import Item
 from pipeline.measures import Rows, Verdict, interval, judge, values
-from pipeline.pool import PLAN
 from steer_core.common.files import write_atomically
 from steer_core.common.tables import markdown_table
 from steer_core.evaluation.tables import published_scores

@@ -4,38 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from pipeline.arms import PLAN, ROWS, is_kept, known
 from pipeline.rows import keep_rows, read_rows, write_rows
 from steer_core import SteerError
-from steer_core.common.errors import nearest
-from steer_core.common.settings import apply_overrides
-from steer_core.compare.plan import Plan, load_plan, run_path
+from steer_core.compare.plan import Plan, run_path
 from steer_core.compare.runner import Job, planned_jobs, refuse_failed, run_jobs, start_comparison
-
-HERE = Path(__file__).parent.parent
-PLAN = HERE / "laptop.yaml"
-RESULTS = HERE / "results" / "laptop"
-ROWS = "runs.jsonl.xz"
-QUICK = ("train.rollouts=2", "train.checkpoint_every=2", "evaluation.every=1", "evaluation.problems=20",
-         "rollout.prompts=8")  # fmt: skip
 
 
 class Stopped(Exception):
     """The runs were asked to stop; the same command goes on."""
-
-
-@cache
-def pool(quick: bool = False) -> Plan:
-    """Every arm and seed of the scale; quick: two seeds of two small rollouts, which decide nothing."""
-    plan = load_plan(PLAN, [])
-    if not quick:
-        return plan
-    return replace(plan, seeds=plan.seeds[:2], common=apply_overrides(plan.common, QUICK))
 
 
 def run_arms(
@@ -89,26 +71,6 @@ def final_jobs(final: dict[str, Any], plan: Plan, folder: Path) -> list[Job]:
             log = folder / "logs" / f"final-{arm}-{seed}.log"
             jobs.append(Job(f"final evaluation of {arm}, seed {seed}", arguments, log, result, done=result.exists()))
     return jobs
-
-
-def known(name: str, plan: Plan) -> str:
-    """The name of an arm of the pool. Raises SteerError where it is none."""
-    if name not in plan.arms:
-        raise SteerError(f"arms: {name} is no arm of {PLAN.name}; {nearest(name, list(plan.arms))}")
-    return name
-
-
-def is_kept(rows: Path, arm: str, seed: int, final: dict[str, Any] | None = None) -> bool:
-    """Whether the raw rows hold a finished run, with its final evaluation where one is asked for."""
-    return any(
-        row["arm"] == arm and row["seed"] == seed and (final is None or row["final"]) for row in finished_runs(rows)[1]
-    )
-
-
-def finished_runs(rows: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(about the pool, its finished runs in order of their seeds), from the raw rows."""
-    about, found = read_rows(rows)
-    return about, sorted((row for row in found if row["finished"]), key=lambda row: row["seed"])
 
 
 def merge_rows(new: Path, kept: Path) -> None:

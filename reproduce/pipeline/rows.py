@@ -12,7 +12,6 @@ import numpy as np
 from steer_core.common.environment import read_environment
 from steer_core.common.files import read_json, written_whole
 from steer_core.common.settings import to_dict
-from steer_core.compare.comparison import load_comparison
 from steer_core.compare.plan import run_path
 from steer_core.stats.pass_at_k import pass_at_k
 
@@ -30,6 +29,8 @@ LOGGED = (
 
 def keep_rows(folder: Path, path: Path) -> None:
     """Write the rows of a comparison's finished and unfinished runs to a .jsonl.xz file."""
+    from steer_core.compare.comparison import load_comparison  # brings torch, which a reader of rows does not need
+
     comparison = load_comparison(folder)
     metrics = (
         {key: rows for key, rows in comparison.metrics.groupby(["arm", "seed"])} if len(comparison.metrics) else {}
@@ -89,3 +90,15 @@ def read_rows(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def curve(row: dict[str, Any], k: int) -> np.ndarray:
     """pass@k of a run's evaluations, in their order."""
     return np.array([pass_at_k(e["correct"], e["samples"], k).mean() for e in row["evaluations"]])
+
+
+def read_scores(path: Path) -> list[dict[str, Any]]:
+    """The raw rows of an item at a scale of the paper; none before the first run."""
+    return json.loads(lzma.decompress(path.read_bytes())) if path.exists() else []
+
+
+def write_scores(path: Path, rows: list[dict[str, Any]]) -> None:
+    """What `read_scores` reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as aside:
+        aside.write_bytes(lzma.compress(json.dumps(rows, separators=(",", ":")).encode()))

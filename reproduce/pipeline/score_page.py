@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
+from pipeline.arms import pool
 from pipeline.catalogue import Item
 from pipeline.page import head
-from pipeline.pool import pool
 from pipeline.stages import SCALE, runs_of
 from steer_core.common.files import write_atomically
 from steer_core.common.plot_style import ARM_COLOURS, label, panels, plain, styled

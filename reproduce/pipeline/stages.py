@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.arms import pool
 from pipeline.catalogue import Item
-from pipeline.pool import pool
 from steer_core import SteerError
 from steer_core.common.environment import read_environment
 from steer_core.common.files import read_json, write_atomically
@@ -34,11 +34,8 @@ from steer_core.evaluation.tables import (
     samples_of,
     summarise,
 )
-from steer_core.runs.folder import RunFolder
+from steer_core.runs.logs import read
 
-RULES = ("published", "validation", "last")
-"""Ways to choose a checkpoint: by the first problem set (AIME24), as the paper does; by held-out problems of the
-training set; the last one."""
 SEEDS = (0, 1)
 PAPERS_GRADER = "release"
 """The rules of the authors' released code, where a problem set has them; else its first grader."""
@@ -188,6 +185,8 @@ def call(command: list[str]) -> None:
 
 def keep_best(place: Path, trained: Path, step: int, benchmark: str) -> None:
     """Keep the weights of the checkpoint of a step for every rule of choosing by which it leads so far."""
+    from steer_core.runs.folder import RunFolder  # brings torch, which the list does not need
+
     run = RunFolder.open(trained)
     held_out = {row["step"]: row for row in run.read("evaluations.jsonl")}
     scores = {
@@ -229,7 +228,7 @@ def counts(evaluated: Path) -> dict[str, dict[str, Any]]:
 
 def row_of(run: Run, place: Path, select: str) -> dict[str, Any]:
     """What is kept of a finished run: its curve of entropy, the choice, and per-problem counts."""
-    metrics = RunFolder.open(place / "run").read("metrics.jsonl")
+    metrics = read(place / "run" / "metrics.jsonl")
     environment = read_environment(place / "run" / "environment.json")
     chosen = read_json(place / "chosen" / select / "chosen.json", "choice", "run the last stage again")
     folders = [final_folder(place, select, name, run.item) for name in run.item.paper.benchmarks]
