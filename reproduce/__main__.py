@@ -1,7 +1,7 @@
 """Every table and figure of the paper: `python -m reproduce` lists them, `python -m reproduce NAME` makes one.
 
     python -m reproduce                                    # what there is, what it needs, what has run
-    python -m reproduce table3                             # scale laptop: kept runs are reused, the others are trained
+    python -m reproduce table3                             # scale laptop: kept runs are reused, others trained
     python -m reproduce table3 --kept                      # train nothing: redraw from the kept raw rows
     python -m reproduce all --kept                         # every page from its raw rows
     python -m reproduce table3 --fresh                     # train every run anew, in a folder of their own
@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from pipeline.catalogue import RULES, SCALES, catalogue, find
+from pipeline.catalogue import RULES, SCALES, Stopped, catalogue, find
 
 from steer_core.cli.ending import end
 from steer_core.cli.shared import at_least
@@ -68,7 +68,7 @@ def main() -> int:
             raise SteerError(
                 f"--scale: {name} is not made at {args.scale} ({reason}); choose {' or '.join(item.scales())}"
             )
-    from pipeline.make import Stopped, make_item
+    from pipeline.make import make_item
 
     try:
         for name in names:

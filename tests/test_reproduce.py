@@ -3,21 +3,27 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from steer_core import SteerError
 from steer_core.common.places import CONFIGS
+from steer_core.common.settings import apply_overrides, to_dict
 from steer_core.config.config import load_config
 from steer_core.evaluation.tables import published_scores
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "reproduce"))
 from pipeline import arms, listing, needs, pool, score_page, stages
-from pipeline.catalogue import Claim, catalogue, find
+from pipeline.catalogue import RULES, Claim, catalogue, find
+from pipeline.make import gathered
 from pipeline.measures import judge, values
 from pipeline.page import laptop_page
+from pipeline.pool import refuse_other_settings
 from pipeline.rows import read_rows, write_rows
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +57,7 @@ def test_every_item_names_known_arms_and_the_figures_it_covers():
     items = catalogue()
     assert {"table1", "table2", "table3", "table4", "table5", "table6", "table8", "table9", "table10", "table11",
             "table12", "figure6", "figure7", "figure8", "figure18", "figure20", "figure22"} <= set(items)  # fmt: skip
-    for figure in (*range(1, 10), *range(9, 20), 20, 22):
+    for figure in (*range(1, 20), 20, 22):
         assert find(f"figure{figure}") in items
     with pytest.raises(SteerError, match="did you mean 'table3'"):
         find("tabel3")
@@ -162,13 +168,38 @@ def test_rows_are_added_to_those_that_are_kept_and_a_finished_run_is_not_lost(tm
     assert not arms.is_kept(kept, "steer", 1)
 
 
-def test_rows_of_other_settings_are_refused_with_the_remedy(tmp_path):
+def test_kept_rows_of_other_settings_are_refused_before_anything_runs(tmp_path):
+    kept, plan = tmp_path / "kept.jsonl.xz", arms.pool()
+    about = ABOUT | {"plan": to_dict(plan)}
+    write_rows(kept, about, [run("grpo", 0, [1, 1, 1, 1])])
+    refuse_other_settings(plan, kept)
+    other = replace(plan, common=apply_overrides(plan.common, ["train.rollouts=3"]))
+    with pytest.raises(SteerError, match=r"\(all\); use --fresh"):
+        refuse_other_settings(other, kept)
+    changed = plan.arms | {"grpo": replace(plan.arms["grpo"], overrides=["optimizer.learning_rate=1e-5"])}
+    with pytest.raises(SteerError, match=r"\(grpo\); use --fresh"):
+        refuse_other_settings(replace(plan, arms=changed), kept)
+    unheld = plan.arms | {"opo": replace(plan.arms["opo"], label="another")}
+    refuse_other_settings(replace(plan, arms=unheld), kept)
+
+
+def test_rows_of_another_base_model_are_not_merged(tmp_path):
     kept, new = tmp_path / "kept.jsonl.xz", tmp_path / "new.jsonl.xz"
     write_rows(kept, ABOUT, [run("grpo", 0, [1, 1, 1, 1])])
-    changed = ABOUT | {"plan": ABOUT["plan"] | {"common": {"train": {"rollouts": 3}}}}
+    changed = ABOUT | {"environment": ABOUT["environment"] | {"base_model_sha256": "other"}}
     write_rows(new, changed, [run("steer", 0, [1, 1, 1, 1])])
-    with pytest.raises(SteerError, match=r"other settings.*--fresh"):
+    with pytest.raises(SteerError, match=r"another base model.*--fresh"):
         pool.merge_rows(new, kept)
+
+
+def test_the_kept_pages_are_what_the_kept_rows_give(tmp_path):
+    about, rows = arms.finished_runs(arms.RESULTS / arms.ROWS)
+    for name, item in catalogue().items():
+        if item.kind in ("scores", "curves") and not item.not_here:
+            laptop_page(name, item, about, rows, tmp_path)
+            kept = (arms.RESULTS / f"{name}.md").read_text(encoding="utf-8")
+            assert (tmp_path / f"{name}.md").read_text(encoding="utf-8") == kept, f"python -m reproduce {name} --kept"
+            assert (tmp_path / f"{name}.png").exists() == (arms.RESULTS / f"{name}.png").exists()
 
 
 def test_a_stage_that_came_to_its_end_is_not_run_again_and_one_that_failed_is(tmp_path):
@@ -189,10 +220,11 @@ def test_a_stage_that_came_to_its_end_is_not_run_again_and_one_that_failed_is(tm
 def test_the_commands_of_the_papers_scale_train_to_a_checkpoint_and_go_on(tmp_path):
     (one,) = stages.runs_of(catalogue()["table12"], (1,), ["clip-cov"])
     first = stages.train_command(one, "paper", tmp_path, 10)
-    assert first[:3] == ["torchrun", "--nproc-per-node", "8"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "8", "-m"]
+    assert first[:7] == launcher
     assert {"paper/qwen2.5-math-1.5b-grpo", "intervention.name=clip-cov", "train.seed=1", "train.rollouts=10",
             "model.path=Qwen/Qwen2.5-Math-1.5B"} <= set(first)  # fmt: skip
-    assert stages.train_command(one, "paper-1gpu", tmp_path, 10)[0] == sys.executable
+    assert "torch.distributed.run" not in stages.train_command(one, "paper-1gpu", tmp_path, 10)
     (tmp_path / "config.yaml").write_text("")
     again = stages.train_command(one, "paper", tmp_path, 20)
     assert again[-4:] == ["--resume", str(tmp_path), "train.rollouts=20", "--no-report"]
@@ -200,31 +232,94 @@ def test_the_commands_of_the_papers_scale_train_to_a_checkpoint_and_go_on(tmp_pa
     assert len(stages.SCALE["paper"].steps) == 20
 
 
-def test_a_published_score_is_inside_or_outside_by_the_spread_of_seeds():
-    shares = np.array([[0.30, 0.34], [0.32, 0.36], [0.31, 0.35]])
-    found = score_page.compared(shares, 33.0, True)
-    spread = 100 * np.std([0.32, 0.34, 0.33], ddof=1)
-    assert found["of_difference"] == pytest.approx(spread * np.sqrt(1 / 3 + 1 / 2))
-    assert found["verdict"] == "inside"
-    assert score_page.compared(shares, 40.0, True)["verdict"] == "outside"
-    assert score_page.compared(shares[:1], 33.0, True)["verdict"] == "not decided (one seed)"
-    assert score_page.compared(shares, 33.0, False)["verdict"] == "not comparable"
-    assert score_page.compared(shares, None, True)["verdict"] == "not known"
+def test_checkpoints_are_chosen_by_the_papers_samples_and_the_end_is_evaluated_by_the_items():
+    weights, out = Path("weights"), Path("nowhere")
+    assert "benchmark.samples=1024" in stages.evaluate_command("paper", weights, ["aime24"], out, 1024)
+    assert not any("samples" in word for word in stages.evaluate_command("paper", weights, ["aime24"], out, None))
+    item = catalogue()["figure6"]
+    assert stages.final_folder(out, "last", "aime24", item) != stages.final_folder(
+        out, "last", "aime24", catalogue()["table3"]
+    )
 
 
-def test_what_lacks_is_told_before_anything_runs():
-    done = reproduce("table12", "--scale", "paper")
-    assert done.returncode == 2
-    assert "GPUs" in done.stderr
-    assert "hf download Qwen/Qwen2.5-Math-1.5B --local-dir Qwen/Qwen2.5-Math-1.5B" in done.stderr
+def test_the_weights_that_lead_are_kept_by_each_rule(tmp_path, monkeypatch):
+    shares = {1: 0.5, 2: 0.25, 3: 0.75}
+    held_out = [{"step": 1, "pass@1": 0.1}, {"step": 2, "pass@1": 0.3}, {"step": 3, "pass@1": 0.2}]
+    checkpoint = tmp_path / "checkpoint"
+
+    class Run:
+        checkpoints = SimpleNamespace(saved=lambda: [checkpoint])
+
+        def read(self, name: str) -> list[dict]:
+            return held_out
+
+    monkeypatch.setattr("steer_core.runs.folder.RunFolder.open", lambda path: Run())
+    for step, share in shares.items():
+        checkpoint.mkdir(exist_ok=True)
+        (checkpoint / "model.safetensors").write_text(f"weights {step}")
+        (checkpoint / "manifest.json").write_text("{}")
+        monkeypatch.setattr(stages, "counts", lambda folder, share=share: {"aime24": {"shares": [share, share]}})
+        stages.keep_best(tmp_path, tmp_path / "run", step, "aime24")
+    chosen = {rule: (tmp_path / "chosen" / rule / "model.safetensors").read_text() for rule in RULES}
+    assert chosen == {"published": "weights 3", "validation": "weights 2", "last": "weights 3"}
+    assert not (tmp_path / "chosen" / "last" / "manifest.json").exists()
 
 
-def test_a_dry_run_names_every_run_with_its_need_and_a_slurm_array_over_them():
-    told = needs.cluster_lines("table12", catalogue()["table12"], "paper-1gpu")
-    lines = [line for line in told.splitlines() if line.startswith("python -m reproduce table12 --scale paper-1gpu")]
+def test_a_published_score_is_inside_or_outside_by_the_pooled_spread_of_seeds():
+    ours = np.array([[0.30, 0.34], [0.32, 0.36], [0.31, 0.35]])
+    other = np.array([[0.2, 0.2], [0.3, 0.3]])
+    spread = score_page.spread_of([ours, other, other[:1]])
+    wanted = ((0.01**2 + 0.01**2) + 2 * 0.05**2) / 3
+    assert (spread.variance, spread.freedom) == (pytest.approx(wanted), 3)
+    error = 100 * np.sqrt(wanted * (1 / 3 + 1 / 2))
+    told, verdict = score_page.compared(ours, 33.0, True, spread)
+    assert told.startswith(f"+0.0 ± {error:.1f} [")
+    assert verdict == "inside"
+    far = 33.0 + 1.01 * stats.t.ppf(0.975, 3) * error
+    near = 33.0 + 0.99 * stats.t.ppf(0.975, 3) * error
+    assert score_page.compared(ours, far, True, spread)[1] == "outside"
+    assert score_page.compared(ours, near, True, spread)[1] == "inside"
+    assert score_page.compared(ours, 33.0, False, spread)[1] == "not comparable"
+    assert score_page.compared(ours, None, True, spread)[1] == "not known"
+
+
+def test_one_seed_or_seeds_that_agree_decide_nothing_beside_a_published_score():
+    one = np.array([[0.5, 0.4]])
+    alike = np.array([[0.5, 0.4], [0.4, 0.5]])
+    for shares in (one, alike):
+        assert score_page.compared(shares, 49.0, True, score_page.spread_of([shares]))[1] == "not decided"
+
+
+def test_rows_of_runs_that_end_side_by_side_are_all_gathered(tmp_path):
+    row = {"model": "m", "arm": "grpo", "seed": 0, "select": "last", "step": 1}
+    for seed in (0, 1):
+        (tmp_path / f"{seed}-row.json").write_text(json.dumps(row | {"seed": seed, "step": 2}))
+    rows = gathered([row, row | {"arm": "steer"}], tmp_path.glob("*-row.json"))
+    assert {(one["arm"], one["seed"]): one["step"] for one in rows} == {
+        ("grpo", 0): 2, ("grpo", 1): 2, ("steer", 0): 1}  # fmt: skip
+
+
+def test_what_is_missing_is_told_before_anything_runs(monkeypatch):
+    monkeypatch.setattr(needs, "gpus_here", lambda: 1)
+    monkeypatch.setattr(needs, "find_spec", lambda module: None)
+    monkeypatch.setenv("STEER_DATA", str(ROOT / "tests"))
+    with pytest.raises(SteerError) as told:
+        needs.refuse_lacking(catalogue()["table5"], "paper", ["qwen2.5-coder-3b"])
+    message = str(told.value)
+    for word in ("GPUs: 1 here, 8 needed", "hf download Qwen/Qwen2.5-Coder-3B --local-dir", "deepspeed: not installed",
+                 "archercoder.parquet is no file here", "livecodebench"):  # fmt: skip
+        assert word in message
+    assert "Coder-7B" not in message
+
+
+@pytest.mark.parametrize("scale", ["smoke", "paper", "paper-1gpu"])
+def test_a_dry_run_names_every_run_with_its_need_and_a_slurm_array_over_them(scale):
+    told = needs.cluster_lines("table12", catalogue()["table12"], scale)
+    lines = [line for line in told.splitlines() if line.startswith(f"python -m reproduce table12 --scale {scale}")]
     assert len([line for line in lines if "--models" in line]) == 12
     assert "#SBATCH --array=0-11" in told
     assert "GiB of disk" in told
+    assert ("torch.distributed.run" in told) == (scale == "paper")
 
 
 @pytest.mark.parametrize(
@@ -234,8 +329,13 @@ def test_a_dry_run_names_every_run_with_its_need_and_a_slurm_array_over_them():
         (["table5"], "table5 is not made at laptop"),
         (["table1", "--scale", "paper"], "table1 is not made at paper"),
         (["table3", "--kept", "--fresh"], "--kept"),
-        (["table11", "--arms", "nobody", "--out", "runs/none"], "arms: nobody"),
+        (["table11", "--arms", "nobody", "--out", "runs/none"], "--arms: nobody"),
         (["table11", "--kept", "--results", "nowhere"], "--kept"),
+        (["table11", "--arms", "opo"], "--arms: opo is none of this item's"),
+        (["table11", "--seeds", "7", "--out", "runs/none"], "--seeds: 7"),
+        (["table1", "--quick"], "--quick: table1 has none here"),
+        (["table12", "--scale", "smoke", "--models", "qwen"], "--models: qwen"),
+        (["table12", "--scale", "paper", "--kept"], "--kept: there is no run"),
     ],
 )
 def test_bad_words_are_refused_by_name(words, told):

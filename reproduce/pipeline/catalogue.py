@@ -23,13 +23,21 @@ ONE_GPU = "qwen2.5-math-1.5b"
 """The model whose runs fit one card."""
 
 
+class Stopped(Exception):
+    """The runs were asked to stop; the same command goes on."""
+
+
 @dataclass(config=STRICT, kw_only=True, frozen=True)
 class Claim:
-    """A sentence of the paper as a number: the sum of weight x measure over arms is above 0 if it holds."""
+    """A sentence as a number: the sum of weight x measure over arms is above 0 if it holds.
+
+    source: where the paper says so; `ours` where the sentence is our reading of what it argues for.
+    """
 
     text: str
     measure: str
     weights: dict[str, float] = Field(min_length=1)
+    source: str = "ours"
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -61,8 +69,10 @@ class Item:
     final: dict[str, Any] | None = None
     published: str | None = None
     paper: Published | None = None
+    baseline: str | None = None
     script: str | None = None
     kept_arguments: list[str] = Field(default_factory=list)
+    fresh_arguments: list[str] = Field(default_factory=list)
     page: str | None = None
     not_here: str | None = None
     note: str | None = None
@@ -85,6 +95,8 @@ def catalogue() -> dict[str, Item]:
         item = found[name] = build(Item, data, name)
         for arm in item.arms:
             known(arm, plan)
+        if item.baseline not in (None, *item.arms):
+            raise SteerError(f"{name}.baseline: {item.baseline} is no arm; choose from {', '.join(item.arms)}")
         for claim in item.claims:
             for arm in claim.weights:
                 if arm not in item.arms:

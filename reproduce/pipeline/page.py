@@ -18,9 +18,10 @@ from steer_core.evaluation.tables import published_scores
 from steer_core.stats.intervals import Interval, digits_of
 
 RULE = (
-    "A claim holds or fails where its 95% interval lies on one side of 0; with less than two seeds it is undecided. "
-    "Intervals of pass@k cover seeds and problems, those of entropy seeds alone. They are not corrected for the number "
-    "of claims over all tables: one in twenty would be decided by chance."
+    "A claim holds or fails where its 95% interval lies on one side of 0; with fewer than two seeds it is undecided. "
+    "Intervals of pass@k cover seeds and problems (problems alone with one seed), those of entropy seeds. They are not "
+    "corrected for the number of claims over all tables: one in twenty would be decided by chance. `ours`: the paper "
+    "does not say it in these words; it is our reading of what it argues for."
 )
 
 
@@ -49,10 +50,12 @@ def laptop_page(name: str, item: Item, about: dict[str, Any], rows: Rows, out: P
     runs = {arm: own for arm in item.arms if (own := [row for row in rows if row["arm"] == arm])}
     verdicts = [judge(claim, runs, base) for claim in item.claims]
     parts = [f"# {item.title}", head(name, item, "laptop"), *verdict_lines(verdicts)]
-    if runs:
-        figure = drawn(item, runs, labels, base)
+    figure = drawn(item, runs, labels, base)
+    if figure is not None:
         figure.savefig(out / f"{name}.png", dpi=150)
-        parts += [f"![{item.title}]({name}.png)", table(item, runs, labels, base)]
+        parts.append(f"![{item.title}]({name}.png)")
+    if runs:
+        parts.append(table(item, runs, labels, base))
     lacking = [labels.get(arm, arm) for arm in item.arms if arm not in runs]
     if lacking:
         parts.append(f"Not run yet: {', '.join(lacking)}.")
@@ -73,34 +76,52 @@ def verdict_lines(verdicts: list[Verdict]) -> list[str]:
     if not verdicts:
         return []
     cells = [
-        [v.claim.text, v.claim.measure, "" if v.found is None else with_bounds(v.found, True), str(v.seeds), v.told()]
+        [
+            v.claim.text,
+            v.claim.source,
+            v.claim.measure,
+            "" if v.found is None else with_bounds(v.found, True),
+            str(v.seeds),
+            v.told(),
+        ]
         for v in verdicts
     ]
-    return ["## The paper's claims, by these runs",
-            markdown_table(("claim", "measure", "difference", "seeds", "verdict"), cells), RULE]  # fmt: skip
+    return ["## Claims, by these runs",
+            markdown_table(("claim", "source", "measure", "difference", "seeds", "verdict"), cells), RULE]  # fmt: skip
 
 
-def drawn(item: Item, runs: dict[str, Rows], labels: dict[str, str], base: dict[str, Any]) -> Figure:
-    """The item's figure: dots for scores, lines for curves, pass@k by k where there is a final evaluation."""
-    if item.kind == "scores":
-        return figures.dots(runs, labels, base, next(iter(runs)))
-    if item.final and any(row["final"] for own in runs.values() for row in own):
-        return figures.pass_curves(runs, labels)
-    return figures.curves(runs, labels, base)
+def drawn(item: Item, runs: dict[str, Rows], labels: dict[str, str], base: dict[str, Any]) -> Figure | None:
+    """The item's figure: dots for scores, lines for curves, pass@k by k of final evaluations; None without data."""
+    if item.final:
+        finals = {arm: ended for arm, own in runs.items() if (ended := [row for row in own if row["final"]])}
+        return figures.pass_curves(finals, labels) if finals else None
+    if not runs:
+        return None
+    return (
+        figures.dots(runs, labels, base, baseline_of(item))
+        if item.kind == "scores"
+        else figures.curves(runs, labels, base)
+    )
+
+
+def baseline_of(item: Item) -> str:
+    """The arm that differences are from."""
+    return item.baseline or next(iter(item.arms))
 
 
 def table(item: Item, runs: dict[str, Rows], labels: dict[str, str], base: dict[str, Any]) -> str:
-    """Every arm at the end, beside the published mean of its method; differences are from the first arm."""
-    model, first = item.paper.model if item.paper else None, next(iter(runs))
+    """Every arm at the end, beside the published mean of its method; differences are from the item's baseline."""
+    model, first = item.paper.model if item.paper else None, baseline_of(item)
     columns = ["method", "pass@1", "pass@32", "entropy", f"pass@1 minus {labels[first]}", "seeds"]
     ks = [int(k) for k in (item.final or {}).get("pass_at", ())]
     lines = []
     for arm, rows in runs.items():
         cells = [labels[arm], *(with_bounds(interval(values(rows, m, base))) for m in ("pass@1", "pass@32", "entropy"))]
-        shared = {row["seed"] for row in rows} & {row["seed"] for row in runs[first]}
+        plain = runs.get(first, [])
+        shared = {row["seed"] for row in rows} & {row["seed"] for row in plain}
         against = ""
         if arm != first and shared:
-            pair = [[row for row in own if row["seed"] in shared] for own in (rows, runs[first])]
+            pair = [[row for row in own if row["seed"] in shared] for own in (rows, plain)]
             against = with_bounds(interval(values(pair[0], "pass@1", base) - values(pair[1], "pass@1", base)), True)
         finals = [row for row in rows if row["final"]]
         tail = [with_bounds(interval(values(finals, f"final pass@{k}", base))) if finals else "" for k in ks]
@@ -112,9 +133,7 @@ def table(item: Item, runs: dict[str, Rows], labels: dict[str, str], base: dict[
         *([""] * (len(columns) - 6)),
     ]  # fmt: skip
     told = markdown_table(columns, [start, *lines])
-    beside = (
-        "The paper's numbers are of other models and problems: they are not comparable at this scale, the claims are."
-    )
+    beside = "The paper's numbers are of other models and problems: at this scale only the claims compare."
     return f"{told}\n\n{beside}" if item.published else told
 
 
@@ -122,18 +141,17 @@ def questions(about: dict[str, Any], runs: dict[str, Rows]) -> str:
     """What a referee would ask: seeds, selection, problems and samples, error bars, compute, failures."""
     common, environment = about["plan"]["common"], about["environment"]
     evaluation, seeds = common["evaluation"], sorted({row["seed"] for own in runs.values() for row in own})
-    hours = sum(
-        sum(row["metrics"]["time/rollout_seconds"]) for own in runs.values() for row in own
-    ) / 3600 if runs else 0.0  # fmt: skip
+    hours = sum(training_seconds(row) for own in runs.values() for row in own) / 3600
     answers = {
-        "seeds": f"{', '.join(map(str, seeds)) or 'none'} of {', '.join(map(str, about['plan']['seeds']))}",
-        "training": f"{common['train']['rollouts']} rollouts of 64 problems x 8 responses, Countdown, embedded model",
+        "seeds": f"{', '.join(map(str, seeds)) or 'none yet'}; planned: {', '.join(map(str, about['plan']['seeds']))}",
+        "training": f"{common['train']['rollouts']} rollouts on Countdown with the embedded model",
         "selection": "none: every run's last policy; nothing was tuned",
         "evaluation": f"{evaluation['problems']} problems of split {evaluation['split']} x {evaluation['samples']} "
         "samples, temperature 1; the same problems for every arm and seed",
-        "error bars": "95%: pass@k over seeds and problems, entropy over seeds (Student t)",
-        "compute": f"{hours:.1f} hours of one core of an {environment['processor']}, beside other work",
-        "failed runs": "none is left out: a run that fails stops the command and is told",
+        "error bars": "95%: pass@k over seeds and problems (problems alone with one seed), entropy over seeds",
+        "compute": f"{hours:.1f} hours of sampling and updates, one core a run of an {environment['processor']}, while "
+        "other work ran on the machine",
+        "failed runs": "a run that fails stops the command and is told, and is no row",
     }
     return "## What a referee would ask\n\n" + "\n".join(f"- **{name}**: {text}." for name, text in answers.items())
 
@@ -143,7 +161,7 @@ def provenance(about: dict[str, Any], runs: dict[str, Rows], labels: dict[str, s
     environment, arms = about["environment"], about["plan"]["arms"]
     cells = [
         [labels[arm], " ".join(map(str, (row["seed"] for row in own))),
-         f"`{shlex.join(arms[arm].get('overrides', [])) or 'all common'}`", ", ".join(dict.fromkeys(map(ran, own)))]
+         f"`{shlex.join(arms[arm].get('overrides') or ['none'])}`", ", ".join(dict.fromkeys(map(ran, own)))]
         for arm, own in runs.items()
     ]  # fmt: skip
     lines = [
@@ -155,6 +173,11 @@ def provenance(about: dict[str, Any], runs: dict[str, Rows], labels: dict[str, s
     if cells:
         lines.append(markdown_table(("method", "seeds", "settings beside the common ones", "commit, date"), cells))
     return "\n\n".join(lines)
+
+
+def training_seconds(row: dict[str, Any]) -> float:
+    """Seconds that a run sampled and updated."""
+    return sum(map(sum, (row["metrics"].get(f"time/{part}_seconds", []) for part in ("rollout", "update"))))
 
 
 def ran(row: dict[str, Any]) -> str:

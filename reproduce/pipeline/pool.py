@@ -10,14 +10,12 @@ from typing import Any
 from rich.console import Console
 
 from pipeline.arms import PLAN, ROWS, is_kept, known
+from pipeline.catalogue import Stopped
 from pipeline.rows import keep_rows, read_rows, write_rows
 from steer_core import SteerError
+from steer_core.common.settings import to_dict
 from steer_core.compare.plan import Plan, run_path
 from steer_core.compare.runner import Job, planned_jobs, refuse_failed, run_jobs, start_comparison
-
-
-class Stopped(Exception):
-    """The runs were asked to stop; the same command goes on."""
 
 
 def run_arms(
@@ -36,6 +34,10 @@ def run_arms(
     failed, or the kept rows are of other settings; Stopped after Ctrl-C.
     """
     rows, names = results / ROWS, [known(arm, plan) for arm in arms]
+    strange = [seed for seed in seeds if seed not in plan.seeds]
+    if strange:
+        raise SteerError(f"--seeds: {strange[0]} is none of {plan.seeds}, the seeds of {PLAN.name}; choose from those")
+    refuse_other_settings(plan, rows)
     start_comparison(plan, folder, resume=True, add_arms=True)
     for seed in seeds:
         lacking = [arm for arm in names if not is_kept(rows, arm, seed, final)]
@@ -73,16 +75,29 @@ def final_jobs(final: dict[str, Any], plan: Plan, folder: Path) -> list[Job]:
     return jobs
 
 
+def refuse_other_settings(plan: Plan, kept: Path) -> None:
+    """Raise SteerError where kept runs trained by other settings than the plan has now for their arms."""
+    about, held = read_rows(kept)
+    if not held:
+        return
+    before, arms = about["plan"], {row["arm"] for row in held}
+    changed = [arm for arm in sorted(arms) if arm in plan.arms and before["arms"][arm] != to_dict(plan.arms[arm])]
+    if before["common"] != to_dict(plan)["common"]:
+        changed = ["all"]
+    if changed:
+        told = f"{kept}: holds runs by other settings than {PLAN.name} has now ({', '.join(changed)})"
+        raise SteerError(f"{told}; use --fresh, name other --results, or put the settings back")
+
+
 def merge_rows(new: Path, kept: Path) -> None:
     """Add the runs of one file to another's; of a run in both, the one that is finished, else the new one.
 
-    Raises SteerError where the two trained with other common settings, or from another base model.
+    Raises SteerError where the two began from other base models.
     """
     about, rows = read_rows(new)
     before, held = read_rows(kept)
-    settings = [(one["environment"]["base_model_sha256"], one["plan"]["common"]) for one in (before, about) if one]
-    if held and settings[0] != settings[1]:
-        raise SteerError(f"{kept}: holds runs by other settings than {PLAN.name} has now; use --fresh, or --results")
+    if held and before["environment"]["base_model_sha256"] != about["environment"]["base_model_sha256"]:
+        raise SteerError(f"{kept}: holds runs of another base model; use --fresh, or name other --results")
     merged = {(row["arm"], row["seed"]): row for row in held}
     for row in rows:
         key = (row["arm"], row["seed"])

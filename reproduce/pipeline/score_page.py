@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,48 +18,52 @@ from steer_core.common.files import write_atomically
 from steer_core.common.plot_style import ARM_COLOURS, label, panels, plain, styled
 from steer_core.common.tables import markdown_table
 from steer_core.evaluation.tables import published_scores
+from steer_core.stats.intervals import NO_WIDTH, interval_over_seeds_and_problems
 
 RULE = (
-    "The error beside an obtained score covers seeds and problems. Published and obtained share their problems, "
-    "so the standard error of the difference is of training alone: the spread of our seeds, for ours and for the two "
-    "seeds that the paper averages (it gives none). A published score is inside where the 95% Student t interval of "
-    "the difference holds 0. One seed decides nothing, and a score of some of the problems is not comparable."
+    "The interval beside an obtained score is 95% over seeds and problems. Published and obtained share their "
+    "problems, so what tells them apart is training: its spread is that of the seeds' means, pooled over the methods "
+    "of the table, and counts for our seeds and for the two that the paper averages (it gives none). A published score "
+    "is inside where the 95% Student t interval of the difference holds 0. Seeds that agree exactly, or one seed, "
+    "decide nothing; a score of some of the problems is not comparable."
 )
 PUBLISHED_SEEDS = 2
 Rows = list[dict[str, Any]]
 
 
-def error_of(shares_SQ: np.ndarray) -> float:
-    """Standard error of the mean over seeds and problems; the problems' part alone for one seed."""
-    seeds, problems = shares_SQ.shape
-    of_problems = shares_SQ.mean(0).var(ddof=1) / problems if problems > 1 else np.nan
-    of_seeds = shares_SQ.mean(1).var(ddof=1) / seeds if seeds > 1 else 0.0
-    return float(np.sqrt(of_problems + of_seeds))
+@dataclass(frozen=True)
+class Spread:
+    """Variance of a seed's mean score (shares, squared), pooled over methods, with its degrees of freedom."""
+
+    variance: float
+    freedom: int
 
 
-def compared(shares_SQ: np.ndarray, published: float | None, whole: bool) -> dict[str, Any]:
-    """An obtained score beside a published one, in percent: difference, its standard error, the verdict; see RULE."""
-    mean, seeds = 100 * float(shares_SQ.mean()), len(shares_SQ)
-    found: dict[str, Any] = {
-        "mean": mean,
-        "error": 100 * error_of(shares_SQ),
-        "difference": None,
-        "of_difference": None,
-    }
+def spread_of(scores: list[np.ndarray]) -> Spread:
+    """The pooled spread of some methods' scores, (seeds, problems) each; no freedom where none has two seeds."""
+    several = [shares.mean(1) for shares in scores if len(shares) > 1]
+    freedom = sum(len(means) - 1 for means in several)
+    squares = sum(float(np.square(means - means.mean()).sum()) for means in several)
+    return Spread(squares / freedom if freedom else np.nan, freedom)
+
+
+def compared(shares_SQ: np.ndarray, published: float | None, whole: bool, spread: Spread) -> tuple[str, str]:
+    """(difference with its 95% interval, verdict) of an obtained score beside a published one in percent; see RULE."""
     if published is None:
-        return found | {"verdict": "not known"}
+        return "", "not known"
     if not whole:
-        return found | {"verdict": "not comparable"}
-    found["difference"] = mean - published
-    if seeds < 2:
-        return found | {"verdict": "not decided (one seed)"}
-    found["of_difference"] = 100 * float(shares_SQ.mean(1).std(ddof=1)) * np.sqrt(1 / seeds + 1 / PUBLISHED_SEEDS)
-    inside = abs(found["difference"]) <= stats.t.ppf(0.975, seeds - 1) * found["of_difference"]
-    return found | {"verdict": "inside" if inside else "outside"}
+        return "", "not comparable"
+    difference = 100 * float(shares_SQ.mean()) - published
+    if not spread.freedom or spread.variance <= NO_WIDTH**2:
+        return f"{difference:+.1f}", "not decided"
+    error = 100 * np.sqrt(spread.variance * (1 / len(shares_SQ) + 1 / PUBLISHED_SEEDS))
+    half = float(stats.t.ppf(0.975, spread.freedom)) * error
+    told = f"{difference:+.1f} ± {error:.1f} [{difference - half:+.1f}, {difference + half:+.1f}]"
+    return told, "inside" if abs(difference) <= half else "outside"
 
 
 def score_page(name: str, item: Item, scale: str, rows: Rows, out: Path) -> None:
-    """Write NAME.md, NAME.json of its numbers and NAME.png; rows as `stages.row_of` makes them."""
+    """Write NAME.md and NAME.png; rows as `stages.row_of` makes them, of one rule of choosing."""
     out.mkdir(parents=True, exist_ok=True)
     published = published_scores()
     labels = {arm: one.label for arm, one in pool().arms.items()}
@@ -68,25 +73,49 @@ def score_page(name: str, item: Item, scale: str, rows: Rows, out: Path) -> None
         SCALE[scale].told,
         "## Published beside obtained",
     ]
-    lines = []
+    lines, spreads = [], spreads_of(rows, item)
     for model in item.paper.models():
         for arm, method in item.arms.items():
             own = [row for row in rows if row["model"] == model and row["arm"] == arm]
-            lines += score_lines(own, item, model, labels[arm], method, published)
-    columns = ("model", "method", "problems", "published", "obtained", "difference", "s.e.", "verdict")
+            lines += score_lines(own, item, model, labels[arm], method, published, spreads)
+    columns = ("model", "method", "problems", "published", "obtained", "difference ± s.e.", "verdict")
     parts += [markdown_table(columns, lines), RULE]
     if rows:
         drawn(rows, labels).savefig(out / f"{name}.png", dpi=150)
         parts.append(f"![Entropy over training]({name}.png)")
     parts += [referee(item, scale, rows), where(rows, labels)]
-    for told, path in (item.paper.scored or {}).items():
-        parts.append(
-            f"{told} is evaluated as released, not trained: `steer evaluate {path} --benchmarks ...` on its folder."
-        )
+    benchmarks = " ".join(item.paper.benchmarks)
+    for told, path in item.paper.scored.items():
+        command = f"steer evaluate {path} --benchmarks {benchmarks} {' '.join(SCALE['paper'].evaluate)}"
+        parts.append(f"{told} is a released model, which the table evaluates. Not evaluated yet: `{command}`.")
     write_atomically(out / f"{name}.md", "\n\n".join(parts) + "\n")
 
 
-def score_lines(own: Rows, item: Item, model: str, arm: str, method: str | None, published: Any) -> list[list[str]]:
+def shares_of(rows: Rows, benchmark: str) -> np.ndarray:
+    """Right shares (seeds, problems) of some runs on a problem set."""
+    held = [row["benchmarks"][benchmark] for row in rows if benchmark in row["benchmarks"]]
+    return np.array([np.array(one["correct"]) / one["samples"] for one in held])
+
+
+def spreads_of(rows: Rows, item: Item) -> dict[tuple[str, str], Spread]:
+    """The pooled spread of seeds by (model, problem set)."""
+    found = {}
+    for model in item.paper.models():
+        for benchmark in item.paper.benchmarks:
+            own = [[row for row in rows if (row["model"], row["arm"]) == (model, arm)] for arm in item.arms]
+            found[model, benchmark] = spread_of([shares_of(one, benchmark) for one in own if one])
+    return found
+
+
+def score_lines(
+    own: Rows,
+    item: Item,
+    model: str,
+    arm: str,
+    method: str | None,
+    published: Any,
+    spreads: dict[tuple[str, str], Spread],
+) -> list[list[str]]:
     """A line a problem set, of one model and method."""
     lines = []
     for benchmark in item.paper.benchmarks:
@@ -96,15 +125,14 @@ def score_lines(own: Rows, item: Item, model: str, arm: str, method: str | None,
         ]  # fmt: skip
         known = float(scores.percent.iloc[0]) if len(scores) else None
         cells = [model, arm, benchmark, "-" if known is None else f"{known:.1f}"]
-        held = [row["benchmarks"][benchmark] for row in own if benchmark in row["benchmarks"]]
-        if not held:
-            lines.append([*cells, "not run", "", "", ""])
+        shares = shares_of(own, benchmark)
+        if not len(shares):
+            lines.append([*cells, "not run", "", ""])
             continue
-        shares = np.array([np.array(one["correct"]) / one["samples"] for one in held])
-        found = compared(shares, known, all(one["whole"] for one in held))
-        difference = "" if found["difference"] is None else f"{found['difference']:+.1f}"
-        error = "" if found["of_difference"] is None else f"{found['of_difference']:.1f}"
-        lines.append([*cells, f"{found['mean']:.1f} ± {found['error']:.1f}", difference, error, found["verdict"]])
+        whole = all(row["benchmarks"][benchmark]["whole"] for row in own)
+        found = interval_over_seeds_and_problems(100 * shares)
+        obtained = f"{found.mean:.1f} [{found.low:.1f}, {found.high:.1f}]"
+        lines.append([*cells, obtained, *compared(shares, known, whole, spreads[model, benchmark])])
     return lines
 
 
