@@ -13,6 +13,13 @@ def graded(prompt, response, row):
     return min(len(response) / 10, 1.0)
 
 
+def minus_length(prompt, response, row):
+    """Below 0 always; raises where the response is `broken`."""
+    if response == "broken":
+        raise ValueError("broken")
+    return -len(response)
+
+
 def parts(prompt, response, row):
     """Three parts, one of them from the row, one from the prompt."""
     return {"right": row.get("answer", "none") in response, "short": -len(response), "asked": np.float32(len(prompt))}

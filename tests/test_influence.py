@@ -56,6 +56,14 @@ def test_influence_without_a_step_to_differentiate_is_refused_with_a_remedy():
         Influence().loss_terms(tokens_of([-1.0, -2.0], [1.0, -1.0]))
 
 
+def test_a_step_of_size_0_as_a_warm_up_begins_with_is_left_as_it_is():
+    tokens = tokens_of([-1.0, -2.0], [1.0, -1.0])
+    step = SimpleNamespace(coefficients=torch.ones(2), entropy_influence=lambda: torch.ones(2), step_size=0.0)
+    method = Influence(target=0.5)
+    weights = method.weights(replace(tokens, step=step, memory={"target": 0.5}))
+    assert weights.tolist() == [1.0, 1.0]
+
+
 @given(shares, strengths, bounds)
 def test_the_plan_takes_its_share_of_the_fall_away_or_as_much_as_the_bound_lets_it(values, strength, bound):
     influence, weights = planned(values, strength, bound)

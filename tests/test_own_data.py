@@ -59,6 +59,26 @@ def test_columns_are_those_that_are_named(tmp_path):
     assert [(p.prompt, p.reference) for p in task.fitting] == [(f"{i}+1=", str(i + 1)) for i in range(9)]
 
 
+def test_an_answer_of_0_is_an_answer_and_a_reward_model_may_be_any_text(tmp_path):
+    rows = [{"q": "1-1=", "answer": 0, "solution": "no", "reward_model": "none"}]
+    task = maths(put(tmp_path / "a.jsonl", rows), question="q")
+    assert [(p.prompt, p.reference) for p in task.fitting] == [("1-1=", "0")]
+
+
+def test_held_out_problems_are_rewarded_by_their_own_files_rows(tmp_path):
+    train = put(tmp_path / "a.jsonl", [{"question": f"{i}+1=", "level": "train"} for i in range(9)])
+    held_out = put(tmp_path / "b.jsonl", [{"question": "3+1=", "level": "held out"}])
+    with pytest.warns(UserWarning, match="left out 1 of 9"):
+        task = Own(OwnConfig(file=train, validation_file=held_out, reward="m:f"), TOKENIZER)
+    assert [p.row["level"] for p in task.fitting_held_out] == ["held out"]
+    assert {p.row["level"] for p in task.fitting} == {"train"}
+
+
+def test_a_long_value_of_a_csv_file_is_read(tmp_path):
+    put(tmp_path / "a.csv", [{"question": "1+1=", "answer": "2", "tests": "x" * 200_000}])
+    assert len(read_records(tmp_path / "a.csv", "task.file")[0]["tests"]) == 200_000
+
+
 def test_chat_messages_of_a_named_column_stay_messages(tmp_path):
     said = [{"role": "system", "content": "1"}, {"role": "user", "content": "1+1="}]
     task = maths(put(tmp_path / "a.jsonl", [{"chat": said, "answer": "2"}]), question="chat")

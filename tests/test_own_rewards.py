@@ -79,6 +79,15 @@ def test_what_is_no_reward_has_no_verdict_and_one_line_that_names_the_function(f
     assert found.detail == f"task.reward outside_reward:{function}: {detail}"
 
 
+def test_a_response_that_breaks_the_function_gains_nothing_by_it():
+    grader, other = OwnReward("outside_reward:minus_length"), Problem("2+2=", "2+2=", "4", row={"answer": "4"})
+    rows = [PROBLEM, PROBLEM, PROBLEM, other, other]
+    found = grader.grade(references(grader, rows), ["1", "123", "broken", "broken", "22"])
+    assert [one.score for one in found] == [-1.0, -3.0, -3.0, -2.0, -2.0]
+    assert [one.status == "crashed" for one in found] == [False, False, True, True, False]
+    assert [one.score for one in grader.grade(references(grader, [other]), ["broken"])] == [0.0]
+
+
 def test_a_weight_of_a_part_that_is_not_returned_is_told():
     told = "task.reward_weights.lenght: outside_reward:parts returns right, short, asked"
     assert verdict("parts", weights={"lenght": 1}).detail == told
@@ -100,7 +109,7 @@ def test_a_function_that_is_not_found_ends_the_run_before_a_folder_is_made(name,
     with pytest.raises(SystemExit):
         main(["train", *SMALL, *settings, f"task.reward={name}", "--out", str(tmp_path / "out")])
     error = capsys.readouterr().err
-    assert f"task.reward: {name} is not found (" in error
+    assert f"task.reward: {name} is not imported (" in error
     assert why in error
     assert "PYTHONPATH=FOLDER" in error
     assert error.count("\n") == 1
@@ -111,6 +120,21 @@ def test_the_configuration_of_a_run_is_read_without_importing_its_reward(sums, t
     settings = [s for s in own(sums, "graded") if not s.startswith("task.reward")]
     run = RunFolder(tmp_path / "run", small_config(*settings, "task.reward=no_such_module:f")).start()
     assert RunFolder.open(run.path).config.task.reward == "no_such_module:f"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "estimate"])
+def test_a_run_of_somebody_else_calls_no_code_that_the_command_line_does_not_name(command, sums, tmp_path, capsys):
+    run = small_trainer(tmp_path / "run", *own(sums, "parts", "train.rollouts=1"))
+    run.fit()
+    with pytest.raises(SystemExit):
+        main([command, str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    assert "add task.reward=outside_reward:parts" in capsys.readouterr().err
+    if command == "evaluate":
+        settings = ["task.reward=outside_reward:parts", "evaluation.problems=2", "evaluation.samples=2"]
+        with pytest.raises(SystemExit) as ended:
+            main([command, str(run.run.path), *settings, "evaluation.pass_at=[1]", "--out", str(tmp_path / "out.json")])
+        assert ended.value.code == 0
+        assert json.loads((tmp_path / "out.json").read_text())["pass@1"] >= 0
 
 
 def test_a_run_learns_from_the_reward_and_logs_its_parts_and_resumes_bit_for_bit(sums, tmp_path):
@@ -144,7 +168,8 @@ def test_responses_without_a_verdict_are_told_and_the_run_goes_on(sums, tmp_path
     trainer = small_trainer(tmp_path, *own(sums, "nan_where_even", "train.rollouts=1", "evaluation.every=0"))
     trainer.fit()
     (note,) = trainer.run.read("notes.jsonl")
-    told = "were not judged, their reward is 0 (crashed: task.reward outside_reward:nan_where_even: ValueError: "
+    told = "were not judged, their reward is the lowest of their problem, and at most 0 "
+    told += "(crashed: task.reward outside_reward:nan_where_even: ValueError: "
     assert told in note["note"]
 
 

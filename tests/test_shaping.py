@@ -42,6 +42,16 @@ def test_equal_policies_have_no_kl_and_far_ones_a_finite_one():
         kl_estimate(torch.zeros(1), torch.zeros(1), "k4")
 
 
+def test_a_token_that_the_policy_has_all_but_lost_is_never_pushed_further_from_the_reference():
+    logprob = torch.tensor([-30.0, -10.0, -1.0], dtype=torch.float64, requires_grad=True)
+    value = kl_estimate(logprob, torch.tensor([-1.0, -1.0, -9.0], dtype=torch.float64), "k3")
+    (slope,) = torch.autograd.grad(value.sum(), logprob)
+    assert slope[0] == 0  # beyond the bound
+    assert float(value[0]) == pytest.approx(math.expm1(20) - 20)
+    assert slope[1] == pytest.approx(1 - math.exp(9))
+    assert slope[2] == pytest.approx(1 - math.exp(-8))
+
+
 def test_the_punishment_falls_from_0_to_minus_1_over_the_buffer():
     lengths = torch.tensor([1, 12, 13, 14, 16, 20])
     torch.testing.assert_close(overlong_punishment(lengths, 16, 4), torch.tensor([0, 0, -0.25, -0.5, -1, -1]))

@@ -6,7 +6,15 @@ import argparse
 from contextlib import suppress
 from pathlib import Path
 
-from steer_core.cli.shared import path_of, take_settings, trained, wide_console, writing, yaml_path
+from steer_core.cli.shared import (
+    path_of,
+    refuse_unnamed_reward,
+    take_settings,
+    trained,
+    wide_console,
+    writing,
+    yaml_path,
+)
 from steer_core.common.errors import SteerError
 from steer_core.common.places import CONFIGS
 
@@ -56,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
 
     folder, run = trained(args.model)
     config = load_config(yaml_path(args.config, CONFIGS) or (run.path / "config.yaml" if run else None), args.settings)
+    if run and not args.config:
+        refuse_unnamed_reward(config.task, args.settings)
     config = run.located(config) if run else config
     updates = [Update.parse(text) for text in args.update or []] or DEFAULT_UPDATES
     twice = [update for update in updates if updates.count(update) > 1]

@@ -6,7 +6,15 @@ import argparse
 import json
 from pathlib import Path
 
-from steer_core.cli.shared import path_of, take_settings, trained, wide_console, writing, yaml_path
+from steer_core.cli.shared import (
+    path_of,
+    refuse_unnamed_reward,
+    take_settings,
+    trained,
+    wide_console,
+    writing,
+    yaml_path,
+)
 from steer_core.common.errors import SteerError
 from steer_core.common.places import CONFIGS
 
@@ -34,8 +42,8 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--benchmarks",
         nargs="+",
         metavar="NAME",
-        help="`countdown`, benchmarks that `steer data list` names, or files of your own (.parquet, .jsonl, .json): "
-        "keeps every response, goes on after a kill",
+        help="`countdown`, benchmarks that `steer data list` names, or files of your own (.parquet, .jsonl, .json, "
+        ".csv): keeps every response, goes on after a kill",
     )
     parser.add_argument(
         "--out",
@@ -77,6 +85,8 @@ def _on_held_out(args: argparse.Namespace) -> int:
     folder, run = trained(args.model)
     path = yaml_path(args.config, CONFIGS) or (run.path / "config.yaml" if run else None)
     config = load_config(path, args.settings)
+    if run and not args.config:
+        refuse_unnamed_reward(config.task, args.settings)
     config = run.located(config) if run else config
     torch.set_num_threads(config.train.threads)
     policy = load_policy(**vars(config.model) | {"path": folder})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shlex
 from pathlib import Path
 
 from steer_core.cli.shared import path_of, writing
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
     print(f"{folder}: {', '.join(texts)}")
-    print(f"train with: cd {folder} && PYTHONPATH=. steer train run.yaml --out run")
+    print(f"train with: cd {shlex.quote(str(folder))} && PYTHONPATH=. steer train run.yaml --out run")
     return 0
 
 

@@ -16,6 +16,7 @@ from steer_core.common.errors import SteerError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from steer_core.config.tasks import TaskConfig
     from steer_core.runs.folder import RunFolder
 
 _SHOWN, _NAME_BYTES, _NAMES = 60, 200, 100  # below the 255 bytes of Linux, with room for what is put beside
@@ -168,6 +169,19 @@ def trained(model: str) -> tuple[str, RunFolder | None]:
         raise SteerError(f"MODEL: {model} has no checkpoint yet; train on, or give a model folder")
     run.checkpoints.check(saved[-1])
     return str(saved[-1]), run
+
+
+def refuse_unnamed_reward(task: TaskConfig, settings: list[str]) -> None:
+    """Raise SteerError where a run's own configuration names code as its reward that the command line does not name.
+
+    The run may be somebody else's; only its reader decides what is called.
+    """
+    named = str(task.reward or "")
+    if ":" in named and f"task.reward={named}" not in settings:
+        raise SteerError(
+            f"task.reward: {named} is code that the run's configuration names, and it would be called; where you trust "
+            f"it, add task.reward={named}"
+        )
 
 
 @contextmanager

@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 
 from steer_core.common.errors import SteerError, one_line
 
+_LONGEST_FIELD = 1 << 30
+"""Characters of a value in a CSV file at most; the tests of a program are long."""
+
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 """Names of the files that are read."""
 WRAPPERS = ("data", "samples", "records", "rows", "examples", "instances", "results", "request_states")
@@ -69,6 +72,7 @@ def folder_records(path: Path, field: str) -> list[Record]:
 
 def csv_records(path: Path) -> Iterator[Record]:
     """The rows of a CSV file under its header, all values text. Raises ValueError naming a row that does not fit."""
+    csv.field_size_limit(_LONGEST_FIELD)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         header = next(reader, [])

@@ -18,7 +18,7 @@ def kl_estimate(
 
     With d = ln p_reference - ln p:  k1 = -d,  k2 = d^2 / 2,  k3 = exp(d) - 1 - d  (Schulman, "Approximating KL
     divergence", 2020; k3 is GRPO's, Shao et al. 2024, arXiv 2402.03300, eq. 4). k1 and k3 are unbiased, k2 and k3 never
-    negative. d is clamped to +-20 before its exponential. Raises ValueError for another estimator.
+    negative. Where d is above 20, k3 is that of d = 20, without a gradient. Raises ValueError for another estimator.
     """
     d = log_ratio(reference_logprob, logprob)
     if estimator == "k1":
@@ -26,7 +26,8 @@ def kl_estimate(
     if estimator == "k2":
         return d.square() / 2
     if estimator == "k3":
-        return d.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).expm1() - d
+        bounded = d.clamp(max=LOG_RATIO_BOUND)
+        return bounded.expm1() - bounded
     raise ValueError(f"estimator: {estimator!r} is unknown; {nearest(estimator, KL_ESTIMATORS)}")
 
 

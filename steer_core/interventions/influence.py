@@ -61,6 +61,8 @@ class Influence(Intervention):
         influence = slope * step.entropy_influence()
         if self.target is None:
             return planned_weights(influence, self.strength, self.bound)
+        if step.step_size == 0:  # the first step of a warm-up moves nothing
+            return torch.ones_like(influence)
         distance = self.in_force("target", tokens.memory) - float(tokens.new.entropy.mean())
         return weights_towards(influence, self.strength * distance / step.step_size, self.bound)
 

@@ -40,7 +40,7 @@ class FileTask(Task, Generic[Settings]):
 
     def __init__(self, config: Settings, tokenizer: PreTrainedTokenizerBase) -> None:
         self.config, self.tokenizer = config, tokenizer
-        self.records: dict[str, Record] = {}
+        self.records: dict[str, dict[str, Record]] = {"task.file": {}, "task.validation_file": {}}
         self.rows = self.read(config.file, "task.file")
         self.held_out = None
         if config.validation_file is not None:
@@ -61,7 +61,7 @@ class FileTask(Task, Generic[Settings]):
         rows = rows_of_records(records, path, field, self.columns)
         if self.config.reward is not None:
             for (messages, _), record in zip(rows, records, strict=True):
-                self.records.setdefault(whole_text(messages), record)
+                self.records[field].setdefault(whole_text(messages), record)
         return self.usable(self.distinct(rows, file, field), file, field)
 
     def distinct(self, rows: list[Row], file: str, field: str) -> dict[str, Row]:
@@ -85,15 +85,15 @@ class FileTask(Task, Generic[Settings]):
     @cached_property
     def fitting(self) -> list[Problem]:
         """Every problem of `task.file` whose prompt has at most `task.prompt_tokens` tokens, in the file's order."""
-        return self.written(self.rows)
+        return self.written(self.rows, "task.file")
 
     @cached_property
     def fitting_held_out(self) -> list[Problem]:
         """The same of `task.validation_file`."""
-        return self.written(self.held_out or {})
+        return self.written(self.held_out or {}, "task.validation_file")
 
-    def written(self, rows: dict[str, Row]) -> list[Problem]:
-        """Rows as problems for the model, without those whose prompt is too long."""
+    def written(self, rows: dict[str, Row], field: str) -> list[Problem]:
+        """Rows of a file as problems for the model, without those whose prompt is too long."""
         config = self.config
         found = [
             Problem(
@@ -102,7 +102,7 @@ class FileTask(Task, Generic[Settings]):
                 truth,
                 question_of(messages)[1],
                 messages,
-                self.records.get(text, {}),
+                self.records[field].get(text, {}),
             )
             for text, (messages, truth) in rows.items()
         ]

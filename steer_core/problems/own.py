@@ -149,12 +149,14 @@ def _row(record: Record, where: str, named: Columns = USUAL) -> Row:
 def _named_row(record: Record, where: str, named: Columns) -> Row:
     """The row of a record whose columns are named, at least one of them, or that needs no answer."""
     if "reward_model" in record and not named.answer:
-        record = record | {"reward_model": (record["reward_model"] or {}).get("ground_truth")}
+        told = record["reward_model"]
+        record = record | {"reward_model": told.get("ground_truth") if isinstance(told, dict) else told}
     found = []
     for column, usual in ((named.question, QUESTIONS), (named.answer, (*ANSWERS, "reward_model"))):
         if column is not None and value_at(record, column) is None and column not in record:
             raise SteerError(f"{where} has the columns {columns([record])}, not {column}; name one that is there")
-        values = [value_at(record, column)] if column else [record[name] for name in usual if record.get(name)]
+        there = (record.get(name) for name in usual)
+        values = [value_at(record, column)] if column else [value for value in there if value not in (None, "", [])]
         found.append(values[0] if values else None)
     question, answer = found
     if not question or (isinstance(question, str) and not question.strip()):

@@ -5,7 +5,8 @@ a model's folder. It returns a number, or a dict of numbers by name (the parts),
 
     R = sum over parts of weight x part
 
-A call that raises, returns anything else (text, NaN, infinity), hangs or dies has no verdict: the response gets 0, the
+A call that raises, returns anything else (text, NaN, infinity), hangs or dies has no verdict: the response gets the
+lowest reward of its problem's other responses, and at most 0, so that no response gains by breaking the function. The
 reason is told, and the worker is replaced. The function runs as its user; one that runs what a model wrote should have
 `steer_core.rewards.code` do it, in a sandbox.
 """
@@ -16,11 +17,12 @@ import importlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
 from steer_core.common.errors import SteerError, one_line
-from steer_core.rewards.base import Verdict
+from steer_core.rewards.base import UNJUDGED, Verdict
 from steer_core.rewards.workers import Failure, WorkerPool
 
 WAITS = 12
@@ -53,16 +55,30 @@ class OwnReward:
         try:
             self._pool.map([None])
         except RuntimeError as error:
-            raise SteerError(
-                f"task.reward: {function} is not found ({one_line(error)}); check module and function, and have Python "
-                "find the module: PYTHONPATH=FOLDER steer train ..."
-            ) from error
+            raise self._not_imported(error) from error
 
     def grade(self, references: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
-        """See `Grader.grade`."""
+        """See `Grader.grade`. Raises SteerError where the function can no longer be imported."""
         pairs = zip(references, responses, strict=True)
         items = [[prompt, response, row] for (prompt, row), response in ((json.loads(r), text) for r, text in pairs)]
-        return [self._verdict(found) for found in self._pool.map(items)]
+        try:
+            verdicts = [self._verdict(found) for found in self._pool.map(items)]
+        except RuntimeError as error:
+            raise self._not_imported(error) from error
+        lowest: dict[str, float] = {}
+        for reference, verdict in zip(references, verdicts, strict=True):
+            if verdict.status not in UNJUDGED:
+                lowest[reference] = min(lowest.get(reference, 0.0), verdict.score)
+        return [
+            replace(verdict, reward=lowest.get(reference, 0.0)) if verdict.status in UNJUDGED else verdict
+            for reference, verdict in zip(references, verdicts, strict=True)
+        ]
+
+    def _not_imported(self, error: RuntimeError) -> SteerError:
+        return SteerError(
+            f"task.reward: {self.function} is not imported ({one_line(error)}); check module and function, what they "
+            f"import and task.reward_gib, and have Python find the module: PYTHONPATH=FOLDER steer train ..."
+        )
 
     def _verdict(self, found: dict[str, float] | Failure) -> Verdict:
         if isinstance(found, Failure):

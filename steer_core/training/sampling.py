@@ -107,7 +107,7 @@ def divergence_told(config: Config, rollouts: int) -> Iterator[None]:
 
 
 def note_of_unjudged(sampled: SampledRollout, rollout_index: int, how_to_go_on: str) -> str | None:
-    """How many responses were not judged, in words, for a reward of 0 that means nothing; None where all were.
+    """How many responses were not judged, in words, for a reward that means nothing; None where all were.
 
     All ranks make this call. Raises SteerError where the grader crashed on every response, or an own reward came to no
     end on every one: there is no reward to learn from.
@@ -123,4 +123,7 @@ def note_of_unjudged(sampled: SampledRollout, rollout_index: int, how_to_go_on: 
             f"rollout {rollout_index}: {who} on every response ({why}); mend what it says, then {how_to_go_on}"
         )
     lost = int(unjudged_PG.sum())
-    return f"{lost} of {unjudged_PG.numel()} responses were not judged, their reward is 0 ({why})" if lost else None
+    reward = "the lowest of their problem, and at most 0" if own else "0"
+    return (
+        f"{lost} of {unjudged_PG.numel()} responses were not judged, their reward is {reward} ({why})" if lost else None
+    )
