@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -146,12 +147,48 @@ def test_groups_without_signal_are_counted_by_step_and_told_apart_by_reward():
     assert status(without(rows, "group"), "silence") == "undecided"
 
 
-@pytest.mark.parametrize(("gap", "found"), [(0.0, "not found"), (0.005, "not found"), (0.1, "found")])
+@pytest.mark.parametrize(("gap", "found"), [(1e-6, "not found"), (0.005, "not found"), (0.1, "found")])
 def test_a_gap_between_sampler_and_trainer_is_found_by_its_size(gap, found):
     rows = changed(drawn(), "sampler_logprob", lambda row: [x - gap for x in row["old_logprob"]])
     seen = seen_of(rows)
     assert seen.gap.mean == pytest.approx(gap)
     assert seen.findings["gap"].status == found
+
+
+def test_a_gap_is_undecided_where_the_trainers_log_probs_are_the_samplers_or_those_after_the_update():
+    copied = changed(drawn(), "sampler_logprob", lambda row: row["old_logprob"])
+    assert status(copied, "gap") == "undecided"
+    sampled = changed(drawn(drift=0.3), "sampler_logprob", lambda row: row["old_logprob"])
+    assert status(without(sampled, "old_logprob"), "gap") == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "collapse", "explosion"),
+    [
+        (0.010, 0.018, "not found", "not found"),  # next to nothing, and rising
+        (0.018, 0.010, "found", "not found"),
+        (0.040, 0.090, "not found", "not found"),
+        (0.040, 0.150, "not found", "found"),
+        (1.0, 1.4, "not found", "not found"),
+    ],
+)
+def test_a_rise_of_little_is_no_explosion_and_one_from_next_to_nothing_no_collapse(start, end, collapse, explosion):
+    seen = seen_of(drawn(steps=6))
+    seen = replace(seen, course=replace(seen.course, start=start, end=end))
+    found = seen.findings
+    assert (found["collapse"].status, found["explosion"].status) == (collapse, explosion)
+
+
+def test_a_method_is_named_against_collapse_only_where_the_pushes_lower_entropy_and_it_lifts_them():
+    for seed in range(3):
+        seen = seen_of(drawn(steps=6, sharpness=lambda step: 1.0 + step, seed=seed))
+        plain = next(one for one in seen.effects if one.name == "none")
+        named = [one.what for one in seen.advice if one.because == "collapse" and "Of the methods" in one.what]
+        assert bool(named) == (plain.change < 0)
+        for text in named:
+            best = next(one for one in seen.effects if f", {one.name} would lift" in text)
+            assert best.change > plain.change
+            assert best.mean < 1
 
 
 # ---- what methods would do

@@ -31,6 +31,21 @@ def test_shannons_entropy_in_nats_is_recognised():
     assert verdict.below == 0
 
 
+def test_the_entropy_of_a_policy_that_is_next_to_certain_is_not_called_wrong():
+    for seed in range(5):
+        verdict = verdict_of(drawn(seed=seed, sharpness=lambda step: 12.0))
+        assert verdict.kind in ("shannon", "undecided")
+        assert verdict.factor == 1.0
+
+
+def test_a_uniform_policys_entropy_is_not_called_a_sampled_one():
+    flat = math.log(VOCABULARY)
+    rows = changed(changed(ROWS, "entropy", lambda row: [flat] * len(row["entropy"])), "logprob",
+                   lambda row: [-flat] * len(row["logprob"]))  # fmt: skip
+    rows = changed(rows, "old_logprob", lambda row: row["logprob"])
+    assert verdict_of(rows).kind != "sampled"
+
+
 @pytest.mark.parametrize(
     ("function", "divisor", "factor"),
     [

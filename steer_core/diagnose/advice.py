@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from steer_core.diagnose import rules
 from steer_core.diagnose.findings import Finding
-from steer_core.diagnose.rules import EXPLODED
 from steer_core.diagnose.seen import Seen
 
 
@@ -76,30 +76,32 @@ def _collapse(seen: Seen) -> Tips:
             "method was shown to do more than that (docs/tournament.md; a small model, short runs).",
         )
     ]
-    lowering = {name: own for name, own in seen.quadrants.items() if own.change < 0}
-    best = min(
-        (one for one in seen.effects if not one.why_not and one.damped > 0 and one.size < 1),
-        key=lambda one: one.size / max(one.mean, 1e-9),
-        default=None,
-    )
-    if lowering and best is not None:
+    known = {one.name: one for one in seen.effects if not one.why_not}
+    plain = known.get("none")
+    if plain is not None and plain.change < 0:
+        lifts = [one for one in known.values() if one.change > plain.change and one.mean < 1]
+        best = max(lifts, key=lambda one: (one.change - plain.change) / (1 - one.mean), default=None)
+    else:
+        best = None
+    if best is not None:
         tips.append(
             (
-                f"Of the methods, {best.name} would take most of the estimated change for what it takes of the pushes: "
-                f"{1 - best.size:.0%} of the sum of sizes at a mean factor of {best.mean:.2f}.",
+                f"Of the methods that damp, {best.name} would lift the estimated change most for what it takes of the "
+                f"pushes: from {plain.change:+.3g} to {best.change:+.3g} in sum, at a mean factor of {best.mean:.2f}.",
                 "By the paper's estimate alone, on this dump. The estimate tells little of the change at a token's own "
                 "state and more of its influence on all (docs/estimators.md); whether any method lifts what a lower "
                 "rate does is open here (docs/when.md).",
             )
         )
-    tips.append(
-        (
-            f"To hold a level, give a closed loop a target: entropic, repo-r or adaptive-entropy-loss with "
-            f"`intervention.target={seen.course.start:.2f}`, where this run began.",
-            "That such loops hold a level is their authors' claim (arXiv 2511.15248, 2603.11682, 2505.22312); which of "
-            "them holds a chosen curve was not yet measured here (docs/when.md).",
+    if seen.course.start >= rules.NOTHING_LEFT:
+        tips.append(
+            (
+                "To hold a level, give a closed loop a target: entropic, repo-r or adaptive-entropy-loss with "
+                f"`intervention.target={seen.course.start:.3g}`, where this run began.",
+                "That such loops hold a level is their authors' claim (arXiv 2511.15248, 2603.11682, 2505.22312); "
+                "which of them holds a chosen curve was not yet measured here (docs/when.md).",
+            )
         )
-    )
     return tips
 
 
@@ -107,7 +109,7 @@ def _explosion(seen: Seen) -> Tips:
     tips = [
         (
             "Set the entropy bonus to 0 first, if there is one.",
-            "A bonus grows where the reward gives way. verl's examples had 0.001 by default and went to 0, an "
+            "verl's examples had 0.001 by default and went to 0, an "
             "explosion being the suspicion (github.com/verl-project/verl/pull/781).",
         ),
         (
@@ -143,11 +145,13 @@ def _explosion(seen: Seen) -> Tips:
 def _clipping(seen: Seen) -> Tips:
     clip, side = seen.clip, "above" if seen.clip.high >= seen.clip.low else "below"
     which = "clip_high" if side == "above" else "clip_low"
+    if clip.dual > max(clip.high, clip.low):
+        side, which = "stopped by the dual clip, above", "dual_clip"
     return [
         (
             f"Most of it is {side} the range: take fewer optimiser steps a rollout or a lower rate before widening "
-            f"{which} ({getattr(seen.states.clip, which.removeprefix('clip_')):g}).",
-            f"A clip that stops {clip.any:.1%} of tokens hides a policy that moves too far in a rollout. Under extreme "
+            f"{which} ({getattr(seen.states.clip, which.replace('clip', '').strip('_')):g}).",
+            f"The clip stops {clip.any:.1%} of tokens. Under extreme "
             "ranges (0.99 / 5) no method was decided to be better here (docs/tournament.md). Tokens that rise from a "
             "low probability are the first to be stopped by an upper bound on the ratio (DAPO, arXiv 2503.14476, 3.1).",
         )
@@ -171,7 +175,7 @@ def _truncation(seen: Seen) -> Tips:
         (
             "Allow longer responses, or leave cut-off ones out of the loss, or shape their reward.",
             "DAPO (arXiv 2503.14476, 3.4) reports steadier training with either of the last two; not measured here."
-            + (" Their reward is lower in this dump, so length is what they are taught." if worse else ""),
+            + (" Their reward is lower in this dump." if worse else ""),
         )
     ]
 
@@ -218,7 +222,7 @@ def to_decide(seen: Seen, found: dict[str, Finding]) -> list[str]:
     """What to write into the next dump, for every finding that is undecided."""
     lacking = {
         "wrong_entropy": "`entropy`, and more tokens",
-        "collapse": f"three steps or more (collapse and explosion, {EXPLODED:g} times)",
+        "collapse": f"three steps or more (collapse and explosion, {rules.EXPLODED:g} times)",
         "clipping": "`old_logprob`, `clip_low` and `clip_high`",
         "truncation": "`truncated` or `max_tokens`",
         "silence": "`group` or `prompt`",

@@ -27,6 +27,12 @@ def findings(seen: Seen) -> dict[str, Finding]:
     return {rule.__name__.strip("_"): rule(seen) for rule in checks}
 
 
+_NO_GAP = (
+    "The dump has no log-probs of the sampler (`sampler_logprob`), none of the trainer from before the update "
+    "(`old_logprob`), or the one copied from the other"
+)
+
+
 def _wrong_entropy(seen: Seen) -> Finding:
     name, verdict = "The entropy is another number than it seems", seen.entropy
     if verdict.kind in ("absent", "undecided"):
@@ -36,7 +42,7 @@ def _wrong_entropy(seen: Seen) -> Finding:
 
 def _collapse(seen: Seen) -> Finding:
     name, course = "Entropy collapses", seen.course
-    nothing = course.end < rules.NOTHING_LEFT
+    nothing = course.end < rules.NOTHING_LEFT and course.end <= course.start
     if len(course.steps) < rules.FEWEST_STEPS and not nothing:
         return Finding(name, "undecided", _few(seen))
     falls = len(course.steps) >= rules.FEWEST_STEPS and course.end < rules.COLLAPSED * course.start
@@ -48,7 +54,8 @@ def _explosion(seen: Seen) -> Finding:
     name, course = "Entropy explodes", seen.course
     if len(course.steps) < rules.FEWEST_STEPS:
         return Finding(name, "undecided", _few(seen))
-    return Finding(name, _found(course.end > rules.EXPLODED * course.start), f"{_course(seen)}.")
+    rises = course.end > rules.EXPLODED * course.start and course.end - course.start > rules.RISEN
+    return Finding(name, _found(rises), f"{_course(seen)}.")
 
 
 def _clipping(seen: Seen) -> Finding:
@@ -134,7 +141,7 @@ def _silence(seen: Seen) -> Finding:
 def _gap(seen: Seen) -> Finding:
     name, gap = "Sampler and trainer disagree", seen.gap
     if gap is None:
-        return Finding(name, "undecided", "The dump has no log-probs of the sampler (`sampler_logprob`).")
+        return Finding(name, "undecided", f"{_NO_GAP}.")
     rare = "" if math.isnan(gap.rare) else f", {gap.rare:.3g} at tokens of p below {rules.RARE:g}"
     told = (
         f"|ln p of the trainer - of the sampler| is {gap.mean_size:.3g} on average{rare}, {gap.q999:.3g} at its 99.9% "

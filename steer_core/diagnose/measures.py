@@ -305,10 +305,16 @@ class Gap:
 
 
 def gap_of(dump: Dump, states: States) -> Gap | None:
-    """How far the sampler's log-probs lie from the trainer's; None where the dump has none of the sampler."""
-    if "sampler_logprob" not in dump.tokens:
+    """How far the sampler's log-probs lie from the trainer's, under the policy that sampled.
+
+    None where the dump has none of the sampler, none of the trainer from before the update, or the one as the other
+    (verl's bypass mode).
+    """
+    if "sampler_logprob" not in dump.tokens or "old_logprob" not in dump.tokens:
         return None
     sampled = dump.tokens["sampler_logprob"]
+    if np.array_equal(sampled, dump.tokens["old_logprob"]):
+        return None
     gap = states.old.logprob.numpy() - sampled
     size, clip = np.abs(gap), states.clip
     past = (gap > math.log1p(clip.high)) | (gap < math.log(max(1 - clip.low, 1e-12)))

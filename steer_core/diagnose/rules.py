@@ -11,6 +11,11 @@ EQUAL_SHARE = 0.99
 """A token-by-token identity holds where this share of tokens agrees; the others are room for rounding near 0."""
 FEWEST_TOKENS = 50
 """Fewer tokens decide nothing: a mean of 50 numbers that spread as widely as their mean is off by 14%."""
+FEWEST_SURPRISES = 30
+"""Fewer tokens with -ln p above SURPRISE do not speak against a Shannon entropy: where a policy is next to certain,
+E[-ln p] comes from rare tokens, and a sample without them has a small mean and a small error at once."""
+SURPRISE = 1.0
+"""Nats."""
 FEWEST_RESPONSES = 4
 """Fewer responses of several tokens do not show that a number belongs to the response."""
 ENTROPY_ROUNDING = 1e-3
@@ -42,7 +47,10 @@ their way to the plateau (docs/when.md); a run in balance stays well above half.
 NOTHING_LEFT = 0.02
 """Below this, nats a token, a policy samples the same token some 997 times in 1000: little is left to explore with."""
 EXPLODED = 1.5
-"""Entropy has exploded where its last third is above this times its first: no reward teaches a policy that."""
+"""Entropy has exploded where its last third is above this times its first: a convention, for some rise is wanted where
+a policy has to find something new."""
+RISEN = 0.1
+"""A rise of less, nats a token, is no explosion: below it a policy is next to certain of its tokens."""
 CLIPPED = 0.05
 """Share of tokens that the clip stops from which it shapes the update: at a range of 0.2 and the learning rates of this
 package's runs it stops fewer than 1 in 100 (docs/when.md)."""

@@ -80,6 +80,8 @@ def _sampled(dump: Dump, entropy: np.ndarray) -> Verdict | None:
         telling = np.maximum(surprise, entropy) > rules.TELLING_NATS
         if telling.sum() < rules.FEWEST_TOKENS:
             continue
+        if np.ptp(surprise[telling]) <= rules.EQUAL_WITHIN * surprise[telling].max():
+            continue  # the same everywhere, as in a uniform policy: then H is -ln p too
         ratio_N = entropy[telling] / np.maximum(surprise[telling], 1e-12)
         found = _constant(ratio_N, dump.tokens["row"][telling])
         if found is None:
@@ -174,6 +176,9 @@ def _shannon(dump: Dump, entropy: np.ndarray) -> Verdict:
         if abs(fit[0] - 1) <= rules.SLOPE_WITHIN + rules.ERRORS * fit[1] and fit[2] <= rules.BELOW_SHARE
     }
     if not agreeing:
+        surprises = int((-dump.tokens["logprob"][_near(dump)] > rules.SURPRISE).sum())
+        if surprises < rules.FEWEST_SURPRISES:
+            return _undecided(dump, slope, error, below, surprises)
         return _unlike(slope, error, below)
     name = next(iter(agreeing))
     told = "It is the Shannon entropy" + (f", {name}." if name else " in nats.")
@@ -183,13 +188,19 @@ def _shannon(dump: Dump, entropy: np.ndarray) -> Verdict:
     return Verdict("shannon", name, divisors(dump)[name], slope, error, below, (told, *reasons))
 
 
-def _undecided(dump: Dump, slope: float, error: float, below: float) -> Verdict:
+def _undecided(dump: Dump, slope: float, error: float, below: float, surprises: int | None = None) -> Verdict:
     """What is said where too little can tell; it is taken for Shannon's in nats unless the bound speaks against it."""
     count = int(_near(dump).sum())
     if count < rules.FEWEST_TOKENS:
         few = f"of its {len(dump)} tokens {count} are of steps near the policy that sampled (mean |ln ratio| up to"
         reason = (
             f"{few[0].upper()}{few[1:]} {rules.NEAR_POLICY:g}), and the means of -ln p and H say nothing elsewhere."
+        )
+    elif math.isnan(slope):
+        reason = "It is 0 at every token near the policy that sampled, so there is no proportion to -ln p."
+    elif surprises is not None:
+        reason = (
+            f"{_slope_told(slope, error)}, by {surprises} tokens with -ln p above 1 nat: too few to tell 1 from it."
         )
     else:
         reason = _slope_told(slope, error) + ", which is too wide to tell 1 from another number."

@@ -93,9 +93,9 @@ class InVerl(MethodInForce):
             self.memory = self.method.next_memory(self.memory, total / count) | self.in_force
 
     def draws(self, like_BT: Tensor) -> Tensor:
-        """Uniform draws (B, T) of this rank's own, others at every call."""
+        """Uniform draws (B, T) of this data-parallel rank's own, others at every call."""
         self.drawn += 1
-        rank = dist.get_rank() if dist.is_initialized() else 0
+        rank = 0 if self._group is None else dist.get_rank(self._group)  # those that share its tokens draw alike
         source = torch.Generator().manual_seed(derive_seed(self.seed, f"intervention/{rank}", self.drawn))
         return torch.rand(like_BT.shape, generator=source).to(like_BT.device)
 
