@@ -283,6 +283,26 @@ def test_a_published_score_is_inside_or_outside_by_the_pooled_spread_of_seeds():
     assert score_page.compared(ours, None, True, spread)[1] == "not known"
 
 
+def test_a_page_sets_published_and_replicated_scores_beside_those_obtained(tmp_path):
+    benchmarks = {name: {"grader": "release", "samples": 4, "whole": True, "correct": [1, 2, 0]}
+                  for name in catalogue()["table12"].paper.benchmarks}  # fmt: skip
+    about = {"date": "2026-11-30T00:00", "git_commit": "abc", "processor": "CPU", "cores": 2, "gpu": None}
+    rows = [
+        {"model": "qwen2.5-math-1.5b", "arm": arm, "seed": seed, "select": "published", "step": 10,
+         "entropy": [0.3, 0.2], "benchmarks": benchmarks, "environment": about,
+         "stages": {"train to 10": {"command": "steer train", "seconds": 3600.0, "date": "2026-11-30"}}}
+        for arm in ("grpo", "steer") for seed in (0, 1)
+    ]  # fmt: skip
+    score_page.score_page("table12", catalogue()["table12"], "paper", rows, tmp_path)
+    page = (tmp_path / "table12.md").read_text(encoding="utf-8")
+    (grpo,) = [line for line in page.splitlines() if line.startswith("| qwen2.5-math-1.5b | GRPO | aime24 |")]
+    assert "| 16.2 | 13.5 | 25.0 [" in grpo
+    assert grpo.endswith("| not decided |")  # seeds that agree exactly
+    (opo,) = [line for line in page.splitlines() if line.startswith("| qwen2.5-math-1.5b | OPO | aime24 |")]
+    assert "| 14.8 | - | not run |" in opo
+    assert "4.0 hours" in page
+
+
 def test_one_seed_or_seeds_that_agree_decide_nothing_beside_a_published_score():
     one = np.array([[0.5, 0.4]])
     alike = np.array([[0.5, 0.4], [0.4, 0.5]])

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from pipeline.arms import pool
+from pipeline.arms import HERE, pool
 from pipeline.catalogue import Item
 from pipeline.page import head
 from pipeline.stages import SCALE, runs_of
@@ -28,6 +29,8 @@ RULE = (
     "decide nothing; a score of some of the problems is not comparable."
 )
 PUBLISHED_SEEDS = 2
+REPLICATION = HERE / "published" / "replication.tsv"
+"""Scores of an independent replication, in the columns of the published ones."""
 Rows = list[dict[str, Any]]
 
 
@@ -65,7 +68,7 @@ def compared(shares_SQ: np.ndarray, published: float | None, whole: bool, spread
 def score_page(name: str, item: Item, scale: str, rows: Rows, out: Path) -> None:
     """Write NAME.md and NAME.png; rows as `stages.row_of` makes them, of one rule of choosing."""
     out.mkdir(parents=True, exist_ok=True)
-    published = published_scores()
+    told_by = {"published": published_scores(), "replication": pd.read_csv(REPLICATION, sep="\t", comment="#")}
     labels = {arm: one.label for arm, one in pool().arms.items()}
     parts = [
         f"# {item.title}, scale {scale}",
@@ -77,8 +80,8 @@ def score_page(name: str, item: Item, scale: str, rows: Rows, out: Path) -> None
     for model in item.paper.models():
         for arm, method in item.arms.items():
             own = [row for row in rows if row["model"] == model and row["arm"] == arm]
-            lines += score_lines(own, item, model, labels[arm], method, published, spreads)
-    columns = ("model", "method", "problems", "published", "obtained", "difference ± s.e.", "verdict")
+            lines += score_lines(own, item, model, labels[arm], method, told_by, spreads)
+    columns = ("model", "method", "problems", *told_by, "obtained", "difference to published ± s.e.", "verdict")
     parts += [markdown_table(columns, lines), RULE]
     if rows:
         drawn(rows, labels).savefig(out / f"{name}.png", dpi=150)
@@ -107,24 +110,27 @@ def spreads_of(rows: Rows, item: Item) -> dict[tuple[str, str], Spread]:
     return found
 
 
+def score_of(scores: pd.DataFrame, table: str | None, model: str, method: str | None, benchmark: str) -> float | None:
+    """What others report in percent; None where it is not known."""
+    own = scores[(scores.table == table) & (scores.method == method) & (scores.benchmark == benchmark)]
+    own = own[own.model.str.lower().str.startswith(model)]
+    return float(own.percent.iloc[0]) if len(own) else None
+
+
 def score_lines(
     own: Rows,
     item: Item,
     model: str,
     arm: str,
     method: str | None,
-    published: Any,
+    told_by: dict[str, pd.DataFrame],
     spreads: dict[tuple[str, str], Spread],
 ) -> list[list[str]]:
     """A line a problem set, of one model and method."""
     lines = []
     for benchmark in item.paper.benchmarks:
-        scores = published[
-            (published.table == item.published) & (published.method == method) & (published.benchmark == benchmark)
-            & published.model.str.lower().str.startswith(model)
-        ]  # fmt: skip
-        known = float(scores.percent.iloc[0]) if len(scores) else None
-        cells = [model, arm, benchmark, "-" if known is None else f"{known:.1f}"]
+        known = {by: score_of(scores, item.published, model, method, benchmark) for by, scores in told_by.items()}
+        cells = [model, arm, benchmark, *("-" if one is None else f"{one:.1f}" for one in known.values())]
         shares = shares_of(own, benchmark)
         if not len(shares):
             lines.append([*cells, "not run", "", ""])
@@ -132,7 +138,7 @@ def score_lines(
         whole = all(row["benchmarks"][benchmark]["whole"] for row in own)
         found = interval_over_seeds_and_problems(100 * shares)
         obtained = f"{found.mean:.1f} [{found.low:.1f}, {found.high:.1f}]"
-        lines.append([*cells, obtained, *compared(shares, known, whole, spreads[model, benchmark])])
+        lines.append([*cells, obtained, *compared(shares, known["published"], whole, spreads[model, benchmark])])
     return lines
 
 
