@@ -78,12 +78,11 @@ def _collapse(seen: Seen) -> Tips:
     ]
     known = {one.name: one for one in seen.effects if not one.why_not}
     plain = known.get("none")
+    best = None
     if plain is not None and plain.change < 0:
         lifts = [one for one in known.values() if one.change > plain.change and one.mean < 1]
         best = max(lifts, key=lambda one: (one.change - plain.change) / (1 - one.mean), default=None)
-    else:
-        best = None
-    if best is not None:
+    if plain is not None and best is not None:
         tips.append(
             (
                 f"Of the methods that damp, {best.name} would lift the estimated change most for what it takes of the "
