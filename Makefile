@@ -96,7 +96,7 @@ wheel: .venv/dev.stamp ## build the wheel into dist/, and train a few rollouts f
 notebooks: .venv/dev.stamp ## open JupyterLab at the first notebook (LAB="--no-browser --port 9999": options of its own)
 	@$(BIN)/jupyter lab notebooks --LabApp.default_url=/lab/tree/$(notdir $(FIRST)) $(LAB)
 
-reproduce: .venv/dev.stamp ## every table and figure at laptop scale from its kept runs; FRESH=1: train them all anew (about 6 hours)
+reproduce: .venv/dev.stamp ## every table and figure at laptop scale from its kept runs; FRESH=1: train them all anew (hours, told by `python -m reproduce all --dry-run`)
 	@$(BIN)/python -m reproduce all $(if $(FRESH),--fresh,--kept)
 
 bench: export OMP_NUM_THREADS := 1
